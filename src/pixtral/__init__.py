@@ -1,0 +1,1 @@
+"""Run, serve, quantize and fine-tune the Pixtral family of vision-language models."""

@@ -1,0 +1,1 @@
+"""Reading and writing weights in the Hugging Face and the Mistral layout."""

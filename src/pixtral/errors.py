@@ -1,0 +1,78 @@
+"""One tree for every error that a caller of this package can cause.
+
+    PixtralError
+    ├── ConfigError         (ValueError)   a configuration file or field
+    ├── ImageError          (ValueError)   an image that cannot be read or used
+    │   ├── ImageTooLarge                  ... because of its pixels or bytes
+    │   └── ImageFetchError (OSError)      ... because it could not be fetched
+    ├── PromptError         (ValueError)   messages, templates, placeholders, context length
+    ├── CheckpointError     (OSError)      missing, broken or unexpected files and tensors
+    ├── GenerationError     (ValueError)   arguments of generate()
+    ├── UnknownArgument     (TypeError)    a keyword that nobody would read
+    └── MissingDependency   (ImportError)  an optional package; the message names the extra
+
+Each also inherits the builtin that a program written for Transformers catches.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Collection, Iterable
+
+
+class PixtralError(Exception):
+    """Base class: catch this to catch everything the package raises on purpose."""
+
+
+class ConfigError(PixtralError, ValueError):
+    """A configuration file or one of its fields is wrong."""
+
+
+class ImageError(PixtralError, ValueError):
+    """An image cannot be read, decoded or used."""
+
+
+class ImageTooLarge(ImageError):
+    """An image exceeds a limit on pixels or bytes."""
+
+
+class ImageFetchError(ImageError, OSError):
+    """An image could not be fetched from where its address points."""
+
+
+class PromptError(PixtralError, ValueError):
+    """A conversation, template or prompt cannot be turned into model input."""
+
+
+class CheckpointError(PixtralError, OSError):
+    """A checkpoint is missing, broken, or does not fit the model."""
+
+
+class GenerationError(PixtralError, ValueError):
+    """An argument of generate() is wrong."""
+
+
+class UnknownArgument(PixtralError, TypeError):
+    """A keyword argument that would have been ignored."""
+
+
+class MissingDependency(PixtralError, ImportError):
+    """An optional package is not installed; the message names the extra that brings it."""
+
+
+def nearest(name: str, known: Collection[str]) -> str:
+    """A hint for a misspelt name: the closest known one, or the whole list when nothing is close."""
+    close = difflib.get_close_matches(name, list(known), n=1)
+    return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def refuse_unknown(names: Iterable[str], where: str, known: Collection[str]) -> None:
+    """Raise UnknownArgument for the first name that `where` does not take.
+
+    Args:
+        names: the keyword arguments that were left over.
+        where: what refused them, as the caller wrote it ("generate()").
+        known: the names that would have been accepted.
+    """
+    for name in names:
+        raise UnknownArgument(f"{where} got an unknown argument {name!r}; {nearest(name, known)}")

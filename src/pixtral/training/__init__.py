@@ -1,0 +1,1 @@
+"""Training: generated pictures, the embedded model, the loop."""
