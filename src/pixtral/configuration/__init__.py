@@ -1,0 +1,16 @@
+"""Configurations with Transformers' field names and defaults, read strictly from every published file format."""
+
+from __future__ import annotations
+
+from pixtral.configuration.base import ACTIVATIONS, Config
+from pixtral.configuration.generation import GenerationConfig
+from pixtral.configuration.network import LlavaConfig, MistralConfig, PixtralVisionConfig
+
+__all__ = [
+    "ACTIVATIONS",
+    "Config",
+    "GenerationConfig",
+    "LlavaConfig",
+    "MistralConfig",
+    "PixtralVisionConfig",
+]

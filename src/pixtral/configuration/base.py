@@ -1,0 +1,142 @@
+"""What every configuration shares: strict reading, validation, and the way to and from a JSON file."""
+
+from __future__ import annotations
+
+import copy
+import dataclasses
+import json
+import os
+import pathlib
+from typing import Any, ClassVar, TypeVar
+
+from pixtral.errors import ConfigError, nearest
+from pixtral.hub import resolve
+
+ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "quick_gelu")
+
+# Keys that Transformers writes into every config.json, whatever the model, and that say nothing about this one.
+GENERIC_KEYS = frozenset(
+    """_attn_implementation_autoset _name_or_path add_cross_attention attn_implementation bad_words_ids
+    begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty
+    do_sample early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
+    forced_bos_token_id forced_eos_token_id id2label ignore_index is_composition is_decoder is_encoder_decoder
+    label2id length_penalty max_length min_length model_type no_repeat_ngram_size num_beam_groups num_beams
+    num_return_sequences output_attentions output_hidden_states output_scores prefix problem_type pruned_heads
+    remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens
+    task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torchscript
+    transformers_version typical_p use_bfloat16 unsloth_version unsloth_fixed""".split()
+)
+
+C = TypeVar("C", bound="Config")
+
+
+@dataclasses.dataclass
+class Config:
+    """Base of all configurations: a dataclass whose fields carry the names of the checkpoint's file."""
+
+    model_type: ClassVar[str] = ""
+    file_name: ClassVar[str] = "config.json"
+    ignored_keys: ClassVar[frozenset[str]] = GENERIC_KEYS
+
+    @classmethod
+    def from_dict(cls: type[C], values: dict[str, Any]) -> C:
+        """Build from the content of a JSON file.
+
+        Raises:
+            ConfigError: on a key that this configuration does not know, or a `model_type` of another model.
+        """
+        if not isinstance(values, dict):
+            raise ConfigError(f"{cls.__name__} needs a JSON object, found {type(values).__name__}")
+        found = values.get("model_type", cls.model_type)
+        if cls.model_type and found not in (cls.model_type, ""):
+            raise ConfigError(f"found model_type {found!r}, {cls.__name__} reads {cls.model_type!r}")
+        values = cls._rename(dict(values))
+        known = {field.name for field in dataclasses.fields(cls)}
+        for key in values:
+            if key not in known and key not in cls.ignored_keys:
+                raise ConfigError(
+                    f"{cls.__name__} does not know the field {key!r} ({nearest(key, known)}); "
+                    "remove it, or use a version of pixtral that implements it"
+                )
+        return cls(**{key: copy.deepcopy(value) for key, value in values.items() if key in known})
+
+    @classmethod
+    def _rename(cls, values: dict[str, Any]) -> dict[str, Any]:
+        """Bring older spellings of fields to today's; subclasses extend it."""
+        if "torch_dtype" in values:
+            values.setdefault("dtype", values.pop("torch_dtype"))
+            values.pop("torch_dtype", None)
+        return values
+
+    def to_dict(self) -> dict[str, Any]:
+        """The content of the JSON file that `from_dict` and Transformers read."""
+        values = {"model_type": self.model_type} if self.model_type else {}
+        for field in dataclasses.fields(self):
+            value = getattr(self, field.name)
+            values[field.name] = value.to_dict() if isinstance(value, Config) else copy.deepcopy(value)
+        return values
+
+    @classmethod
+    def from_pretrained(
+        cls: type[C],
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+    ) -> C:
+        """Read the configuration of a folder or of a model on the Hugging Face Hub."""
+        folder = resolve(
+            pretrained_model_name_or_path,
+            patterns=[cls.file_name, "params.json"],
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        return cls.from_folder(folder)
+
+    @classmethod
+    def from_folder(cls: type[C], folder: pathlib.Path) -> C:
+        """Read the configuration from a local folder."""
+        return cls.from_dict(read_json(folder / cls.file_name))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
+        """Write the configuration's file into a folder, which is created if needed."""
+        folder = pathlib.Path(save_directory)
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / self.file_name).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+
+
+def read_json(path: pathlib.Path) -> dict[str, Any]:
+    """A JSON object from a file.
+
+    Raises:
+        ConfigError: the file is missing, is not JSON, or holds something other than an object.
+    """
+    if not path.is_file():
+        there = sorted(entry.name for entry in path.parent.iterdir())[:12] if path.parent.is_dir() else []
+        raise ConfigError(f"no {path.name} in {path.parent}; found there: {', '.join(there) or 'nothing'}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} is not valid JSON: {error}; fetch or write the file again") from error
+    if not isinstance(values, dict):
+        raise ConfigError(f"{path} holds a {type(values).__name__}, expected a JSON object")
+    return values
+
+
+def require_positive(where: str, **values: object) -> None:
+    """Raise ConfigError unless every named value is a positive integer."""
+    for name, value in values.items():
+        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
+            raise ConfigError(f"{where}.{name} is {value!r}, expected a positive integer")
+
+
+def require_activation(where: str, name: object) -> None:
+    """Raise ConfigError unless the activation is one that the layers implement."""
+    if name not in ACTIVATIONS:
+        raise ConfigError(f"{where} is {name!r}, expected one of {', '.join(ACTIVATIONS)}")
