@@ -68,7 +68,7 @@ def _fetch(
     where = f"{repo!r}" + (f" at revision {revision!r}" if revision else "")
     looked = f"looked for {', '.join(patterns)} of {where}"
     # The transport (requests, httpx, ...) differs between releases: its base error is a base of HfHubHTTPError.
-    transport: tuple[type[BaseException], ...] = errors.HfHubHTTPError.__bases__
+    transport = tuple(base for base in errors.HfHubHTTPError.__bases__ if issubclass(base, Exception))
     failures = (OSError, ValueError, errors.EntryNotFoundError, *transport)
     try:
         return Path(
