@@ -69,7 +69,7 @@ def _fetch(
     looked = f"looked for {', '.join(patterns)} of {where}"
     # The transport (requests, httpx, ...) differs between releases: its base error is a base of HfHubHTTPError.
     transport = tuple(base for base in errors.HfHubHTTPError.__bases__ if issubclass(base, Exception))
-    failures = (OSError, ValueError, errors.EntryNotFoundError, *transport)
+    failures: tuple[type[Exception], ...] = (OSError, ValueError, errors.EntryNotFoundError, *transport)
     try:
         return Path(
             huggingface_hub.snapshot_download(

@@ -1,0 +1,155 @@
+"""The safetensors format, read and written tensor by tensor with plain file access.
+
+No memory mapping: a mapped file counts in the process's memory beside the model, and a file that is overwritten or
+cut while mapped kills the process. Here a tensor is read straight into its own memory. Format: 8 bytes little-endian
+header length, JSON header {name: {dtype, shape, data_offsets}}, then the data (huggingface/safetensors README).
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from pixtral.errors import CheckpointError
+
+DTYPES: dict[str, torch.dtype] = {
+    "BF16": torch.bfloat16,
+    "F16": torch.float16,
+    "F32": torch.float32,
+    "F64": torch.float64,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+    "BOOL": torch.bool,
+}
+_CODES = {dtype: code for code, dtype in DTYPES.items()}
+_MAX_HEADER = 100_000_000  # the reference implementation's limit
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """Where one tensor lies: file, absolute byte range, and what the bytes are."""
+
+    name: str
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    file: Path
+    start: int
+    stop: int
+
+    @property
+    def numel(self) -> int:
+        return math.prod(self.shape)
+
+    @property
+    def nbytes(self) -> int:
+        return self.stop - self.start
+
+
+def read_header(file: Path) -> dict[str, TensorInfo]:
+    """What a safetensors file holds, by name, checked against the file's size; reads no tensor.
+
+    Raises:
+        CheckpointError: not there, not safetensors, cut short, or a header that contradicts itself.
+    """
+    try:
+        with file.open("rb") as stream:
+            size = os.fstat(stream.fileno()).st_size
+            head = stream.read(8)
+            length = int.from_bytes(head, "little")
+            if head == b"version ":
+                raise CheckpointError(f"{file} is a Git LFS pointer, not the weights; run `git lfs pull` there")
+            if len(head) < 8 or length > min(size - 8, _MAX_HEADER):
+                raise CheckpointError(
+                    f"{file} is not a whole safetensors file: {size} bytes, "
+                    + (f"its header alone claims {length}" if len(head) == 8 else "not even a header")
+                    + "; fetch it again"
+                )
+            text = stream.read(length)
+    except FileNotFoundError as error:
+        raise CheckpointError(f"{file} does not exist; fetch it again") from error
+    try:
+        entries = json.loads(text)
+        entries.pop("__metadata__", None)
+        tensors = {name: _entry(name, file, 8 + length, value) for name, value in entries.items()}
+    except (ValueError, TypeError, KeyError, AttributeError) as error:
+        raise CheckpointError(f"{file} has a corrupt safetensors header ({error}); fetch it again") from error
+    _check_ranges(file, size, 8 + length, tensors.values())
+    return tensors
+
+
+def _entry(name: str, file: Path, base: int, value: Mapping[str, object]) -> TensorInfo:
+    code, shape, offsets = value["dtype"], value["shape"], value["data_offsets"]
+    if code not in DTYPES:
+        raise ValueError(f"tensor {name!r} has dtype {code!r}; known: {', '.join(DTYPES)}")
+    numbers = [*shape, *offsets] if isinstance(shape, list) and isinstance(offsets, list) else []
+    if len(numbers) < 2 or any(type(number) is not int or number < 0 for number in numbers):
+        raise ValueError(f"tensor {name!r} has shape {shape!r} and offsets {offsets!r}")
+    start, stop = numbers[-2:]
+    info = TensorInfo(name, DTYPES[str(code)], tuple(numbers[:-2]), file, base + start, base + stop)
+    if info.nbytes != info.numel * info.dtype.itemsize:
+        raise ValueError(f"tensor {name!r} spans {info.nbytes} bytes but is {code} of shape {list(info.shape)}")
+    return info
+
+
+def _check_ranges(file: Path, size: int, base: int, tensors: Iterable[TensorInfo]) -> None:
+    end = base
+    for info in sorted(tensors, key=lambda info: (info.start, info.stop)):
+        if info.start != end:
+            raise CheckpointError(f"{file} has a corrupt safetensors header (tensor {info.name!r} overlaps or gaps)")
+        end = info.stop
+    if end > size:
+        raise CheckpointError(f"{file} is cut short: {size} bytes of {end} that its header announces; fetch it again")
+    if end < size:
+        raise CheckpointError(f"{file} has {size - end} bytes after its last tensor: not what its header announces")
+
+
+def read_tensor(info: TensorInfo) -> Tensor:
+    """One tensor in CPU memory of its own, as stored (dtype and shape of `info`)."""
+    flat = torch.empty(info.nbytes, dtype=torch.uint8)
+    view = flat.numpy().data
+    with info.file.open("rb", buffering=0) as stream:
+        stream.seek(info.start)
+        done = 0
+        while done < info.nbytes:  # one read() returns at most 2 GiB
+            count = stream.readinto(view[done:])
+            if not count:
+                raise CheckpointError(f"{info.file} became shorter while tensor {info.name!r} was read; fetch it again")
+            done += count
+    return flat.view(info.dtype).view(info.shape)
+
+
+def write_file(file: Path, shapes: Mapping[str, tuple[torch.dtype, torch.Size]], tensors: Iterable[Tensor]) -> None:
+    """Write a safetensors file; memory used is one tensor.
+
+    Args:
+        file: overwritten; flushed to disk before the function returns.
+        shapes: name -> dtype and shape, in the order of `tensors`.
+        tensors: the values, one at a time, on any device.
+    """
+    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    end = 0
+    for name, (dtype, shape) in shapes.items():
+        start, end = end, end + math.prod(shape) * dtype.itemsize
+        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with file.open("wb") as stream:
+        stream.write(len(text).to_bytes(8, "little") + text)
+        for (name, (dtype, shape)), tensor in zip(shapes.items(), tensors, strict=True):
+            assert tensor.dtype == dtype and tensor.shape == shape, name
+            flat = tensor.detach().contiguous().cpu().reshape(-1)
+            stream.write(flat.view(torch.uint8).numpy().data)
+        stream.flush()
+        os.fsync(stream.fileno())
