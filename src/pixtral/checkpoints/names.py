@@ -123,9 +123,20 @@ HF_VISION = Scheme("transformers, PixtralVisionModel", {VISION: ""})
 SCHEMES = (HF, OURS, MISTRAL, HF_TEXT, HF_VISION, HF_BASE, HF_TEXT_BASE)
 
 
+_WHOLE = (HF, OURS, HF_BASE)  # programs that save by hand mix the prefixes of these three
+
+
 def detect(names: Collection[str]) -> Scheme:
     """The scheme that knows most of `names`; the first of `SCHEMES` among equals."""
     return max(SCHEMES, key=lambda scheme: sum(scheme.canonical(name) is not None for name in names))
+
+
+def canonical_names(names: Collection[str]) -> tuple[Scheme, dict[str, str | None]]:
+    """The scheme of a file, and our name (None: unknown) for each of its names."""
+    scheme = detect(names)
+    family = (scheme, *_WHOLE) if scheme in _WHOLE else (scheme,)
+    found = {name: next(filter(None, (one.canonical(name) for one in family)), None) for name in names}
+    return scheme, found
 
 
 def is_derived(name: str) -> bool:
