@@ -15,8 +15,7 @@ from pixtral.hub import resolve
 ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "quick_gelu")
 
 # Keys that Transformers writes into every config.json, whatever the model, and that say nothing about this one.
-GENERIC_KEYS = frozenset(
-    """_attn_implementation_autoset _name_or_path add_cross_attention attn_implementation bad_words_ids
+_GENERIC_KEYS = """_attn_implementation_autoset _name_or_path add_cross_attention attn_implementation bad_words_ids
     begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty
     do_sample early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
     forced_bos_token_id forced_eos_token_id id2label ignore_index is_composition is_decoder is_encoder_decoder
@@ -24,8 +23,8 @@ GENERIC_KEYS = frozenset(
     num_return_sequences output_attentions output_hidden_states output_scores prefix problem_type pruned_heads
     remove_invalid_values repetition_penalty return_dict return_dict_in_generate sep_token_id suppress_tokens
     task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torchscript
-    transformers_version typical_p use_bfloat16 unsloth_version unsloth_fixed""".split()
-)
+    transformers_version typical_p use_bfloat16 unsloth_version unsloth_fixed"""
+GENERIC_KEYS = frozenset(_GENERIC_KEYS.split())
 
 C = TypeVar("C", bound="Config")
 
@@ -70,7 +69,7 @@ class Config:
 
     def to_dict(self) -> dict[str, Any]:
         """The content of the JSON file that `from_dict` and Transformers read."""
-        values = {"model_type": self.model_type} if self.model_type else {}
+        values: dict[str, Any] = {"model_type": self.model_type} if self.model_type else {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             values[field.name] = value.to_dict() if isinstance(value, Config) else copy.deepcopy(value)

@@ -100,7 +100,7 @@ class PixtralVisionConfig(Config):
         if not (folder / cls.file_name).exists() and (folder / "params.json").exists():
             return LlavaConfig.from_folder(folder).vision_config
         values = read_json(folder / cls.file_name)
-        return cls.from_dict(values["vision_config"] if "vision_config" in values else values)
+        return cls.from_dict(values.get("vision_config", values))
 
 
 @dataclasses.dataclass
@@ -179,7 +179,7 @@ class MistralConfig(Config):
         if not (folder / cls.file_name).exists() and (folder / "params.json").exists():
             return LlavaConfig.from_folder(folder).text_config
         values = read_json(folder / cls.file_name)
-        return cls.from_dict(values["text_config"] if "text_config" in values else values)
+        return cls.from_dict(values.get("text_config", values))
 
 
 @dataclasses.dataclass

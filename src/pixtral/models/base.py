@@ -1,0 +1,92 @@
+"""What the three models share: where their weights are, first weights, gradient checkpointing, one attention step."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from pixtral.configuration import Config
+from pixtral.models.outputs import Trace
+from pixtral.ops.attention import Packing, attention, attention_eager
+
+
+class PixtralModule(nn.Module):
+    """Base of PixtralVisionModel, MistralForCausalLM and LlavaForConditionalGeneration."""
+
+    config: Config
+    initializer_range: float
+    supports_gradient_checkpointing = True
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the first floating-point parameter."""
+        return next(p.dtype for p in self.parameters() if p.is_floating_point())
+
+    @property
+    def device(self) -> torch.device:
+        """Device of the first parameter."""
+        return next(self.parameters()).device
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Number of parameters, tied ones once."""
+        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+
+    def init_weights(self) -> None:
+        """Normal weights of the configuration's `initializer_range`, zero biases, unit norms."""
+        for module in self.modules():
+            if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
+                nn.init.normal_(module.weight, std=self.initializer_range)
+            if isinstance(module, nn.Linear) and module.bias is not None:
+                nn.init.zeros_(module.bias)
+
+    def gradient_checkpointing_enable(self) -> None:
+        """Recompute each layer in the backward pass of training, instead of keeping its activations."""
+        self._set_checkpointing(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations again."""
+        self._set_checkpointing(False)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether layers are recomputed in the backward pass."""
+        return any(m.gradient_checkpointing for m in self.modules() if isinstance(m, LayerStack))
+
+    def _set_checkpointing(self, on: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, LayerStack):
+                module.gradient_checkpointing = on
+
+
+class LayerStack(nn.Module):
+    """A module whose layers run one after another."""
+
+    layers: nn.ModuleList
+    gradient_checkpointing = False
+
+    def run_layer(self, layer: nn.Module, *inputs: object) -> Tensor:
+        """One layer, recomputed in the backward pass when that is switched on."""
+        if self.gradient_checkpointing and self.training and torch.is_grad_enabled():
+            out: Tensor = checkpoint(layer, *inputs, use_reentrant=False)
+        else:
+            out = layer(*inputs)
+        return out
+
+
+class AttentionStep:
+    """Attention as a layer calls it: the fast path, or the slow twin when its weights are wanted."""
+
+    def __init__(self, packing: Packing, trace: Trace, dropout: float = 0.0) -> None:
+        self.packing = packing
+        self.trace = trace
+        self.dropout = dropout
+
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor] | None = None) -> Tensor:
+        """(N, H, D), (N, K, D), (N, K, D) -> (N, H * D)."""
+        if self.trace.attentions is not None:
+            out, weights = attention_eager(q, k, v, self.packing, cache)
+            self.trace.attentions.append(weights)
+        else:
+            out = attention(q, k, v, self.packing, cache, self.dropout)
+        return out.flatten(1)

@@ -1,0 +1,207 @@
+"""The whole network: tower, projector and decoder, with image features put in the place of [IMG] tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pixtral.configuration import LlavaConfig, MistralConfig
+from pixtral.errors import ConfigError, PromptError
+from pixtral.models.base import PixtralModule
+from pixtral.models.layers import activation
+from pixtral.models.mistral import MistralModel
+from pixtral.models.outputs import BaseModelOutputWithPooling, LlavaCausalLMOutputWithPast, Trace
+from pixtral.models.padded import run_padded
+from pixtral.models.vision import PixtralVisionModel, crop_images
+from pixtral.ops.attention import Packing
+from pixtral.ops.cache import KVCache
+
+
+class LlavaMultiModalProjector(nn.Module):
+    """Features of the tower to the decoder's width: linear, activation, linear."""
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__()
+        layers = config.vision_feature_layer
+        width = config.vision_config.hidden_size * (len(layers) if isinstance(layers, list) else 1)
+        bias = config.multimodal_projector_bias
+        self.linear_1 = nn.Linear(width, config.text_config.hidden_size, bias=bias)
+        self.act = activation(config.projector_hidden_act)
+        self.linear_2 = nn.Linear(config.text_config.hidden_size, config.text_config.hidden_size, bias=bias)
+
+    def forward(self, features: Tensor) -> Tensor:
+        """(N, vision hidden) -> (N, text hidden)."""
+        out: Tensor = self.linear_2(self.act(self.linear_1(features)))
+        return out
+
+
+class LlavaModel(nn.Module):
+    """The three parts, under the names that checkpoints give them."""
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__()
+        self.vision_tower = PixtralVisionModel(config.vision_config)
+        self.multi_modal_projector = LlavaMultiModalProjector(config)
+        self.language_model = MistralModel(config.text_config)
+
+
+class LlavaForConditionalGeneration(PixtralModule):
+    """Pixtral. Inside, tokens and patches are packed: (N, C), no padding, no masks."""
+
+    config: LlavaConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.initializer_range = config.text_config.initializer_range
+        self.model = LlavaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.language_model.embed_tokens.weight
+        self.init_weights()
+
+    @property
+    def decoder(self) -> MistralModel:
+        """The blocks that `forward_packed` runs."""
+        return self.model.language_model
+
+    @property
+    def text_config(self) -> MistralConfig:
+        """The decoder's configuration."""
+        return self.config.text_config
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embeddings."""
+        return self.decoder.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The output layer."""
+        return self.lm_head
+
+    def encode_images(
+        self,
+        images: Sequence[Tensor],
+        vision_feature_layer: int | list[int] | None = None,
+        trace: Trace | None = None,
+    ) -> list[Tensor]:
+        """(3, H, W) normalised pixels each -> (rows * columns, text hidden) each, all in one pass of the tower."""
+        if not images:
+            return []
+        if self.config.vision_feature_select_strategy != "full":
+            raise ConfigError(
+                "found vision_feature_select_strategy 'default', which drops a class token; Pixtral's tower has none: "
+                "set it to 'full'"
+            )
+        tower = self.model.vision_tower
+        layers = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        if layers in (-1, self.config.vision_config.num_hidden_layers):
+            features = tower.encode(images, trace)
+        else:
+            trace = trace or Trace()
+            trace.hidden_states = []
+            tower.encode(images, trace)
+            wanted = layers if isinstance(layers, list) else [layers]
+            features = torch.cat([trace.hidden_states[i] for i in wanted], dim=-1)
+        rows_cols = [tower.grid(pixels) for pixels in images]
+        projected: Tensor = self.model.multi_modal_projector(features)
+        return list(torch.split(projected, [rows * cols for rows, cols in rows_cols]))
+
+    def embed(self, input_ids: Tensor, image_features: Sequence[Tensor] | None = None) -> Tensor:
+        """(N,) token ids -> (N, C), with the features of the images at the [IMG] tokens, in order.
+
+        Raises:
+            PromptError: there are more or fewer [IMG] tokens than features.
+        """
+        embeds: Tensor = self.decoder.embed_tokens(input_ids)
+        if image_features:
+            embeds = self._place(embeds, input_ids == self.config.image_token_index, image_features)
+        return embeds
+
+    def _place(self, embeds: Tensor, mask: Tensor, image_features: Sequence[Tensor]) -> Tensor:
+        features = torch.cat(list(image_features)).to(embeds.device, embeds.dtype)
+        found = int(mask.sum())
+        if found != len(features):
+            sizes = ", ".join(str(len(f)) for f in image_features)
+            raise PromptError(
+                f"Image features and image tokens do not match: found {found} image tokens in the prompt, expected "
+                f"{len(features)} (patches of each image: {sizes}); expand [IMG] with the pixels' own processor"
+            )
+        return embeds.masked_scatter(mask[..., None], features)
+
+    def forward_packed(
+        self, embeds: Tensor, positions: Tensor, packing: Packing, cache: KVCache | None = None
+    ) -> Tensor:
+        """(N, C) embeddings -> (N, C) hidden states; see MistralModel.forward."""
+        out: Tensor = self.decoder(embeds, positions, packing, cache)
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, C) hidden states -> (R, V)."""
+        out: Tensor = self.lm_head(hidden)
+        return out
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor,
+        image_sizes: Tensor | Sequence[Sequence[int]] | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """Features of a padded batch of images; `pooler_output` has one (patches, text hidden) tensor per image."""
+        trace = Trace.wanted(True, None)
+        features = self.encode_images(crop_images(pixel_values, image_sizes), vision_feature_layer, trace)
+        assert trace.hidden_states is not None
+        states = tuple(x[None] for x in trace.hidden_states)
+        return BaseModelOutputWithPooling(states[-1], tuple(features), states if output_hidden_states else None)
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: KVCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        labels: Tensor | None = None,
+        use_cache: bool | None = None,
+        logits_to_keep: int | Tensor = 0,
+        image_sizes: Tensor | Sequence[Sequence[int]] | None = None,
+        mm_encoder_outputs: Mapping[str, BaseModelOutputWithPooling] | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+        num_items_in_batch: int | Tensor | None = None,
+    ) -> LlavaCausalLMOutputWithPast | tuple[object, ...]:
+        """Transformers' signature: padded batches (B, S), padding on either side, images in order of appearance.
+
+        Raises:
+            PromptError: not exactly one of input_ids and inputs_embeds, image tokens and features of different
+                number, or shapes that do not fit.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise PromptError("forward() needs exactly one of input_ids and inputs_embeds")
+        if pixel_values is not None and mm_encoder_outputs is not None:
+            raise PromptError("forward() takes pixel_values or mm_encoder_outputs (encoded images), not both")
+        features: Sequence[Tensor] = ()
+        if pixel_values is not None:
+            features = self.encode_images(crop_images(pixel_values, image_sizes), vision_feature_layer)
+        elif mm_encoder_outputs is not None:
+            features = mm_encoder_outputs["image"].pooler_output or ()
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.embed(input_ids, features)
+        elif features:
+            image_token = torch.tensor(self.config.image_token_index, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.decoder.embed_tokens(image_token)).all(-1)
+            inputs_embeds = self._place(inputs_embeds, mask, features)
+        fields = run_padded(
+            self, inputs_embeds, attention_mask, position_ids, past_key_values, labels, use_cache,
+            logits_to_keep, Trace.wanted(output_hidden_states, output_attentions), num_items_in_batch,
+        )  # fmt: skip
+        images = torch.cat(list(features)) if features else None
+        output = LlavaCausalLMOutputWithPast(**fields, image_hidden_states=images)
+        return output.to_tuple() if return_dict is False else output

@@ -1,0 +1,94 @@
+"""The skin between Transformers' padded batches and the packed tensors inside."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+from pixtral.errors import PromptError
+
+
+class Padding:
+    """Which places of a (B, S) batch hold a token.
+
+    Args:
+        attention_mask: (B, S) or, with earlier tokens in a cache, (B, earlier + S), of which the last S columns count;
+            nonzero marks a token. None: every place holds one.
+        shape: B and S of this call's input.
+        device: of the input.
+
+    Raises:
+        PromptError: the mask does not fit the input.
+    """
+
+    def __init__(self, attention_mask: Tensor | None, shape: tuple[int, int], device: torch.device) -> None:
+        batch, length = shape
+        if attention_mask is None:
+            attention_mask = torch.ones(batch, length, dtype=torch.bool, device=device)
+        if attention_mask.dim() != 2 or len(attention_mask) != batch or attention_mask.shape[1] < length:
+            raise PromptError(
+                f"found an attention_mask of shape {tuple(attention_mask.shape)} for an input of {batch} x {length} "
+                "tokens; expected one row for each prompt and a column for each token"
+            )
+        self.real = attention_mask[:, attention_mask.shape[1] - length :].to(device).bool()  # (B, S)
+        self.lengths: tuple[int, ...] = tuple(self.real.sum(1).tolist())
+
+    def pack(self, x: Tensor) -> Tensor:
+        """(B, S, ...) -> (N, ...)."""
+        return x[self.real]
+
+    def pad(self, x: Tensor) -> Tensor:
+        """(N, ...) -> (B, S, ...), zero at the padding."""
+        out = x.new_zeros(*self.real.shape, *x.shape[1:])
+        return out.masked_scatter(self.real.view(*self.real.shape, *[1] * (x.dim() - 1)), x)
+
+    def positions(self, earlier: Sequence[int], position_ids: Tensor | None) -> Tensor:
+        """(N,) int64: each token's place in its sequence, padding not counted, after `earlier[i]` tokens."""
+        if position_ids is not None:
+            return self.pack(position_ids.expand(self.real.shape).to(self.real.device))
+        start = torch.tensor(earlier, device=self.real.device)[:, None]
+        return self.pack(self.real.long().cumsum(1) - 1 + start)
+
+    def pad_attention(self, weights: Sequence[Tensor], past_columns: int) -> Tensor:
+        """Weights (H, q_i, kv_i) of each sequence -> (B, H, S, past_columns + S), zero at the padding.
+
+        Keys of earlier calls stand at the right end of the first `past_columns` columns.
+        """
+        batch, length = self.real.shape
+        out = weights[0].new_zeros(batch, len(weights[0]), length, past_columns + length)
+        for i, weight in enumerate(weights):
+            rows = self.real[i].nonzero().flatten()
+            earlier = weight.shape[2] - len(rows)
+            past = torch.arange(past_columns - earlier, past_columns, device=rows.device)
+            columns = torch.cat([past, rows + past_columns])
+            out[i, :, rows[:, None], columns] = weight
+        return out
+
+
+def causal_loss(logits: Tensor, labels: Tensor, num_items_in_batch: int | Tensor | None = None) -> Tensor:
+    """Cross entropy of each next token, in float32; labels of -100 do not count.
+
+    Args:
+        logits: (B, S, V).
+        labels: (B, S), the tokens themselves; the shift by one happens here.
+        num_items_in_batch: divide the sum by this instead of the number of labels (gradient accumulation).
+    """
+    if labels.shape != logits.shape[:2]:
+        raise PromptError(
+            f"found labels of shape {tuple(labels.shape)} for logits of {tuple(logits.shape)}; expected a label for "
+            "each token (and no logits_to_keep beside labels)"
+        )
+    target = F.pad(labels, (0, 1), value=-100)[:, 1:].to(logits.device)
+    reduction = "mean" if num_items_in_batch is None else "sum"
+    loss = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), ignore_index=-100, reduction=reduction)
+    return loss if num_items_in_batch is None else loss / num_items_in_batch
+
+
+def keep_logits(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
+    """The rows (B, R, C) of which logits are wanted: the last few, the given ones, or all (0)."""
+    if isinstance(logits_to_keep, int):
+        return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
+    return hidden[:, logits_to_keep]

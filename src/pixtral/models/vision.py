@@ -1,0 +1,189 @@
+"""The vision tower: images at their own size to one feature per patch (arXiv:2410.07073, section 2.1)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from pixtral.configuration import PixtralVisionConfig
+from pixtral.errors import ImageError
+from pixtral.models.base import AttentionStep, LayerStack, PixtralModule
+from pixtral.models.layers import MLP, RMSNorm
+from pixtral.models.outputs import BaseModelOutputWithPooling, Trace
+from pixtral.models.rope import Rotation, grid_rotation, rotate
+from pixtral.ops.attention import Packing
+
+
+class PixtralAttention(nn.Module):
+    """Multi-head attention without biases; patches attend in both directions."""
+
+    def __init__(self, config: PixtralVisionConfig) -> None:
+        super().__init__()
+        size = config.hidden_size
+        self.head_dim = config.head_dim
+        self.q_proj = nn.Linear(size, size, bias=False)
+        self.k_proj = nn.Linear(size, size, bias=False)
+        self.v_proj = nn.Linear(size, size, bias=False)
+        self.o_proj = nn.Linear(size, size, bias=False)
+
+    def forward(self, x: Tensor, rotation: Rotation, attend: AttentionStep) -> Tensor:
+        """(N, C) -> (N, C)."""
+        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        out: Tensor = self.o_proj(attend(rotate(q, rotation), rotate(k, rotation), v))
+        return out
+
+
+class PixtralAttentionLayer(nn.Module):
+    """One block of the tower: norm, attention, norm, feed-forward."""
+
+    def __init__(self, config: PixtralVisionConfig) -> None:
+        super().__init__()
+        self.attention_norm = RMSNorm(config.hidden_size, eps=1e-5)
+        self.feed_forward = MLP(config.hidden_size, config.intermediate_size, config.hidden_act)
+        self.attention = PixtralAttention(config)
+        self.ffn_norm = RMSNorm(config.hidden_size, eps=1e-5)
+
+    def forward(self, x: Tensor, rotation: Rotation, attend: AttentionStep) -> Tensor:
+        """(N, C) -> (N, C)."""
+        x = x + self.attention(self.attention_norm(x), rotation, attend)
+        out: Tensor = x + self.feed_forward(self.ffn_norm(x))
+        return out
+
+
+class PixtralTransformer(LayerStack):
+    """The blocks; there is no final norm."""
+
+    def __init__(self, config: PixtralVisionConfig) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(PixtralAttentionLayer(config) for _ in range(config.num_hidden_layers))
+
+    def forward(self, x: Tensor, rotation: Rotation, attend: AttentionStep) -> Tensor:
+        """(N, C) -> (N, C)."""
+        for layer in self.layers:
+            attend.trace.add(x)
+            x = self.run_layer(layer, x, rotation, attend)
+        attend.trace.add(x)
+        return x
+
+
+class PixtralVisionModel(PixtralModule):
+    """The Pixtral vision encoder; each image attends to itself alone."""
+
+    config: PixtralVisionConfig
+    main_input_name = "pixel_values"
+
+    def __init__(self, config: PixtralVisionConfig) -> None:
+        super().__init__()
+        self.config = config
+        self.initializer_range = config.initializer_range
+        self.patch_size = config.patch_size
+        self.patch_conv = nn.Conv2d(
+            config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size, bias=False
+        )
+        self.ln_pre = RMSNorm(config.hidden_size, eps=1e-5)
+        self.transformer = PixtralTransformer(config)
+        self.init_weights()
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The patch convolution."""
+        return self.patch_conv
+
+    def grid(self, pixels: Tensor) -> tuple[int, int]:
+        """Rows and columns of whole patches in (C, H, W) pixels."""
+        if pixels.dim() != 3 or len(pixels) != self.config.num_channels or min(pixels.shape[1:]) < self.patch_size:
+            raise ImageError(
+                f"found pixels of shape {tuple(pixels.shape)}, expected ({self.config.num_channels}, height, width) "
+                f"of at least {self.patch_size} each; prepare images with an image processor"
+            )
+        return pixels.shape[1] // self.patch_size, pixels.shape[2] // self.patch_size
+
+    def embed_patches(self, pixels: Tensor) -> Tensor:
+        """(3, H, W) -> (rows * columns, C): the convolution written as one product, patches row by row."""
+        rows, cols = self.grid(pixels)
+        size = self.patch_size
+        weight = self.patch_conv.weight
+        pixels = pixels[:, : rows * size, : cols * size].to(weight.device, weight.dtype)
+        patches = pixels.reshape(-1, rows, size, cols, size).permute(1, 3, 0, 2, 4).reshape(rows * cols, -1)
+        return F.linear(patches, weight.flatten(1))
+
+    def encode(self, images: Sequence[Tensor], trace: Trace | None = None) -> Tensor:
+        """All images in one pass.
+
+        Args:
+            images: (3, H, W) normalised pixels each, of any sizes; pixels past the last whole patch are left out.
+            trace: collects hidden states and attention weights.
+
+        Returns:
+            (N, C): the patches of all images one after another, N = sum of rows * columns.
+        """
+        grids = [self.grid(pixels) for pixels in images]
+        x = self.ln_pre(torch.cat([self.embed_patches(pixels) for pixels in images]))
+        packing = Packing.full([rows * cols for rows, cols in grids], causal=False)
+        theta = self.config.rope_theta
+        assert theta is not None
+        rotation = grid_rotation(grids, self.config.head_dim, theta, x.dtype, x.device)
+        attend = AttentionStep(packing, trace or Trace(), self.config.attention_dropout if self.training else 0.0)
+        out: Tensor = self.transformer(x, rotation, attend)
+        return out
+
+    def forward(
+        self,
+        pixel_values: Tensor,
+        image_sizes: Tensor | Sequence[Sequence[int]] | None = None,
+        output_hidden_states: bool | None = None,
+        output_attentions: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> BaseModelOutputWithPooling | tuple[object, ...]:
+        """Transformers' signature.
+
+        Args:
+            pixel_values: (images, 3, Hmax, Wmax), each image in the upper left corner.
+            image_sizes: (images, 2) height and width of each in pixels; all of Hmax x Wmax when left out.
+            output_hidden_states: also return the input of the first block and the output of each.
+            output_attentions: also return attention weights, which needs N x N memory per layer.
+            return_dict: False for a plain tuple.
+        """
+        trace = Trace.wanted(output_hidden_states, output_attentions)
+        hidden = self.encode(crop_images(pixel_values, image_sizes), trace)
+        states = None if trace.hidden_states is None else tuple(x[None] for x in trace.hidden_states)
+        weights = None
+        if trace.attentions is not None:
+            diagonals = ([_block_diagonal(head) for head in zip(*layer, strict=True)] for layer in trace.attentions)
+            weights = tuple(torch.stack(heads)[None] for heads in diagonals)
+        output = BaseModelOutputWithPooling(hidden[None], hidden_states=states, attentions=weights)
+        return output.to_tuple() if return_dict is False else output
+
+
+def _block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
+    """Square blocks of N_i rows each -> (N, N), zero elsewhere."""
+    size = sum(len(block) for block in blocks)
+    out, start = blocks[0].new_zeros(size, size), 0
+    for block in blocks:
+        out[start : start + len(block), start : start + len(block)] = block
+        start += len(block)
+    return out
+
+
+def crop_images(pixel_values: Tensor, image_sizes: Tensor | Sequence[Sequence[int]] | None) -> list[Tensor]:
+    """Take the images out of a padded batch: (images, C, Hmax, Wmax) -> (C, H, W) each.
+
+    Raises:
+        ImageError: the batch has another shape, or the sizes do not fit it.
+    """
+    if pixel_values.dim() != 4:
+        raise ImageError(f"found pixel_values {tuple(pixel_values.shape)}, expected (images, 3, height, width)")
+    if image_sizes is None:
+        return list(pixel_values)
+    sizes = image_sizes.tolist() if isinstance(image_sizes, Tensor) else [list(size) for size in image_sizes]
+    if len(sizes) != len(pixel_values) or any(len(size) != 2 for size in sizes):
+        raise ImageError(
+            f"found {len(pixel_values)} images and image_sizes {sizes}; expected one (height, width) for each image"
+        )
+    height, width = pixel_values.shape[2:]
+    for index, (h, w) in enumerate(sizes):
+        if not (0 < h <= height and 0 < w <= width):
+            raise ImageError(f"image {index} has size {h}x{w}, but pixel_values holds {height}x{width}")
+    return [pixels[:, : int(h), : int(w)] for pixels, (h, w) in zip(pixel_values, sizes, strict=True)]

@@ -1,0 +1,187 @@
+"""The one door between modelling and kernels: attention over sequences packed one after another."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterable, Sequence
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+# Padding sequences of different lengths to one rectangle pays while it adds at most this share of rows.
+MAX_PADDING = 0.5
+
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """How packed rows divide into sequences, and where their keys and values live.
+
+    Attributes:
+        q_lens: rows of each sequence in this call; their sum is N.
+        kv_lens: keys that each sequence attends to, those of this call included.
+        causal: row i of a sequence sees the keys up to its own place; otherwise all keys of its sequence.
+        slots: (N,) int64, with a cache: where the keys and values of this call are written.
+        tables: with a cache: for each sequence the slots of its keys in order, as a slice or (kv_len,) int64.
+    """
+
+    q_lens: tuple[int, ...]
+    kv_lens: tuple[int, ...]
+    causal: bool
+    slots: Tensor | None = None
+    tables: tuple[slice | Tensor, ...] | None = None
+
+    @classmethod
+    def full(cls, lens: Sequence[int], *, causal: bool) -> Packing:
+        """Whole sequences without a cache: each attends to itself alone."""
+        return cls(tuple(lens), tuple(lens), causal)
+
+    def check(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor] | None) -> None:
+        """Assert that the lengths account for every row."""
+        assert sum(self.q_lens) == len(q) == len(k) == len(v), (self.q_lens, q.shape, k.shape, v.shape)
+        assert len(self.q_lens) == len(self.kv_lens)
+        if cache is None:
+            assert self.q_lens == self.kv_lens, "keys from earlier calls need a cache"
+        else:
+            assert self.slots is not None and self.tables is not None, "a cache needs slots and tables"
+
+
+def attention(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packing: Packing,
+    cache: tuple[Tensor, Tensor] | None = None,
+    dropout: float = 0.0,
+) -> Tensor:
+    """Scaled dot-product attention in which every sequence attends to itself alone.
+
+    Serves the vision tower (not causal, one sequence per image), training, prompts, parts of prompts (fewer rows than
+    keys) and single new tokens, mixed in one call. No mask larger than one sequence's own rows x keys is ever built.
+    `attention_eager` is the definition of right.
+
+    Args:
+        q: (N, H, D) queries.
+        k: (N, K, D) keys; H is a multiple of K, and each key head serves H / K query heads (arXiv:2305.13245).
+        v: (N, K, D) values.
+        packing: lengths and places.
+        cache: the layer's keys and values, each (slots, K, D); written at `packing.slots` before they are read.
+        dropout: probability of dropping an attention weight.
+
+    Returns:
+        (N, H, D) in q's dtype.
+    """
+    packing.check(q, k, v, cache)
+    if cache is not None:
+        return _cached(q, k, v, packing, cache)
+    lens = packing.q_lens
+    if not lens:
+        return torch.empty_like(q)
+    longest = max(lens)
+    if all(n == longest for n in lens):
+        return _rectangle((q, k, v), len(lens), packing.causal, dropout)
+    if packing.causal and longest * len(lens) <= (1 + MAX_PADDING) * len(q):
+        return _padded(q, k, v, lens, longest, dropout)
+    out = torch.empty_like(q) if not torch.is_grad_enabled() else None
+    pieces: list[Tensor] = [q] * len(lens)
+    starts = _starts(lens)
+    for n in sorted(set(lens)):
+        members = [i for i, m in enumerate(lens) if m == n]
+        rows = [slice(starts[i], starts[i] + n) for i in members]
+        parts = [torch.cat([x[r] for r in rows]) if len(rows) > 1 else x[rows[0]] for x in (q, k, v)]
+        group = torch.split(_rectangle(parts, len(members), packing.causal, dropout), n)
+        for i, r, piece in zip(members, rows, group, strict=True):
+            pieces[i] = piece
+            if out is not None:
+                out[r] = piece
+    return torch.cat(pieces) if out is None else out
+
+
+def _starts(lens: Sequence[int]) -> list[int]:
+    starts = [0]
+    for n in lens:
+        starts.append(starts[-1] + n)
+    return starts
+
+
+def _sdpa(qkv: Iterable[Tensor], mask: Tensor | None, causal: bool, dropout: float) -> Tensor:
+    """(B, L, H, D) queries on (B, M, K, D) keys and values -> (B, L, H, D)."""
+    q, k, v = (x.transpose(1, 2) for x in qkv)
+    gqa = q.shape[1] != k.shape[1]
+    out = F.scaled_dot_product_attention(q, k, v, mask, dropout, causal, enable_gqa=gqa)
+    return out.transpose(1, 2)
+
+
+def _rectangle(qkv: Sequence[Tensor], batch: int, causal: bool, dropout: float) -> Tensor:
+    """All sequences have one length: a batch without padding."""
+    n = len(qkv[0]) // batch
+    causal = causal and n > 1
+    parts = (x.reshape(batch, n, *x.shape[1:]) for x in qkv)
+    return _sdpa(parts, None, causal, dropout).reshape(qkv[0].shape)
+
+
+def _padded(q: Tensor, k: Tensor, v: Tensor, lens: Sequence[int], longest: int, dropout: float) -> Tensor:
+    """Causal sequences of similar lengths, padded at the end where no real row looks."""
+    places = torch.cat([torch.arange(i * longest, i * longest + n, device=q.device) for i, n in enumerate(lens)])
+    parts = []
+    for x in (q, k, v):
+        rectangle = x.new_zeros(len(lens) * longest, *x.shape[1:])
+        parts.append(rectangle.index_copy(0, places, x).view(len(lens), longest, *x.shape[1:]))
+    out = _sdpa(parts, None, True, dropout)
+    return out.reshape(len(lens) * longest, *q.shape[1:])[places]
+
+
+def _cached(q: Tensor, k: Tensor, v: Tensor, packing: Packing, cache: tuple[Tensor, Tensor]) -> Tensor:
+    """Write this call's keys and values, then let each sequence read its own."""
+    assert packing.slots is not None and packing.tables is not None
+    keys, values = cache
+    keys.index_copy_(0, packing.slots, k.to(keys.dtype))
+    values.index_copy_(0, packing.slots, v.to(values.dtype))
+    out = torch.empty_like(q)
+    start = 0
+    for n, m, table in zip(packing.q_lens, packing.kv_lens, packing.tables, strict=True):
+        rows = slice(start, start + n)
+        mask = None
+        if packing.causal and 1 < n < m:
+            # SDPA's own causal mask is aligned to the first key; here the last row sees the last key
+            mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
+        qkv = (q[rows][None], keys[table][None].to(q.dtype), values[table][None].to(q.dtype))
+        out[rows] = _sdpa(qkv, mask, packing.causal and n == m > 1, 0.0)[0]
+        start += n
+    return out
+
+
+def attention_eager(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    packing: Packing,
+    cache: tuple[Tensor, Tensor] | None = None,
+) -> tuple[Tensor, list[Tensor]]:
+    """The slow twin of `attention`, spelt out; also returns each sequence's weights, (H, rows, keys) in q's dtype."""
+    packing.check(q, k, v, cache)
+    if cache is not None:
+        assert packing.slots is not None and packing.tables is not None
+        cache[0][packing.slots], cache[1][packing.slots] = k.to(cache[0].dtype), v.to(cache[1].dtype)
+    repeat = q.shape[1] // k.shape[1]
+    outs: list[Tensor] = []
+    weights: list[Tensor] = []
+    start = 0
+    for i, (n, m) in enumerate(zip(packing.q_lens, packing.kv_lens, strict=True)):
+        rows = slice(start, start + n)
+        if cache is None:
+            keys, values = k[rows], v[rows]
+        else:
+            assert packing.tables is not None
+            keys, values = (x[packing.tables[i]].to(q.dtype) for x in cache)
+        keys = keys.repeat_interleave(repeat, dim=1)  # (m, H, D)
+        values = values.repeat_interleave(repeat, dim=1)
+        scores = torch.einsum("nhd,mhd->hnm", q[rows], keys) * q.shape[-1] ** -0.5
+        if packing.causal:
+            hidden = torch.ones(n, m, dtype=torch.bool, device=q.device).triu(m - n + 1)
+            scores = scores.masked_fill(hidden, float("-inf"))
+        weight = scores.softmax(-1, dtype=torch.float32).to(q.dtype)
+        outs.append(torch.einsum("hnm,mhd->nhd", weight, values))
+        weights.append(weight)
+        start += n
+    return torch.cat(outs) if outs else torch.empty_like(q), weights
