@@ -1,0 +1,47 @@
+# The commands of this project; each makes the environment that it needs.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
+
+.PHONY: demo test lint types layers check format wheel clean
+
+demo: $(VENV)/.installed            ## run the embedded model on a packaged picture
+	$(BIN)/pixtral demo
+
+test: $(VENV)/.installed-dev        ## all default tests: under four minutes on two cores, no network
+	$(BIN)/python -m pytest -n 2 --dist loadfile
+
+lint: $(VENV)/.installed-dev        ## style
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+types: $(VENV)/.installed-dev       ## mypy, strict
+	$(BIN)/mypy
+
+layers: $(VENV)/.installed-dev      ## lower floors never import higher ones
+	$(BIN)/lint-imports --no-cache
+
+check: test lint types layers       ## everything above
+
+format: $(VENV)/.installed-dev      ## rewrite to style
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+wheel: $(VENV)/.installed-dev       ## dist/pixtral-*.whl
+	rm -rf dist
+	$(BIN)/python -m build --wheel --outdir dist .
+
+clean:
+	rm -rf $(VENV) dist build
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e .
+	touch $@
+
+$(VENV)/.installed-dev: $(VENV)/bin/python pyproject.toml constraints.txt
+	$(PIP) -e ".[dev]"
+	touch $@ $(VENV)/.installed
