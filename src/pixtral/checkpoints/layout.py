@@ -115,14 +115,19 @@ def find(folder: Path, layout: Layout = "auto") -> Files:
     return Files(folder, kind, config, weights, promised, also)
 
 
+def weight_names(folder: Path, kind: str) -> list[str]:
+    """Names of a folder's weight files and shard index of one layout, whole or not."""
+    index = folder / f"{_STEMS[kind]}.safetensors.index.json"
+    return [path.name for path in [*_candidates(folder, _STEMS[kind]), index] if path.is_file()]
+
+
 def _check_layout(layout: str) -> None:
     if layout not in ("auto", *_STEMS):
         raise ConfigError(f"layout is {layout!r}; expected 'auto', 'hf' or 'mistral'")
 
 
 def _has_weights(folder: Path, kind: str) -> bool:
-    stem = _STEMS[kind]
-    return (folder / f"{stem}.safetensors.index.json").is_file() or bool(_candidates(folder, stem))
+    return bool(weight_names(folder, kind))
 
 
 def _candidates(folder: Path, stem: str) -> list[Path]:

@@ -1,0 +1,275 @@
+"""A folder or Hub id to a model: built on `meta`, filled tensor by tensor, every parameter exactly once."""
+
+from __future__ import annotations
+
+import copy
+import os
+import sys
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from pixtral.checkpoints import names
+from pixtral.checkpoints.config import Kind, kind_of, narrow, read_raw, settle_head_dim, whole_config
+from pixtral.checkpoints.layout import Layout, fetch
+from pixtral.checkpoints.memory import check_fits
+from pixtral.checkpoints.plan import Contents, Plan, make_plan, read_contents, refuse, weight_files
+from pixtral.checkpoints.tensors import TensorInfo, read_tensor
+from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
+from pixtral.errors import CheckpointError, ConfigError
+
+M = TypeVar("M", bound=nn.Module)
+DeviceMap = str | int | torch.device | Mapping[str, str | int | torch.device] | None
+
+_COMPUTE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
+
+
+@dataclass(frozen=True)
+class LoadedFrom:
+    """Where a model's weights came from; `model.loaded_from` of every loaded model.
+
+    Args:
+        folder: the local folder.
+        layout: "hf" or "mistral": the one that was read.
+        files: the weight files that were read.
+        naming: how they spell the parameters' names.
+        also: the other layout, when it was there too and was not read.
+    """
+
+    folder: Path
+    layout: str
+    files: tuple[Path, ...]
+    naming: str
+    also: str | None
+
+
+def load_model(
+    cls: type[M],
+    path_or_id: str | os.PathLike[str],
+    *,
+    config: Config | None = None,
+    dtype: str | torch.dtype | None = "auto",
+    device_map: DeviceMap = None,
+    layout: Layout = "auto",
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    progress: bool = True,
+) -> M:
+    """Read a model; memory never exceeds the model and one tensor.
+
+    Args:
+        cls: PixtralVisionModel, MistralForCausalLM or LlavaForConditionalGeneration, or a subclass; the first two also
+            read their part of a whole Pixtral.
+        path_or_id: a folder, or a Hub id.
+        config: used instead of the checkpoint's own; copied.
+        dtype: "auto" (what the configuration says, else what most weights are), a torch dtype, or its name.
+        device_map: None or "cpu", "auto" (the best single device), "cuda", "cuda:1", a torch.device, {"": device}.
+        layout: "auto" (Hugging Face's when both are there), "hf" or "mistral".
+        revision, token, cache_dir, local_files_only, force_download: for the Hub, see `hub.resolve`.
+        progress: show a bar, if stderr is a terminal.
+
+    Returns:
+        The model in evaluation mode, with `loaded_from` set.
+
+    Raises:
+        CheckpointError: files, names or shapes do not fit, or there is not enough memory; nothing has been built.
+        ConfigError: the configuration, `dtype`, `device_map` or `layout` is not one that can be used.
+    """
+    kind = kind_of(cls)
+    wanted, device = parse_dtype(dtype), parse_device(device_map)
+    files = fetch(
+        path_or_id,
+        layout,
+        revision=revision,
+        token=token,
+        cache_dir=cache_dir,
+        local_files_only=local_files_only,
+        force_download=force_download,
+    )
+    contents = read_contents(files)
+    raw = read_raw(files)
+    if config is None:
+        config = narrow(whole_config(files, raw, contents.tensors), kind, files.config)
+    else:
+        config = narrow(copy.deepcopy(config), kind, "config=")
+        settle_head_dim(config, contents.tensors)
+    with torch.device("meta"):
+        model = cls(config)
+    plan = make_plan(model, kind, contents)
+    refuse(plan, contents)
+    target = wanted or _stored_dtype(raw, plan.sources.values())
+    _check_memory(plan, target, device)
+    _record_dtype(config, target)
+    _fill(model, kind, plan, contents, config, target, device, progress)
+    origin = LoadedFrom(files.folder, files.layout, weight_files(plan), contents.scheme.title, files.also)
+    model.loaded_from = origin  # type: ignore[assignment]  # nn.Module takes any attribute
+    return model.eval()
+
+
+def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """The dtype to compute in; None for "auto".
+
+    Raises:
+        ConfigError: not a floating-point dtype that PyTorch computes in.
+    """
+    if dtype is None or dtype == "auto":
+        return None
+    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
+    if not isinstance(found, torch.dtype) or found not in _COMPUTE_DTYPES:
+        known = ", ".join(str(one).removeprefix("torch.") for one in _COMPUTE_DTYPES)
+        raise ConfigError(f"dtype is {dtype!r}; expected 'auto' or one of {known}")
+    return found
+
+
+def parse_device(device_map: DeviceMap) -> torch.device:
+    """The one device that a model goes to.
+
+    Raises:
+        ConfigError: several devices, a device that is not there, or not a device.
+    """
+    if isinstance(device_map, Mapping):
+        if set(device_map) != {""}:
+            raise ConfigError(
+                f"device_map {dict(device_map)!r} spreads the model; one device is supported: "
+                "'auto', 'cpu', 'cuda', a torch.device, or {'': device}"
+            )
+        device_map = device_map[""]
+    if device_map is None:
+        return torch.device("cpu")
+    if device_map == "auto":
+        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+        return torch.device(best)
+    try:
+        device = torch.device(device_map)
+    except (RuntimeError, TypeError) as error:
+        raise ConfigError(
+            f"device_map is {device_map!r}; expected None, 'auto', 'cpu', 'cuda', a torch.device, or {{'': device}}"
+        ) from error
+    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
+    if not there.get(device.type, False):
+        raise ConfigError(f"device_map asks for {device}, which is not available here; use 'auto' or 'cpu'")
+    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
+        raise ConfigError(f"device_map asks for {device}, but there are {torch.cuda.device_count()} CUDA devices")
+    return device
+
+
+def _stored_dtype(raw: Mapping[str, Any], tensors: Iterable[TensorInfo]) -> torch.dtype:
+    """What "auto" means: the configuration's dtype, else the one that most stored bytes have."""
+    named = raw.get("dtype") or raw.get("torch_dtype")
+    if named is not None and named != "auto":
+        found = parse_dtype(named)
+        assert found is not None
+        return found
+    sizes: dict[torch.dtype, int] = {}
+    for info in tensors:
+        sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
+    most = max(sizes, key=lambda dtype: sizes[dtype])
+    return most if most in _COMPUTE_DTYPES else torch.bfloat16  # stored in 8 bits: nothing computes in that
+
+
+def _check_memory(plan: Plan, dtype: torch.dtype, device: torch.device) -> None:
+    tensors = [info for name, info in plan.sources.items() if name not in plan.twins]
+    count = sum(info.numel for info in tensors)
+    check_fits(count * dtype.itemsize, max(info.nbytes for info in tensors), count, dtype, device)
+
+
+def _record_dtype(config: Config, dtype: torch.dtype) -> None:
+    """Write the dtype that was used into the configuration and its parts."""
+    name = str(dtype).removeprefix("torch.")
+    for part in [config, *((config.text_config, config.vision_config) if isinstance(config, LlavaConfig) else ())]:
+        assert isinstance(part, (LlavaConfig, MistralConfig, PixtralVisionConfig))
+        part.dtype = name
+
+
+def _fill(
+    model: nn.Module,
+    kind: Kind,
+    plan: Plan,
+    contents: Contents,
+    config: Config,
+    dtype: torch.dtype,
+    device: torch.device,
+    progress: bool,
+) -> None:
+    """Read every tensor of the plan, in the order of the files, into the model."""
+    order = sorted(plan.sources, key=lambda name: (plan.sources[name].file, plan.sources[name].start))
+    order.sort(key=lambda name: name in plan.twins)  # what a twin is compared with comes first
+    groups = _shared(model)
+    total = sum(info.nbytes for info in plan.sources.values())
+    with _bar(progress, total) as advance:
+        for name in order:
+            info = plan.sources[name]
+            value = _read(info, kind, name, contents, config).to(device=device, dtype=dtype)
+            if name in plan.twins:
+                if not torch.equal(value, model.get_parameter(name)):
+                    raise CheckpointError(
+                        f"the configuration ties {name!r} to {plan.twins[name]!r}, but {contents.files.folder} holds "
+                        "different values for them; set tie_word_embeddings to false, or remove one from the files"
+                    )
+            else:
+                for alias in groups[name]:
+                    _assign(model, alias, groups[name][0], value)
+            del value
+            advance(info.nbytes)
+    left = [name for name, p in model.named_parameters() if p.is_meta] + [
+        n for n, b in model.named_buffers() if b.is_meta
+    ]
+    assert not left, f"left without a value: {left}"
+
+
+def _read(info: TensorInfo, kind: Kind, name: str, contents: Contents, config: Config) -> Tensor:
+    value = read_tensor(info)
+    if contents.scheme.native:
+        heads = names.rotary_heads(kind.own.canonical(name) or name, *head_counts(config))
+        if heads is not None:
+            value = names.to_half_split(value, heads)
+    return value
+
+
+def head_counts(config: Config) -> tuple[int, int, int]:
+    """Heads of the tower, query heads and key heads of the decoder; 0 for a part that there is not."""
+    vision = config.vision_config if isinstance(config, LlavaConfig) else config
+    text = config.text_config if isinstance(config, LlavaConfig) else config
+    tower = vision.num_attention_heads if isinstance(vision, PixtralVisionConfig) else 0
+    if isinstance(text, MistralConfig):
+        return tower, text.num_attention_heads, text.num_key_value_heads
+    return tower, 0, 0
+
+
+def _shared(model: nn.Module) -> dict[str, list[str]]:
+    """Parameter name -> all names of the same parameter."""
+    same: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        same.setdefault(id(parameter), []).append(name)
+    return {name: group for group in same.values() for name in group}
+
+
+def _assign(model: nn.Module, name: str, first: str, value: Tensor) -> None:
+    """Put a value in the place of a meta parameter; tied names share one Parameter."""
+    path, _, leaf = name.rpartition(".")
+    old = model.get_parameter(name)
+    new = nn.Parameter(value, requires_grad=old.requires_grad) if name == first else model.get_parameter(first)
+    model.get_submodule(path).register_parameter(leaf, new)
+
+
+@contextmanager
+def _bar(progress: bool, total: int) -> Iterator[Any]:
+    """A progress bar over bytes on stderr, or nothing; yields the function that advances it."""
+    if not (progress and sys.stderr.isatty()):
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn("Loading weights"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)

@@ -1,0 +1,183 @@
+"""Which tensor of which file fills which parameter, decided from headers alone, before anything is read."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pixtral.checkpoints import names
+from pixtral.checkpoints.config import Kind
+from pixtral.checkpoints.layout import Files
+from pixtral.checkpoints.names import Scheme
+from pixtral.checkpoints.tensors import TensorInfo, read_header
+from pixtral.errors import CheckpointError
+
+_SHOWN = 5
+_QUANTIZED = (
+    "absmax",
+    "quant_map",
+    "SCB",
+    "qweight",
+    "qzeros",
+    "scales",
+    "weight_scale",
+    "qscale_weight",
+    "input_scale",
+)
+
+
+@dataclass(frozen=True)
+class Contents:
+    """Every tensor of a checkpoint under its canonical name.
+
+    Args:
+        files: where they come from.
+        scheme: how the files spell names.
+        tensors: canonical name -> tensor.
+        unknown: names that no scheme knows.
+        promised: names of the shard index that no file holds.
+    """
+
+    files: Files
+    scheme: Scheme
+    tensors: Mapping[str, TensorInfo]
+    unknown: tuple[str, ...]
+    promised: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """How a model's parameters are filled.
+
+    Args:
+        sources: the model's parameter name -> tensor.
+        missing: parameters of the model that no tensor fills.
+        unexpected: names in the files that have no place in the network.
+        mismatched: (parameter, what the file has, what the model expects).
+        twins: tied parameters that the files hold as well: they must be equal to what they are tied to.
+    """
+
+    sources: Mapping[str, TensorInfo]
+    missing: tuple[str, ...]
+    unexpected: tuple[str, ...]
+    mismatched: tuple[tuple[str, str, str], ...]
+    twins: Mapping[str, str]
+
+    @property
+    def ok(self) -> bool:
+        """Whether every parameter is filled exactly once and nothing is left over."""
+        return not (self.missing or self.unexpected or self.mismatched)
+
+
+def read_contents(files: Files) -> Contents:
+    """The headers of all weight files.
+
+    Raises:
+        CheckpointError: a broken file, or a tensor that occurs twice.
+    """
+    stored: dict[str, TensorInfo] = {}
+    for file in files.weights:
+        for name, info in read_header(file).items():
+            if name in stored:
+                raise CheckpointError(
+                    f"tensor {name!r} is in {stored[name].file.name} and in {file.name} of {files.folder}; "
+                    "keep the files of one checkpoint only"
+                )
+            stored[name] = info
+    scheme, canonical = names.canonical_names(stored)
+    tensors: dict[str, TensorInfo] = {}
+    for name, ours in canonical.items():
+        if ours is None:
+            continue
+        if ours in tensors:
+            raise CheckpointError(
+                f"{files.folder} holds one parameter under two names, {tensors[ours].name!r} and {name!r}; keep one"
+            )
+        tensors[ours] = stored[name]
+    unknown = tuple(name for name, ours in canonical.items() if ours is None and not names.is_derived(name))
+    return Contents(files, scheme, tensors, unknown, tuple(sorted(files.promised - stored.keys())))
+
+
+def parameter_groups(model: nn.Module) -> dict[str, str]:
+    """Parameter name -> name of the first parameter that is the same tensor (itself, unless tied)."""
+    first: dict[int, str] = {}
+    return {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
+
+
+def make_plan(model: nn.Module, kind: Kind, contents: Contents) -> Plan:
+    """Match a (meta) model's parameters with a checkpoint's tensors; never raises, see `refuse`."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    groups = parameter_groups(model)
+    sources: dict[str, TensorInfo] = {}
+    surplus = list(contents.unknown)
+    for ours, info in contents.tensors.items():
+        name = kind.own.spell(ours)
+        if name in parameters:
+            sources[name] = info
+        elif name is not None:  # a part of this network, but for example one layer too many
+            surplus.append(info.name)
+    mismatched = []
+    for name, info in sources.items():
+        expected = parameters[name].shape
+        if info.shape != tuple(expected) or not info.dtype.is_floating_point:
+            mismatched.append((name, f"{list(info.shape)} {_short(info.dtype)}", f"{list(expected)}"))
+    filled = {groups[name] for name in sources}
+    twins = {name: groups[name] for name in sources if groups[name] != name and groups[name] in sources}
+    missing = [name for name, first in groups.items() if first == name and name not in filled]
+    return Plan(sources, tuple(missing), tuple(surplus), tuple(mismatched), twins)
+
+
+def refuse(plan: Plan, contents: Contents) -> None:
+    """Raise CheckpointError unless the plan is complete."""
+    if plan.ok and not contents.promised:
+        return
+    problems = []
+    if plan.missing:
+        problems.append(f"{len(plan.missing)} parameters missing ({listed(plan.missing)})")
+    if plan.unexpected:
+        problems.append(f"{len(plan.unexpected)} unexpected ({listed(plan.unexpected)})")
+    if plan.mismatched:
+        shapes = [f"{name}: found {found}, expected {expected}" for name, found, expected in plan.mismatched]
+        problems.append(f"{len(shapes)} of another shape or kind ({listed(shapes, '; ')})")
+    if contents.promised:
+        problems.append(f"{len(contents.promised)} promised by the index and in no file ({listed(contents.promised)})")
+    files = contents.files
+    raise CheckpointError(
+        f"{files.folder} ({files.layout} layout) does not fit its {files.config.name}: {'; '.join(problems)}. "
+        f"{_advice(plan, contents)} Files read: {listed([file.name for file in files.weights])}"
+    )
+
+
+def listed(items: Sequence[str], separator: str = ", ") -> str:
+    """The first few, and how many more."""
+    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
+    return separator.join(items[:_SHOWN]) + more
+
+
+def weight_files(plan: Plan) -> tuple[Path, ...]:
+    """The files that the plan reads from."""
+    return tuple(sorted({info.file for info in plan.sources.values()}))
+
+
+def _short(dtype: torch.dtype) -> str:
+    return str(dtype).removeprefix("torch.")
+
+
+def _advice(plan: Plan, contents: Contents) -> str:
+    if any(name.rpartition(".")[2] in _QUANTIZED for name in plan.unexpected):
+        return "The extra names look like a quantized checkpoint: use the one in bfloat16."
+    if contents.promised:
+        return "The files are not the ones the index was written for: fetch them again."
+    if plan.missing == ("lm_head.weight",):
+        return "If input and output embeddings are one tensor, set tie_word_embeddings to true in the configuration."
+    if any(".q_proj." in name or ".o_proj." in name for name, _, _ in plan.mismatched):
+        return "Check head_dim, num_attention_heads and hidden_size in the configuration."
+    if plan.missing and plan.unexpected and not plan.sources:
+        return "No name is one that Pixtral's checkpoints use: this is another model."
+    if plan.mismatched:
+        return "Configuration and weights are of different models: fetch both from one place."
+    return "Check the number of layers in the configuration, and that all files come from one checkpoint."

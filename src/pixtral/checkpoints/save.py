@@ -1,0 +1,207 @@
+"""A model to a folder, in either layout: sharded, one tensor in memory at a time, nothing half-written left behind."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pixtral.checkpoints import names
+from pixtral.checkpoints.config import LLAVA, Kind, kind_of
+from pixtral.checkpoints.layout import weight_names
+from pixtral.checkpoints.load import head_counts
+from pixtral.checkpoints.memory import gigabytes
+from pixtral.checkpoints.tensors import DTYPES, write_file
+from pixtral.configuration import Config, GenerationConfig, LlavaConfig, MistralConfig
+from pixtral.errors import CheckpointError, ConfigError
+
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_STEMS = {"hf": "model", "mistral": "consolidated"}
+
+
+def save_model(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    layout: str = "hf",
+    max_shard_size: int | str = "5GB",
+) -> tuple[Path, ...]:
+    """Write a model so that this package and Transformers ("hf") or Mistral's programs ("mistral") can read it.
+
+    Everything is first written under a temporary name in the folder; a failure leaves the folder as it was. Weights of
+    an earlier save in the same layout are replaced, other files stay.
+
+    Args:
+        model: one of the three models.
+        folder: created if needed.
+        layout: "hf": config.json, model*.safetensors; "mistral": params.json, consolidated*.safetensors.
+        max_shard_size: bytes, or "5GB", "500MB", "2GiB"; a single tensor is never split.
+
+    Returns:
+        The files written.
+
+    Raises:
+        CheckpointError: nowhere to write, no room, or a parameter that the layout has no name for.
+        ConfigError: the layout cannot express this network, or an argument is not understood.
+    """
+    if layout not in _STEMS:
+        raise ConfigError(f"layout is {layout!r}; expected 'hf' or 'mistral'")
+    kind, config, limit = kind_of(type(model)), _config_of(model), _parse_size(max_shard_size)
+    if layout == "mistral" and kind is not LLAVA:
+        raise ConfigError(f"Mistral's layout holds a whole Pixtral, not {kind.parts} alone; save it with layout='hf'")
+    parameters = _spelled(model, kind, config, layout)
+    files = {_config_name(layout): _config_json(model, kind, config, layout)}
+    generation = getattr(model, "generation_config", None)
+    if isinstance(generation, GenerationConfig):
+        known = {key: value for key, value in generation.to_dict().items() if value is not None}
+        files["generation_config.json"] = json.dumps(known, indent=2) + "\n"
+    target = Path(folder)
+    need = sum(p.numel() * p.element_size() for p in parameters.values())
+    try:
+        target.mkdir(parents=True, exist_ok=True)
+        free = shutil.disk_usage(target).free
+        if free < need:
+            raise CheckpointError(f"{target} has {gigabytes(free)} free, the model takes {gigabytes(need)}; make room")
+        staging = Path(tempfile.mkdtemp(dir=target, prefix=".saving-"))
+        try:
+            heads = head_counts(config) if layout == "mistral" else None
+            weights = _write_weights(staging, parameters, _STEMS[layout], limit, heads)
+            for name, text in files.items():
+                (staging / name).write_text(text, encoding="utf-8")
+            return _publish(staging, target, weights, list(files), layout)
+        finally:
+            shutil.rmtree(staging, ignore_errors=True)
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {target}: {error}; check the path, its rights and the room") from error
+
+
+def _config_of(model: nn.Module) -> Config:
+    config = model.config
+    assert isinstance(config, Config)
+    return config
+
+
+def _spelled(model: nn.Module, kind: Kind, config: Config, layout: str) -> dict[str, Tensor]:
+    """Name in the file -> parameter; tied ones once."""
+    scheme = names.MISTRAL if layout == "mistral" else kind.published
+    tied = isinstance(config, (LlavaConfig, MistralConfig)) and config.tie_word_embeddings
+    spelled: dict[str, Tensor] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        canonical = kind.own.canonical(name)
+        stored = None if canonical is None else scheme.spell(canonical)
+        if canonical is None or stored is None:
+            raise CheckpointError(
+                f"parameter {name!r} has no name in the {layout!r} layout; remove or merge what was added to the model"
+            )
+        if parameter.is_meta or parameter.dtype not in DTYPES.values():
+            raise CheckpointError(f"parameter {name!r} is {parameter.dtype} on {parameter.device}; it cannot be saved")
+        if tied and names.part_of(canonical) == names.HEAD:
+            _check_tie(model, parameter)
+            continue
+        spelled[stored] = parameter
+    return spelled
+
+
+def _check_tie(model: nn.Module, head: Tensor) -> None:
+    embeddings = next(p for name, p in model.named_parameters() if name.endswith("embed_tokens.weight"))
+    if embeddings is not head and not torch.equal(embeddings, head):
+        raise CheckpointError(
+            "tie_word_embeddings is true, but lm_head.weight differs from the embeddings; set it to false in the config"
+        )
+
+
+def _config_name(layout: str) -> str:
+    return "params.json" if layout == "mistral" else "config.json"
+
+
+def _config_json(model: nn.Module, kind: Kind, config: Config, layout: str) -> str:
+    values: dict[str, Any]
+    if layout == "mistral":
+        assert isinstance(config, LlavaConfig)
+        values = config.to_params()
+    else:
+        dtype = str(next(p.dtype for p in model.parameters())).removeprefix("torch.")
+        values = {**config.to_dict(), "architectures": [kind.model.__name__], "dtype": dtype}
+        for part in ("text_config", "vision_config"):
+            if part in values:
+                values[part]["dtype"] = dtype
+    return json.dumps(values, indent=2) + "\n"
+
+
+def _write_weights(
+    folder: Path, parameters: dict[str, Tensor], stem: str, limit: int, heads: tuple[int, int, int] | None
+) -> list[str]:
+    """Write the weights into `folder`; the names of the files, the index last."""
+    shards = _shards(parameters, limit)
+    if len(shards) == 1:
+        written = [f"{stem}.safetensors"]
+    else:
+        written = [f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
+    for file, shard in zip(written, shards, strict=True):
+        shapes = {name: (parameters[name].dtype, parameters[name].shape) for name in shard}
+        write_file(folder / file, shapes, _values(parameters, shard, heads))
+    if len(shards) > 1:
+        total = sum(p.numel() * p.element_size() for p in parameters.values())
+        where = {name: file for file, shard in zip(written, shards, strict=True) for name in shard}
+        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
+        written.append(f"{stem}.safetensors.index.json")
+        (folder / written[-1]).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return written
+
+
+def _values(parameters: dict[str, Tensor], shard: list[str], heads: tuple[int, int, int] | None) -> Iterator[Tensor]:
+    """The tensors of a shard as they lie in the file; `heads` are given when q and k are stored interleaved."""
+    for name in shard:
+        value = parameters[name].detach()
+        if heads is not None:
+            count = names.rotary_heads(names.MISTRAL.canonical(name) or name, *heads)
+            value = value if count is None else names.to_interleaved(value.contiguous(), count)
+        yield value
+
+
+def _shards(parameters: dict[str, Tensor], limit: int) -> list[list[str]]:
+    shards: list[list[str]] = [[]]
+    size = 0
+    for name, parameter in parameters.items():
+        nbytes = parameter.numel() * parameter.element_size()
+        if shards[-1] and size + nbytes > limit:
+            shards.append([])
+            size = 0
+        shards[-1].append(name)
+        size += nbytes
+    return shards
+
+
+def _publish(staging: Path, target: Path, weights: list[str], texts: list[str], layout: str) -> tuple[Path, ...]:
+    """Move finished files to their names, and remove weights of an earlier save that would be read instead."""
+    stale = [name for name in weight_names(target, layout) if name not in weights]
+    for name in weights:
+        os.replace(staging / name, target / name)
+    for name in stale:
+        (target / name).unlink()
+    for name in texts:
+        os.replace(staging / name, target / name)
+    return tuple(target / name for name in (*weights, *texts))
+
+
+def _parse_size(size: int | str) -> int:
+    """Bytes from 5_000_000_000, "5GB" or "2GiB"."""
+    if isinstance(size, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", size.strip())
+        unit = _UNITS.get(match[2].upper() or "B") if match else None
+        number = float(match[1]) * unit if match and unit else 0.0
+    else:
+        number = float(size)
+    if number < 1:
+        raise ConfigError(f"max_shard_size is {size!r}; expected a number of bytes, or for example '5GB' or '500MB'")
+    return int(number)
