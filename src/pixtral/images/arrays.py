@@ -1,0 +1,110 @@
+"""NumPy arrays and torch tensors as PIL images: layout found, values brought to 8 bits or refused."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+import numpy as np
+from PIL import Image
+
+from pixtral.errors import ImageError
+from pixtral.images.rgb import scale_to_8_bits
+
+ChannelOrder = Literal["channels_first", "channels_last"]
+_CHANNELS = (1, 3, 4)
+
+
+def is_array(value: object) -> bool:
+    """Whether the value is a NumPy array or a torch tensor, without importing torch."""
+    return isinstance(value, np.ndarray) or _is_tensor(value)
+
+
+def _is_tensor(value: object) -> bool:
+    return type(value).__module__.split(".")[0] == "torch" and hasattr(value, "detach")
+
+
+def is_float(value: object) -> bool:
+    """Whether an array or tensor holds floating point values, which `image_from_array` takes as 0..1."""
+    return is_array(value) and "float" in str(getattr(value, "dtype", ""))
+
+
+def to_numpy(value: object) -> np.ndarray:
+    """The values of an array or of a tensor on any device; bfloat16 becomes float32. No copy where none is needed."""
+    if isinstance(value, np.ndarray):
+        return value
+    import torch
+
+    if not isinstance(value, torch.Tensor):
+        raise ImageError(f"found a {type(value).__name__}; expected a NumPy array or a torch tensor")
+    tensor = value.detach().cpu()
+    return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def image_from_array(value: object, channel_order: ChannelOrder | None = None) -> Image.Image:
+    """An array or tensor as a PIL image of mode L, RGB or RGBA.
+
+    Args:
+        value: (H, W), (H, W, C) or (C, H, W) with 1, 3 or 4 channels (grey, RGB, RGBA). uint8 and other integers
+            mean 0..255, uint16 means 0..65535, bool means black and white, floating point means 0..1.
+        channel_order: needed when both the first and the last side could be the channels.
+
+    Raises:
+        ImageError: another shape or dtype, an ambiguous layout, or values outside their range. Floating point beyond
+            0..1 is refused instead of guessed: it may be 0..255, or already normalised.
+    """
+    array = _channels_last(to_numpy(value), channel_order)
+    array = _eight_bits(array)
+    if array.shape[-1] == 1:
+        array = array[..., 0]
+    return Image.fromarray(np.ascontiguousarray(array))
+
+
+def _channels_last(array: np.ndarray, channel_order: ChannelOrder | None) -> np.ndarray:
+    """(H, W) or (C, H, W) or (H, W, C) to (H, W, C)."""
+    if array.size == 0:
+        raise ImageError(f"found an array of shape {array.shape}, which is empty; expected at least one pixel")
+    if array.ndim == 2:
+        return array[..., None]
+    if array.ndim != 3:
+        raise ImageError(f"found an array of shape {array.shape}; expected (H, W), (H, W, C) or (C, H, W)")
+    first, last = array.shape[0] in _CHANNELS, array.shape[-1] in _CHANNELS
+    if channel_order is None:
+        if first and last:
+            raise ImageError(
+                f"found an array of shape {array.shape}, whose channels may come first or last; "
+                "pass input_data_format='channels_first' or 'channels_last'"
+            )
+        channel_order = "channels_first" if first else "channels_last"
+    elif channel_order not in ("channels_first", "channels_last"):
+        raise ImageError(f"input_data_format is {channel_order!r}; expected 'channels_first' or 'channels_last'")
+    if not (first if channel_order == "channels_first" else last):
+        raise ImageError(
+            f"found an array of shape {array.shape}, taken as {channel_order}; expected 1, 3 or 4 channels"
+        )
+    return array.transpose(1, 2, 0) if channel_order == "channels_first" else array
+
+
+def _eight_bits(array: np.ndarray) -> np.ndarray:
+    """Values to uint8, by dtype."""
+    if array.dtype == np.uint8:
+        return array
+    kind = array.dtype.kind
+    if kind == "b":
+        return array.astype(np.uint8) * np.uint8(255)
+    if array.dtype == np.uint16:
+        return scale_to_8_bits(array)
+    if kind not in "iuf":
+        raise ImageError(f"found an array of dtype {array.dtype}; expected uint8 (0..255) or floating point (0..1)")
+    smallest, largest = float(array.min()), float(array.max())
+    limit = 1 if kind == "f" else 255
+    if not (smallest >= 0 and largest <= limit):  # also refuses NaN
+        hint = (
+            "if it is 0..255, pass array.astype('uint8'); if it is normalised, undo that first"
+            if kind == "f"
+            else "for 16-bit grey pass array.astype('uint16'), otherwise scale it"
+        )
+        raise ImageError(
+            f"found {array.dtype} values from {smallest:g} to {largest:g}; expected 0..{limit} for this dtype; {hint}"
+        )
+    scaled: np.ndarray = np.rint(array.astype(np.float32) * 255) if kind == "f" else array
+    return scaled.astype(np.uint8)

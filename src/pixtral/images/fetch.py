@@ -1,0 +1,180 @@
+"""Download an image over http or https, with limits on time, size, redirects and addresses."""
+
+from __future__ import annotations
+
+import http.client
+import ipaddress
+import socket
+import ssl
+import threading
+import time
+from urllib.parse import SplitResult, quote, urljoin, urlsplit
+
+from pixtral.errors import ImageError, ImageFetchError
+from pixtral.images.decode import too_many_bytes
+from pixtral.images.limits import ImageLimits, shortened
+
+_HEADERS = {"User-Agent": "pixtral-python/1.0", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
+_REDIRECTS = (301, 302, 303, 307, 308)
+_CHUNK = 1 << 16
+
+
+def fetch(url: str, limits: ImageLimits) -> bytes:
+    """The body behind an http(s) URL.
+
+    Raises:
+        ImageFetchError: refused by `limits`, unreachable, too slow, redirected too often, or an answer that is not 200.
+        ImageTooLarge: the body is longer than `limits.max_bytes`; no more than that is read.
+    """
+    if not limits.allow_remote:
+        raise ImageFetchError(f"found {shortened(url)}; URLs are not fetched here (ImageLimits.allow_remote is False)")
+    deadline = time.monotonic() + limits.timeout
+    current = url
+    for _ in range(limits.max_redirects + 1):
+        answer = _Request(current, limits, deadline).run()
+        if isinstance(answer, bytes):
+            return answer
+        current = answer
+    raise ImageFetchError(
+        f"{shortened(url)} redirects more than {limits.max_redirects} times; "
+        "pass the final address or raise ImageLimits.max_redirects"
+    )
+
+
+class _Request:
+    """One request: `run` gives the body, or the address that a redirect points to."""
+
+    def __init__(self, url: str, limits: ImageLimits, deadline: float) -> None:
+        self.url, self.limits, self.deadline = url, limits, deadline
+        self.parts = _split(url)
+        self.timed_out = False
+
+    def run(self) -> bytes | str:
+        try:
+            connection = self._connect()
+            try:
+                return self._exchange(connection)
+            finally:
+                connection.close()
+        except ImageError:
+            raise
+        except (OSError, http.client.HTTPException, ValueError) as error:
+            if self.timed_out or isinstance(error, TimeoutError):
+                raise self._too_slow() from error
+            reason = str(error) or type(error).__name__
+            raise ImageFetchError(
+                f"{shortened(self.url)} could not be fetched ({reason}); check the address"
+            ) from error
+
+    def _exchange(self, connection: http.client.HTTPConnection) -> bytes | str:
+        # A socket's time-out starts anew with every byte, so the whole exchange is ended from outside.
+        alarm = threading.Timer(max(self._time_left(), 0.001), self._give_up, [connection.sock])
+        alarm.daemon = True
+        alarm.start()
+        try:
+            target = quote(self.parts.path or "/", safe="/%:@!$&'()*+,;=~")
+            query = quote(self.parts.query, safe="/%:@!$&'()*+,;=~?")
+            connection.request("GET", f"{target}?{query}" if query else target, headers=_HEADERS)
+            response = connection.getresponse()
+            location = response.getheader("Location")
+            if response.status in _REDIRECTS and location:
+                return urljoin(self.url, location)
+            if response.status != 200:
+                raise ImageFetchError(
+                    f"{shortened(self.url)} answered {response.status} {response.reason}; expected 200 and an image"
+                )
+            body = self._body(response)
+        finally:
+            alarm.cancel()
+        if self.timed_out:
+            raise self._too_slow()
+        return body
+
+    def _body(self, response: http.client.HTTPResponse) -> bytes:
+        announced = response.length
+        if announced is not None and announced > self.limits.max_bytes:
+            raise too_many_bytes(f"an answer of {announced:,}", self.limits)
+        body = bytearray()
+        while part := response.read1(_CHUNK):
+            body += part
+            if len(body) > self.limits.max_bytes:
+                raise too_many_bytes(f"an answer of more than {self.limits.max_bytes:,}", self.limits)
+        if announced is not None and len(body) < announced and not self.timed_out:
+            raise ImageFetchError(
+                f"{shortened(self.url)} sent {len(body):,} of {announced:,} bytes and then closed; try again"
+            )
+        return bytes(body)
+
+    def _connect(self) -> http.client.HTTPConnection:
+        """A connection over a socket to an address that was checked first, so that no second lookup can differ."""
+        host, secure = self.parts.hostname or "", self.parts.scheme == "https"
+        port = self.parts.port or (443 if secure else 80)
+        connection = http.client.HTTPConnection(host, port)
+        raw = self._open_socket(host, port)
+        try:
+            raw.settimeout(max(self._time_left(), 0.001))
+            connection.sock = ssl.create_default_context().wrap_socket(raw, server_hostname=host) if secure else raw
+        except BaseException:
+            raw.close()
+            raise
+        if secure:
+            connection.default_port = 443  # so that the Host header leaves it out
+        return connection
+
+    def _open_socket(self, host: str, port: int) -> socket.socket:
+        failure: OSError = OSError("the name has no address")
+        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
+            if not self.limits.allow_private and not _is_public(str(address[0])):
+                raise ImageFetchError(
+                    f"{shortened(self.url)} leads to {address[0]}, which is not a public address; "
+                    "such URLs are not fetched here (ImageLimits.allow_private is False)"
+                )
+            candidate = socket.socket(family, kind, protocol)
+            try:
+                candidate.settimeout(max(self._time_left(), 0.001))
+                candidate.connect(address)
+            except OSError as error:
+                candidate.close()
+                failure = error
+                continue
+            return candidate
+        raise failure
+
+    def _time_left(self) -> float:
+        return self.deadline - time.monotonic()
+
+    def _give_up(self, sock: socket.socket) -> None:
+        self.timed_out = True
+        try:
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # wakes the read that is waiting
+        except OSError:
+            return  # closed already
+
+    def _too_slow(self) -> ImageFetchError:
+        return ImageFetchError(
+            f"{shortened(self.url)} was not received within {self.limits.timeout:g} seconds; "
+            "try again or raise ImageLimits.timeout"
+        )
+
+
+def _split(url: str) -> SplitResult:
+    """The parts of an http(s) URL; everything else is refused, also as the target of a redirect."""
+    try:
+        parts = urlsplit(url.strip())
+        valid = bool(parts.hostname) and (parts.port is None or parts.port > 0)
+    except ValueError as error:
+        raise ImageFetchError(f"found {shortened(url)}, which is not a valid URL ({error})") from error
+    if parts.scheme not in ("http", "https") or not valid:
+        raise ImageFetchError(f"found {shortened(url)}; expected a URL that begins with http:// or https://")
+    if parts.username is not None:
+        raise ImageFetchError(
+            f"found a URL with a user name for {parts.hostname}; expected one without; fetch it, pass the bytes"
+        )
+    return parts
+
+
+def _is_public(address: str) -> bool:
+    parsed = ipaddress.ip_address(address.split("%")[0])
+    mapped = getattr(parsed, "ipv4_mapped", None)
+    checked = parsed if mapped is None else mapped
+    return checked.is_global and not checked.is_multicast
