@@ -1,0 +1,182 @@
+"""The public models: the networks of `models/` with `from_pretrained`, `save_pretrained` and `generate`."""
+
+from __future__ import annotations
+
+import inspect
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+
+from pixtral.checkpoints.layout import Layout
+from pixtral.checkpoints.load import DeviceMap, LoadedFrom, load_model
+from pixtral.checkpoints.save import save_model
+from pixtral.configuration import Config, GenerationConfig, LlavaConfig, MistralConfig, PixtralVisionConfig
+from pixtral.errors import ConfigError, refuse_unknown
+from pixtral.models import llava, mistral, vision
+from pixtral.models.base import PixtralModule
+
+T = TypeVar("T", bound="PretrainedModel")
+
+
+class PretrainedModel(PixtralModule):
+    """What the public models add to the networks: files in and out, and defaults of generation."""
+
+    loaded_from: LoadedFrom | None = None
+    name_or_path: str = ""
+
+    @classmethod
+    def from_pretrained(
+        cls: type[T],
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        config: Config | None = None,
+        dtype: str | torch.dtype | None = None,
+        torch_dtype: str | torch.dtype | None = None,
+        device_map: DeviceMap = None,
+        attn_implementation: str | None = None,
+        quantization_config: object = None,
+        layout: Layout = "auto",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        progress: bool = True,
+        low_cpu_mem_usage: bool = True,
+        use_safetensors: bool | None = None,
+        trust_remote_code: bool = False,
+        **unknown: object,
+    ) -> T:
+        """Read a model from a folder or the Hugging Face Hub, in Hugging Face's or Mistral's layout.
+
+        Memory while loading never exceeds the model and one tensor. A vision tower or a decoder can be read out of a
+        whole Pixtral; only its own tensors are read then. `model.loaded_from` says what was read.
+
+        Args:
+            pretrained_model_name_or_path: a folder, or a Hub id such as "mistralai/Pixtral-12B-2409".
+            config: used instead of the checkpoint's own.
+            dtype: "auto" (as stored; the default), a torch dtype, or its name. `torch_dtype` is its former name.
+            device_map: None or "cpu", "auto" (the best single device), "cuda", a torch.device, {"": device}.
+            attn_implementation: None or "sdpa".
+            quantization_config: must be None: quantized models are not read.
+            layout: which layout to read when a folder holds both: "auto" (Hugging Face's), "hf", "mistral".
+            revision, token, cache_dir, local_files_only, force_download: for the Hub.
+            progress: show a bar, if stderr is a terminal.
+            low_cpu_mem_usage, use_safetensors, trust_remote_code: accepted for programs written for Transformers; the
+                first two are always so, and no code of a checkpoint is ever run.
+
+        Raises:
+            CheckpointError: nothing there, broken or missing files, weights that do not fit, too little memory.
+            ConfigError: a configuration or an argument that cannot be used.
+            UnknownArgument: a keyword that is none of these.
+        """
+        refuse_unknown(unknown, f"{cls.__name__}.from_pretrained()", _keywords(cls.from_pretrained))
+        _check_arguments(config, attn_implementation, quantization_config, use_safetensors)
+        if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
+            raise ConfigError(f"dtype is {dtype!r} and torch_dtype, its former name, {torch_dtype!r}; give one of them")
+        model = load_model(
+            cls,
+            pretrained_model_name_or_path,
+            config=config,
+            dtype=dtype if dtype is not None else torch_dtype,
+            device_map=device_map,
+            layout=layout,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+            progress=progress,
+        )
+        model.name_or_path = os.fspath(pretrained_model_name_or_path)
+        assert model.loaded_from is not None
+        if (model.loaded_from.folder / GenerationConfig.file_name).is_file():
+            model._set_generation_config(GenerationConfig.from_folder(model.loaded_from.folder))
+        return model
+
+    def save_pretrained(
+        self,
+        save_directory: str | os.PathLike[str],
+        *,
+        layout: str = "hf",
+        max_shard_size: int | str = "5GB",
+        safe_serialization: bool = True,
+        **unknown: object,
+    ) -> tuple[Path, ...]:
+        """Write the model to a folder; see `checkpoints.save.save_model`.
+
+        Args:
+            save_directory: created if needed; a failure leaves it as it was.
+            layout: "hf" (read by Transformers too) or "mistral".
+            max_shard_size: bytes, or "5GB"; above it the weights are split over several files.
+            safe_serialization: must be True: pickles are not written.
+
+        Returns:
+            The files written.
+        """
+        refuse_unknown(unknown, f"{type(self).__name__}.save_pretrained()", _keywords(self.save_pretrained))
+        if not safe_serialization:
+            raise ConfigError("safe_serialization=False asks for a pickle; only safetensors are written")
+        return save_model(self, save_directory, layout=layout, max_shard_size=max_shard_size)
+
+    def _set_generation_config(self, config: GenerationConfig) -> None:
+        """Take defaults of generation; a model that does not generate has none."""
+
+
+class GenerativeModel(PretrainedModel):
+    """A public model that writes text."""
+
+    generation_config: GenerationConfig
+
+    def __init__(self, config: LlavaConfig | MistralConfig) -> None:
+        super().__init__(config)
+        text = config.text_config if isinstance(config, LlavaConfig) else config
+        self.generation_config = GenerationConfig(
+            bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
+        )
+
+    def _set_generation_config(self, config: GenerationConfig) -> None:
+        self.generation_config = config
+
+
+class PixtralVisionModel(PretrainedModel, vision.PixtralVisionModel):
+    """The vision tower; `from_pretrained` also reads it out of a whole Pixtral."""
+
+    config_class = PixtralVisionConfig
+
+
+class MistralForCausalLM(GenerativeModel, mistral.MistralForCausalLM):
+    """The decoder with its output layer; `from_pretrained` also reads it out of a whole Pixtral."""
+
+    config_class = MistralConfig
+
+
+class LlavaForConditionalGeneration(GenerativeModel, llava.LlavaForConditionalGeneration):
+    """Pixtral: images and text in, text out."""
+
+    config_class = LlavaConfig
+
+
+def _keywords(function: Callable[..., object]) -> list[str]:
+    """The names of a function's keyword arguments."""
+    parameters = inspect.signature(function).parameters.values()
+    return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
+
+
+def _check_arguments(
+    config: object, attn_implementation: str | None, quantization_config: object, use_safetensors: bool | None
+) -> None:
+    """Refuse what Transformers would take and this package does otherwise."""
+    if config is not None and not isinstance(config, Config):
+        raise ConfigError(f"config is a {type(config).__name__}; expected a LlavaConfig or one of its parts")
+    if attn_implementation not in (None, "sdpa"):
+        raise ConfigError(
+            f"attn_implementation is {attn_implementation!r}; leave it out, or say 'sdpa': there is one implementation"
+        )
+    if quantization_config is not None:
+        raise ConfigError("quantization_config is not supported: load the model without it, for example in bfloat16")
+    if use_safetensors is False:
+        raise ConfigError("use_safetensors=False asks for pickles, which can run code when read; leave it out")
