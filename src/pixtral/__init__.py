@@ -1,1 +1,122 @@
-"""Run, serve, quantize and fine-tune the Pixtral family of vision-language models."""
+"""Run, serve, quantize and fine-tune the Pixtral family of vision-language models.
+
+    import pixtral
+    print(pixtral.load().chat("What is this?", images="shapes.png").text)
+
+The public names are looked up when they are first used, so that `import pixtral` itself loads nothing heavy.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from pixtral.assistant import Answer as Answer
+    from pixtral.assistant import Assistant as Assistant
+    from pixtral.assistant import load as load
+    from pixtral.configuration import GenerationConfig as GenerationConfig
+    from pixtral.configuration import LlavaConfig as LlavaConfig
+    from pixtral.configuration import MistralConfig as MistralConfig
+    from pixtral.configuration import PixtralVisionConfig as PixtralVisionConfig
+    from pixtral.errors import CheckpointError as CheckpointError
+    from pixtral.errors import ConfigError as ConfigError
+    from pixtral.errors import GenerationError as GenerationError
+    from pixtral.errors import ImageError as ImageError
+    from pixtral.errors import ImageFetchError as ImageFetchError
+    from pixtral.errors import ImageTooLarge as ImageTooLarge
+    from pixtral.errors import MissingDependency as MissingDependency
+    from pixtral.errors import PixtralError as PixtralError
+    from pixtral.errors import PromptError as PromptError
+    from pixtral.errors import UnknownArgument as UnknownArgument
+    from pixtral.images.limits import ImageLimits as ImageLimits
+    from pixtral.images.processors import PixtralImageProcessor as PixtralImageProcessor
+    from pixtral.images.processors import PixtralImageProcessorFast as PixtralImageProcessorFast
+    from pixtral.pretrained import LlavaForConditionalGeneration as LlavaForConditionalGeneration
+    from pixtral.pretrained import MistralForCausalLM as MistralForCausalLM
+    from pixtral.pretrained import PixtralVisionModel as PixtralVisionModel
+    from pixtral.processing import AutoProcessor as AutoProcessor
+    from pixtral.processing import AutoTokenizer as AutoTokenizer
+    from pixtral.processing import PixtralProcessor as PixtralProcessor
+    from pixtral.streamers import TextIteratorStreamer as TextIteratorStreamer
+    from pixtral.streamers import TextStreamer as TextStreamer
+    from pixtral.text.mistral import MistralCommonTokenizer as MistralCommonTokenizer
+    from pixtral.text.mistral import MistralCommonTokenizer as MistralCommonBackend
+
+__version__ = "0.1.0"
+
+# Where each public name lives: name -> (module, name in it).
+_HOME = {
+    name: (module, name)
+    for module, names in {
+        "pixtral.assistant": ("Answer", "Assistant", "load"),
+        "pixtral.configuration": ("GenerationConfig", "LlavaConfig", "MistralConfig", "PixtralVisionConfig"),
+        "pixtral.errors": (
+            "CheckpointError",
+            "ConfigError",
+            "GenerationError",
+            "ImageError",
+            "ImageFetchError",
+            "ImageTooLarge",
+            "MissingDependency",
+            "PixtralError",
+            "PromptError",
+            "UnknownArgument",
+        ),
+        "pixtral.images.limits": ("ImageLimits",),
+        "pixtral.images.processors": ("PixtralImageProcessor", "PixtralImageProcessorFast"),
+        "pixtral.pretrained": ("LlavaForConditionalGeneration", "MistralForCausalLM", "PixtralVisionModel"),
+        "pixtral.processing": ("AutoProcessor", "AutoTokenizer", "PixtralProcessor"),
+        "pixtral.streamers": ("TextIteratorStreamer", "TextStreamer"),
+        "pixtral.text.mistral": ("MistralCommonTokenizer",),
+    }.items()
+    for name in names
+} | {"MistralCommonBackend": ("pixtral.text.mistral", "MistralCommonTokenizer")}  # Transformers 5's name
+
+__all__ = [  # written out for tools that read it without running it; a test compares it with _HOME
+    "Answer",
+    "Assistant",
+    "AutoProcessor",
+    "AutoTokenizer",
+    "CheckpointError",
+    "ConfigError",
+    "GenerationConfig",
+    "GenerationError",
+    "ImageError",
+    "ImageFetchError",
+    "ImageLimits",
+    "ImageTooLarge",
+    "LlavaConfig",
+    "LlavaForConditionalGeneration",
+    "MissingDependency",
+    "MistralCommonBackend",
+    "MistralCommonTokenizer",
+    "MistralConfig",
+    "MistralForCausalLM",
+    "PixtralError",
+    "PixtralImageProcessor",
+    "PixtralImageProcessorFast",
+    "PixtralProcessor",
+    "PixtralVisionConfig",
+    "PixtralVisionModel",
+    "PromptError",
+    "TextIteratorStreamer",
+    "TextStreamer",
+    "UnknownArgument",
+    "__version__",
+    "load",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name not in _HOME:
+        raise AttributeError(f"module 'pixtral' has no attribute {name!r}")
+    from importlib import import_module
+
+    module, attribute = _HOME[name]
+    value: object = getattr(import_module(module), attribute)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})
