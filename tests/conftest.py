@@ -1,0 +1,32 @@
+"""What every test stands on: fixed seeds, one thread, and reproducible hypothesis runs."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+
+import hypothesis
+import numpy as np
+import pytest
+import torch
+
+hypothesis.settings.register_profile(
+    "pixtral", deadline=None, derandomize=True, database=None, max_examples=50, print_blob=True
+)
+hypothesis.settings.load_profile("pixtral")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def _one_thread() -> None:
+    """Tiny tensors are slower on several threads, and test processes beside each other would fight for the cores."""
+    torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _seeds() -> Iterator[None]:
+    """The same random numbers in every test, whatever ran before it; gradients are on when a test starts."""
+    random.seed(0)
+    np.random.seed(0)
+    torch.manual_seed(0)
+    yield
+    assert torch.is_grad_enabled(), "a test left gradients switched off"
