@@ -39,8 +39,8 @@ if TYPE_CHECKING:
     from pixtral.processing import PixtralProcessor as PixtralProcessor
     from pixtral.streamers import TextIteratorStreamer as TextIteratorStreamer
     from pixtral.streamers import TextStreamer as TextStreamer
-    from pixtral.text.mistral import MistralCommonTokenizer as MistralCommonTokenizer
     from pixtral.text.mistral import MistralCommonTokenizer as MistralCommonBackend
+    from pixtral.text.mistral import MistralCommonTokenizer as MistralCommonTokenizer
 
 __version__ = "0.1.0"
 
