@@ -1,0 +1,120 @@
+"""The vocabulary side of HuggingFaceTokenizer: tokens, ids and the names of the control tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import cache, cached_property
+from typing import TYPE_CHECKING, Any
+
+from pixtral.text.control import TokenFinder
+from pixtral.text.special import SpecialTokens
+
+if TYPE_CHECKING:
+    import tokenizers
+
+
+class HuggingFaceVocabulary(SpecialTokens):
+    """Mixed into HuggingFaceTokenizer, which provides `backend`."""
+
+    backend: tokenizers.Tokenizer
+
+    @property
+    def vocab_size(self) -> int:
+        """Number of ids of the base vocabulary, without tokens added behind it."""
+        return int(self.backend.get_vocab_size(with_added_tokens=False))
+
+    def __len__(self) -> int:
+        return int(self.backend.get_vocab_size(with_added_tokens=True))
+
+    def get_vocab(self) -> dict[str, int]:
+        """Tokens and ids."""
+        return dict(self.backend.get_vocab(with_added_tokens=True))
+
+    @cached_property
+    def _added(self) -> dict[int, Any]:
+        return dict(self.backend.get_added_tokens_decoder())
+
+    @property
+    def added_tokens_decoder(self) -> dict[int, Any]:
+        """Ids and `tokenizers.AddedToken`s of the added tokens, the special ones among them."""
+        return dict(self._added)
+
+    @cached_property
+    def all_special_ids(self) -> list[int]:
+        """Ids of the control tokens, ascending."""
+        named = {self.backend.token_to_id(token) for token in self.special_tokens_map.values()}
+        return sorted({i for i, token in self._added.items() if token.special} | (named - {None}))
+
+    @property
+    def all_special_tokens(self) -> list[str]:
+        """Names of the control tokens, in the order of their ids."""
+        return [str(self.backend.id_to_token(i)) for i in self.all_special_ids]
+
+    @cached_property
+    def control_tokens(self) -> TokenFinder:
+        """Finds the added tokens, which a text must not smuggle in."""
+        return TokenFinder(token.content for token in self._added.values())
+
+    def token_to_id(self, token: str) -> int | None:
+        """The id of a token by its name, None if the vocabulary has no such token."""
+        found = self.backend.token_to_id(token)
+        return None if found is None else int(found)
+
+    def convert_tokens_to_ids(self, tokens: str | Sequence[str]) -> Any:
+        """The id of a token, or the ids of several; an unknown one gets the unknown token's id, or None."""
+        if not isinstance(tokens, str):
+            return [self.convert_tokens_to_ids(token) for token in tokens]
+        found = self.token_to_id(tokens)
+        return self.unk_token_id if found is None else found
+
+    def convert_ids_to_tokens(self, ids: int | Sequence[int], skip_special_tokens: bool = False) -> Any:
+        """The token of an id, or the tokens of several."""
+        if isinstance(ids, int):
+            return self.backend.id_to_token(ids)
+        special = set(self.all_special_ids) if skip_special_tokens else set()
+        return [self.backend.id_to_token(int(i)) for i in ids if int(i) not in special]
+
+    def convert_tokens_to_string(self, tokens: Sequence[str]) -> str:
+        """The text of these tokens."""
+        decoder = self.backend.decoder
+        return "".join(tokens) if decoder is None else str(decoder.decode(list(tokens)))
+
+    def tokenize(self, text: str, add_special_tokens: bool = False) -> list[str]:
+        """The tokens of a text."""
+        return list(self.backend.encode(text, add_special_tokens=add_special_tokens).tokens)
+
+    @cached_property
+    def byte_level(self) -> bool:
+        """Whether every token is bytes, as in Tekken, so that a text can be decoded id by id."""
+        return type(self.backend.decoder).__name__ == "ByteLevel"
+
+    joins_over_special = True  # a skipped control token leaves no mark between the bytes around it
+
+    def id_to_bytes(self, token_id: int) -> bytes | None:
+        """The bytes one id stands for; None for a control token."""
+        if token_id in self._special_set:
+            return None
+        token = self.backend.id_to_token(token_id)
+        if token is None:
+            return b""
+        if not self.byte_level:
+            if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
+                return bytes([int(token[3:5], 16)])
+            return str(token).replace("▁", " ").encode("utf-8")
+        table = byte_of_character()
+        if all(character in table for character in token):
+            return bytes(table[character] for character in token)
+        return str(token).encode("utf-8")
+
+    @cached_property
+    def _special_set(self) -> frozenset[int]:
+        return frozenset(self.all_special_ids)
+
+
+@cache
+def byte_of_character() -> dict[str, int]:
+    """The printable character that byte-level vocabularies write for each byte, and back."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    table = {chr(byte): byte for byte in printable}
+    rest = [byte for byte in range(256) if byte not in printable]
+    return table | {chr(256 + place): byte for place, byte in enumerate(rest)}

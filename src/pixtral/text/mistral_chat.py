@@ -1,0 +1,160 @@
+"""Conversations to ids with mistral-common: our messages become its request, its refusals become ours."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from pixtral.errors import PromptError, nearest
+from pixtral.messages import Message, fill_images, image_sources, is_batch, normalize, to_openai
+from pixtral.text.base import Refused
+from pixtral.text.mistral_images import PLACEHOLDER, image_entries
+from pixtral.text.tools import tool_schemas
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from pixtral.text.mistral import MistralCommonTokenizer
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """The ids of a conversation, and its images as pixels, each (3, H, W) float32."""
+
+    ids: list[int]
+    images: list[np.ndarray[Any, Any]]
+
+
+def apply(
+    tokenizer: MistralCommonTokenizer,
+    conversation: Any,
+    *,
+    images: Sequence[object] | None,
+    tools: Sequence[object] | None,
+    add_generation_prompt: bool,
+    continue_final_message: bool,
+    tokenize: bool,
+    rows: Mapping[str, Any],
+    return_tensors: object,
+    return_dict: bool,
+    request: Mapping[str, object],
+) -> Any:
+    """`MistralCommonTokenizer.apply_chat_template`; its docstring says what the arguments are."""
+    if add_generation_prompt and continue_final_message:
+        raise PromptError("add_generation_prompt and continue_final_message exclude each other; choose one")
+    batched = is_batch(conversation)
+    conversations = [normalize(item) for item in (conversation if batched else [conversation])]
+    conversations = hand_out(conversations, images)
+    if add_generation_prompt and any(messages[-1].role == "assistant" for messages in conversations):
+        raise PromptError(
+            "the last message is the assistant's, so there is no answer to open; use continue_final_message=True "
+            "to go on with it, or end with a user message"
+        )
+    encoded = [
+        encode(tokenizer, messages, tools=tools, continue_final_message=continue_final_message, request=request)
+        for messages in conversations
+    ]
+    if not tokenize:
+        texts = [tokenizer.ids_to_text(item.ids, skip_special_tokens=False) for item in encoded]
+        return texts if batched else texts[0]
+    ids = [item.ids for item in encoded]
+    result = tokenizer(
+        ids if batched else ids[0], add_special_tokens=False, return_tensors=return_tensors, **rows
+    )
+    if not return_dict:
+        return result["input_ids"]
+    kind = None if return_tensors is None else str(getattr(return_tensors, "value", return_tensors))
+    result.update(image_entries([image for item in encoded for image in item.images], kind))
+    return result
+
+
+def hand_out(conversations: list[list[Message]], images: Sequence[object] | None) -> list[list[Message]]:
+    """The conversations with `images` in their empty places, in reading order over all of them."""
+    if images is None:
+        return conversations
+    joined = fill_images([message for messages in conversations for message in messages], images)
+    rest = iter(joined)
+    return [[next(rest) for _ in messages] for messages in conversations]
+
+
+def encode(
+    tokenizer: MistralCommonTokenizer,
+    messages: Sequence[Message],
+    *,
+    tools: Sequence[object] | None = None,
+    continue_final_message: bool = False,
+    request: Mapping[str, object] | None = None,
+    placeholders: bool = False,
+) -> Encoded:
+    """The ids and pixels of one conversation.
+
+    Args:
+        placeholders: open no image and write a single image token for each; without it every image part needs a
+            source.
+
+    Raises:
+        PromptError: mistral-common refuses the conversation.
+    """
+    from mistral_common.exceptions import MistralCommonException
+    from mistral_common.protocol.instruct.request import ChatCompletionRequest
+
+    known = {*ChatCompletionRequest.model_fields, "seed"} - {"messages", "tools"}
+    for name in request or {}:
+        if name not in known:
+            raise Refused(f"apply_chat_template() got an unknown argument {name!r}; {nearest(name, known)}")
+    sources = image_sources(messages)
+    if sources and tokenizer.tokenizer.instruct_tokenizer.image_encoder is None:
+        raise PromptError(f"the conversation has {len(sources)} image(s) but {tokenizer!r} knows no images")
+    if not placeholders and None in sources:
+        raise PromptError(
+            f"image {sources.index(None)} has no source; give the part 'url', 'path', 'base64' or 'image', "
+            "or pass images=[...]"
+        )
+    pictures = [None] * len(sources) if placeholders else [_load(tokenizer, source) for source in sources]
+    chat = [_mistral_form(message) for message in to_openai(messages, sources=False)]
+    try:
+        chat_request: Any = ChatCompletionRequest.from_openai(
+            messages=chat,
+            tools=tool_schemas(tools),
+            continue_final_message=continue_final_message,
+            **(request or {}),
+        )
+        _put_in(chat_request, pictures)
+        tokenized = tokenizer.tokenizer.encode_chat_completion(chat_request)
+    except (MistralCommonException, ValueError, KeyError, TypeError, AssertionError, NotImplementedError) as error:
+        raise PromptError(f"mistral-common refuses this conversation: {error}") from error
+    return Encoded(list(tokenized.tokens), [] if placeholders else list(tokenized.images))
+
+
+def _load(tokenizer: MistralCommonTokenizer, source: object) -> Any:
+    from pixtral.images.source import load_image
+
+    limits = tokenizer.image_limits
+    return load_image(source) if limits is None else load_image(source, limits=limits)
+
+
+def _mistral_form(message: dict[str, Any]) -> dict[str, Any]:
+    """Image parts become addresses, and absent contents and ids are spelt out, as mistral-common wants them."""
+    content = message.get("content")
+    if isinstance(content, list):
+        placeholder = {"type": "image_url", "image_url": {"url": PLACEHOLDER}}
+        content = [placeholder if part["type"] == "image" else part for part in content]
+    result = {**message, "content": content}
+    if message["role"] == "tool":
+        result.setdefault("tool_call_id", None)
+    elif "name" in result:  # OpenAI's name of a speaker, which Mistral's prompts do not show
+        del result["name"]
+    return result
+
+
+def _put_in(request: Any, pictures: list[Any]) -> None:
+    """Replace the placeholders of a request by the pictures, in reading order; None leaves a placeholder."""
+    from mistral_common.protocol.instruct.chunk import ImageChunk, ImageURLChunk
+
+    rest = iter(pictures)
+    for message in request.messages:
+        if isinstance(message.content, list):
+            for place, chunk in enumerate(message.content):
+                if isinstance(chunk, ImageURLChunk) and (picture := next(rest)) is not None:
+                    message.content[place] = ImageChunk(image=picture)

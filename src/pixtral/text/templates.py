@@ -1,0 +1,229 @@
+"""Chat templates: the checkpoint's Jinja text turns a conversation into the prompt, in a sandbox.
+
+A template comes from the Hub and is untrusted code: it sees plain strings, numbers, lists and dictionaries only, in
+jinja2's immutable sandbox, with the helpers that Transformers offers.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pixtral.errors import PromptError
+from pixtral.messages import Message, to_openai
+from pixtral.text.control import Mask, TokenFinder, mask_for
+
+if TYPE_CHECKING:
+    import jinja2
+
+_CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "  # the blank shows whether the template strips the message
+_FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
+
+
+@dataclass(frozen=True)
+class Rendered:
+    """A prompt in which the user's control tokens are hidden behind stand-ins."""
+
+    masked: str
+    mask: Mask = field(repr=False)
+
+    @property
+    def text(self) -> str:
+        """The prompt as the template wrote it."""
+        return self.mask.show(self.masked)
+
+    def split(self) -> list[tuple[bool, str]]:
+        """(is a control token of the template, piece), in order; the pieces joined are `text`."""
+        return self.mask.split(self.masked)
+
+
+class ChatTemplate:
+    """A compiled chat template.
+
+    Args:
+        source: Jinja text.
+
+    Raises:
+        PromptError: the text is not valid Jinja.
+    """
+
+    def __init__(self, source: str) -> None:
+        import jinja2
+
+        self.source = source
+        try:
+            self._template = _environment().from_string(source)
+        except jinja2.TemplateSyntaxError as error:
+            raise PromptError(f"the chat template is not valid Jinja (line {error.lineno}): {error.message}") from error
+
+    def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        control_tokens: TokenFinder | None = None,
+        variables: Mapping[str, object] | None = None,
+    ) -> Rendered:
+        """The prompt of one conversation.
+
+        Args:
+            messages: from `pixtral.messages.normalize`; images appear to the template without their source.
+            tools: JSON schemas of the functions the assistant may call.
+            documents: mappings with a title and a text, for templates that know them.
+            add_generation_prompt: asks the template to open an assistant turn.
+            continue_final_message: leave the last message open, so that the model goes on with it.
+            control_tokens: what must not come from the user's strings; None trusts them.
+            variables: further values for the template, bos_token and the like among them.
+
+        Raises:
+            PromptError: the template refuses the conversation, or fails.
+        """
+        import jinja2
+
+        if add_generation_prompt and continue_final_message:
+            raise PromptError("add_generation_prompt and continue_final_message exclude each other; choose one")
+        chat = to_openai(messages, sources=False)
+        data: dict[str, Any] = {"messages": chat, "tools": plain(tools), "documents": plain(documents)}
+        mask = mask_for(data, control_tokens or TokenFinder(()))
+        data = mask.hide(data)
+        final = _open_final_message(data["messages"][-1]) if continue_final_message else ""
+        try:
+            text = self._template.render(
+                **data, add_generation_prompt=add_generation_prompt, **(plain(variables) or {})
+            )
+        except jinja2.TemplateError as error:
+            raise PromptError(f"the chat template refuses this conversation: {error.message}") from error
+        except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+            raise PromptError(f"the chat template failed on this conversation: {error}") from error
+        return Rendered(_cut(text, final) if continue_final_message else text, mask)
+
+
+def find_template(folder: Path) -> str | None:
+    """The chat template among a checkpoint's files, None if it has none.
+
+    Looked for in chat_template.jinja, chat_template.json, processor_config.json and tokenizer_config.json, in this
+    order; of several named templates the one called "default" is taken.
+    """
+    for name in _FILES:
+        path = folder / name
+        if not path.is_file():
+            continue
+        text = path.read_text(encoding="utf-8")
+        if path.suffix == ".jinja":
+            return text
+        try:
+            found = json.loads(text).get("chat_template")
+        except (json.JSONDecodeError, AttributeError) as error:
+            raise PromptError(f"{path} is not a JSON object ({error}); repair or remove it") from error
+        if isinstance(found, list):
+            named = {entry["name"]: entry["template"] for entry in found}
+            if "default" not in named:
+                raise PromptError(f"{path} has the chat templates {', '.join(named)} and none called 'default'")
+            found = named["default"]
+        if found:
+            return str(found)
+    return None
+
+
+def plain(value: Any) -> Any:
+    """The value rebuilt from strings, numbers, lists and dictionaries; anything else becomes "<its type>"."""
+    if value is None or type(value) in (str, int, float, bool):
+        return value
+    for kind in (str, int, float):
+        if isinstance(value, kind):
+            return kind(value) if kind is not str else str.__str__(value)
+    if isinstance(value, Mapping):
+        return {plain(key): plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    return f"<{type(value).__name__}>"
+
+
+def _open_final_message(message: dict[str, Any]) -> str:
+    """Put the tag behind the last text of the message and return that text."""
+    content = message.get("content")
+    if isinstance(content, str):
+        message["content"] = content + _CONTINUE
+        return content
+    for part in reversed(content or []):
+        if part["type"] == "text":
+            text: str = part["text"]
+            part["text"] = text + _CONTINUE
+            return text
+    raise PromptError("continue_final_message needs text in the last message, which has none")
+
+
+def _cut(text: str, final: str) -> str:
+    """The rendered text up to the end of the final message."""
+    tag = text.rfind(_CONTINUE.strip())
+    if tag < 0 or final.strip() not in text:
+        raise PromptError(
+            "continue_final_message is set but the chat template drops or changes the end of the last message; "
+            "end the conversation with an assistant message that has text"
+        )
+    return text[:tag] if text.startswith(_CONTINUE, tag) else text[:tag].rstrip()
+
+
+def _environment() -> jinja2.Environment:
+    import jinja2
+    import jinja2.ext
+    import jinja2.sandbox
+
+    class Namespace(jinja2.utils.Namespace):
+        """As Jinja's, but without names that begin with an underscore."""
+
+        def __init__(*args: Any, **kwargs: Any) -> None:
+            self, rest = args[0], args[1:]
+            for name in dict(*rest, **kwargs):
+                _public(name)
+            jinja2.utils.Namespace.__init__(self, *rest, **kwargs)
+
+        def __setitem__(self, name: str, value: Any) -> None:
+            _public(name)
+            super().__setitem__(name, value)
+
+    class Generation(jinja2.ext.Extension):
+        """`{% generation %}` marks the assistant's words for training; here its body is simply rendered."""
+
+        tags = {"generation"}  # noqa: RUF012  jinja2 declares it as a plain set
+
+        def parse(self, parser: jinja2.parser.Parser) -> list[jinja2.nodes.Node]:
+            next(parser.stream)
+            return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+
+    def public_error(message: str) -> None:
+        raise jinja2.TemplateError(message)
+
+    def _public(name: object) -> None:
+        if str(name).startswith("_"):
+            raise jinja2.sandbox.SecurityError(f"a chat template may not set {name!r}, which begins with an underscore")
+
+    environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]
+    )
+    environment.filters["tojson"] = _tojson
+    helpers: dict[str, Callable[..., object]] = {
+        "raise_exception": public_error,
+        "strftime_now": lambda pattern: datetime.datetime.now().strftime(pattern),
+        "namespace": Namespace,
+    }
+    environment.globals.update(helpers)
+    return environment
+
+
+def _tojson(
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    """JSON without the escaping for HTML that Jinja's own filter does."""
+    return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
