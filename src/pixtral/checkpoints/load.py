@@ -18,15 +18,13 @@ from pixtral.checkpoints import names
 from pixtral.checkpoints.config import Kind, kind_of, narrow, read_raw, settle_head_dim, whole_config
 from pixtral.checkpoints.layout import Layout, fetch
 from pixtral.checkpoints.memory import check_fits
+from pixtral.checkpoints.placement import COMPUTE_DTYPES, DeviceMap, parse_device, parse_dtype
 from pixtral.checkpoints.plan import Contents, Plan, make_plan, read_contents, refuse, weight_files
 from pixtral.checkpoints.tensors import TensorInfo, read_tensor
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
-from pixtral.errors import CheckpointError, ConfigError
+from pixtral.errors import CheckpointError
 
 M = TypeVar("M", bound=nn.Module)
-DeviceMap = str | int | torch.device | Mapping[str, str | int | torch.device] | None
-
-_COMPUTE_DTYPES = (torch.bfloat16, torch.float16, torch.float32, torch.float64)
 
 
 @dataclass(frozen=True)
@@ -114,53 +112,6 @@ def load_model(
     return model.eval()
 
 
-def parse_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """The dtype to compute in; None for "auto".
-
-    Raises:
-        ConfigError: not a floating-point dtype that PyTorch computes in.
-    """
-    if dtype is None or dtype == "auto":
-        return None
-    found = getattr(torch, dtype.removeprefix("torch."), None) if isinstance(dtype, str) else dtype
-    if not isinstance(found, torch.dtype) or found not in _COMPUTE_DTYPES:
-        known = ", ".join(str(one).removeprefix("torch.") for one in _COMPUTE_DTYPES)
-        raise ConfigError(f"dtype is {dtype!r}; expected 'auto' or one of {known}")
-    return found
-
-
-def parse_device(device_map: DeviceMap) -> torch.device:
-    """The one device that a model goes to.
-
-    Raises:
-        ConfigError: several devices, a device that is not there, or not a device.
-    """
-    if isinstance(device_map, Mapping):
-        if set(device_map) != {""}:
-            raise ConfigError(
-                f"device_map {dict(device_map)!r} spreads the model; one device is supported: "
-                "'auto', 'cpu', 'cuda', a torch.device, or {'': device}"
-            )
-        device_map = device_map[""]
-    if device_map is None:
-        return torch.device("cpu")
-    if device_map == "auto":
-        best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-        return torch.device(best)
-    try:
-        device = torch.device(device_map)
-    except (RuntimeError, TypeError) as error:
-        raise ConfigError(
-            f"device_map is {device_map!r}; expected None, 'auto', 'cpu', 'cuda', a torch.device, or {{'': device}}"
-        ) from error
-    there = {"cpu": True, "cuda": torch.cuda.is_available(), "mps": torch.backends.mps.is_available()}
-    if not there.get(device.type, False):
-        raise ConfigError(f"device_map asks for {device}, which is not available here; use 'auto' or 'cpu'")
-    if device.type == "cuda" and (device.index or 0) >= torch.cuda.device_count():
-        raise ConfigError(f"device_map asks for {device}, but there are {torch.cuda.device_count()} CUDA devices")
-    return device
-
-
 def _stored_dtype(raw: Mapping[str, Any], tensors: Iterable[TensorInfo]) -> torch.dtype:
     """What "auto" means: the configuration's dtype, else the one that most stored bytes have."""
     named = raw.get("dtype") or raw.get("torch_dtype")
@@ -172,7 +123,7 @@ def _stored_dtype(raw: Mapping[str, Any], tensors: Iterable[TensorInfo]) -> torc
     for info in tensors:
         sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
     most = max(sizes, key=lambda dtype: sizes[dtype])
-    return most if most in _COMPUTE_DTYPES else torch.bfloat16  # stored in 8 bits: nothing computes in that
+    return most if most in COMPUTE_DTYPES else torch.bfloat16  # stored in 8 bits: nothing computes in that
 
 
 def _check_memory(plan: Plan, dtype: torch.dtype, device: torch.device) -> None:

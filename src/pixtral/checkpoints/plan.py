@@ -67,11 +67,6 @@ class Plan:
     mismatched: tuple[tuple[str, str, str], ...]
     twins: Mapping[str, str]
 
-    @property
-    def ok(self) -> bool:
-        """Whether every parameter is filled exactly once and nothing is left over."""
-        return not (self.missing or self.unexpected or self.mismatched)
-
 
 def read_contents(files: Files) -> Contents:
     """The headers of all weight files.
@@ -109,7 +104,7 @@ def parameter_groups(model: nn.Module) -> dict[str, str]:
 
 
 def make_plan(model: nn.Module, kind: Kind, contents: Contents) -> Plan:
-    """Match a (meta) model's parameters with a checkpoint's tensors; never raises, see `refuse`."""
+    """Match a (meta) model's parameters with a checkpoint's tensors; what does not fit is for `refuse`."""
     parameters = dict(model.named_parameters(remove_duplicate=False))
     groups = parameter_groups(model)
     sources: dict[str, TensorInfo] = {}
@@ -131,25 +126,30 @@ def make_plan(model: nn.Module, kind: Kind, contents: Contents) -> Plan:
     return Plan(sources, tuple(missing), tuple(surplus), tuple(mismatched), twins)
 
 
-def refuse(plan: Plan, contents: Contents) -> None:
-    """Raise CheckpointError unless the plan is complete."""
-    if plan.ok and not contents.promised:
-        return
-    problems = []
+def problems(plan: Plan, contents: Contents) -> list[str]:
+    """Why the tensors do not fill the model exactly once; empty when they do."""
+    found = []
     if plan.missing:
-        problems.append(f"{len(plan.missing)} parameters missing ({listed(plan.missing)})")
+        found.append(f"{len(plan.missing)} parameters missing ({listed(plan.missing)})")
     if plan.unexpected:
-        problems.append(f"{len(plan.unexpected)} unexpected ({listed(plan.unexpected)})")
+        found.append(f"{len(plan.unexpected)} unexpected names ({listed(plan.unexpected)})")
     if plan.mismatched:
-        shapes = [f"{name}: found {found}, expected {expected}" for name, found, expected in plan.mismatched]
-        problems.append(f"{len(shapes)} of another shape or kind ({listed(shapes, '; ')})")
+        shapes = [f"{name}: found {there}, expected {expected}" for name, there, expected in plan.mismatched]
+        found.append(f"{len(shapes)} of another shape or kind ({listed(shapes, '; ')})")
     if contents.promised:
-        problems.append(f"{len(contents.promised)} promised by the index and in no file ({listed(contents.promised)})")
-    files = contents.files
-    raise CheckpointError(
-        f"{files.folder} ({files.layout} layout) does not fit its {files.config.name}: {'; '.join(problems)}. "
-        f"{_advice(plan, contents)} Files read: {listed([file.name for file in files.weights])}"
-    )
+        found.append(f"{len(contents.promised)} names of the index are in no file ({listed(contents.promised)})")
+    return found
+
+
+def refuse(plan: Plan, contents: Contents) -> None:
+    """Raise CheckpointError unless every parameter is filled exactly once."""
+    found = problems(plan, contents)
+    if found:
+        files = contents.files
+        raise CheckpointError(
+            f"{files.folder} ({files.layout} layout) does not fit its {files.config.name}: {'; '.join(found)}. "
+            f"{advice(plan, contents)} Files read: {listed([file.name for file in files.weights])}"
+        )
 
 
 def listed(items: Sequence[str], separator: str = ", ") -> str:
@@ -167,7 +167,8 @@ def _short(dtype: torch.dtype) -> str:
     return str(dtype).removeprefix("torch.")
 
 
-def _advice(plan: Plan, contents: Contents) -> str:
+def advice(plan: Plan, contents: Contents) -> str:
+    """What to do about the problems."""
     if any(name.rpartition(".")[2] in _QUANTIZED for name in plan.unexpected):
         return "The extra names look like a quantized checkpoint: use the one in bfloat16."
     if contents.promised:

@@ -1,0 +1,200 @@
+"""What a checkpoint holds and whether it can be loaded, from its headers alone."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from pixtral.checkpoints import names
+from pixtral.checkpoints.config import KINDS, read_raw, whole_config
+from pixtral.checkpoints.layout import Files, Layout, fetch
+from pixtral.checkpoints.memory import gigabytes
+from pixtral.checkpoints.plan import advice, listed, make_plan, problems, read_contents
+from pixtral.checkpoints.tensors import TensorInfo
+from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
+from pixtral.errors import CheckpointError, ConfigError
+
+_TITLES = {
+    "vision": "vision tower",
+    "projector": "projector",
+    "embeddings": "embeddings",
+    "text": "decoder",
+    "head": "output layer",
+}
+
+
+@dataclass(frozen=True)
+class CheckpointReport:
+    """The result of `inspect_checkpoint`; `str()` of it is a page to read.
+
+    Args:
+        folder: where the checkpoint is.
+        layout: "hf" or "mistral"; None when no weights were found.
+        also: another layout that is there and is not read.
+        naming: how the files spell parameters' names.
+        files: the weight files that are read.
+        nbytes: bytes of all tensors.
+        parameters: number of parameters by part: vision tower, projector, embeddings, decoder, output layer.
+        dtypes: number of parameters by stored dtype.
+        config: the configuration; None when it cannot be read.
+        missing: parameters of the model that no file holds.
+        unexpected: names in the files that have no place in the model.
+        mismatched: (parameter, found, expected) where shapes differ.
+        problems: everything that keeps the checkpoint from being loaded, as sentences.
+    """
+
+    folder: Path
+    layout: str | None = None
+    also: str | None = None
+    naming: str | None = None
+    files: tuple[Path, ...] = ()
+    nbytes: int = 0
+    parameters: dict[str, int] = field(default_factory=dict)
+    dtypes: dict[str, int] = field(default_factory=dict)
+    config: Config | None = None
+    missing: tuple[str, ...] = ()
+    unexpected: tuple[str, ...] = ()
+    mismatched: tuple[tuple[str, str, str], ...] = ()
+    problems: tuple[str, ...] = ()
+
+    @property
+    def ok(self) -> bool:
+        """Whether the checkpoint can be loaded."""
+        return not self.problems
+
+    @property
+    def total(self) -> int:
+        """Number of parameters."""
+        return sum(self.parameters.values())
+
+    def summary(self) -> dict[str, object]:
+        """The configuration's main numbers, by name; empty when it cannot be read."""
+        return _summary(self.config)
+
+    def __str__(self) -> str:
+        lines = [f"checkpoint   {self.folder}"]
+        if self.layout:
+            also = f" (the {self.also} layout is there too)" if self.also else ""
+            lines.append(f"layout       {self.layout}{also}, names as {self.naming or 'unknown'}")
+            lines.append(f"files        {listed([file.name for file in self.files])}; {gigabytes(self.nbytes)}")
+        if self.parameters:
+            lines.append(f"parameters   {self.total:,}")
+            lines += [f"  {part:<14}{count:>16,}" for part, count in self.parameters.items()]
+            lines.append("stored as    " + ", ".join(f"{name} ({count:,})" for name, count in self.dtypes.items()))
+        lines += [f"{name:<12} {value}" for name, value in self.summary().items()]
+        lines += [f"problem      {problem}" for problem in self.problems] or ["ok           can be loaded"]
+        return "\n".join(lines)
+
+
+def inspect_checkpoint(
+    path_or_id: str | os.PathLike[str],
+    *,
+    layout: Layout = "auto",
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> CheckpointReport:
+    """Look at a checkpoint without reading its tensors; problems are reported, not raised.
+
+    Args:
+        path_or_id: a folder, or a Hub id (whose files are fetched as for loading).
+        layout: which layout to look at, as for loading.
+        revision, token, cache_dir, local_files_only: for the Hub.
+
+    Raises:
+        CheckpointError: there is no such folder or model at all.
+    """
+    try:
+        files = fetch(
+            path_or_id,
+            layout,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
+    except CheckpointError as error:
+        folder = Path(path_or_id).expanduser()
+        if not folder.is_dir():
+            raise
+        return CheckpointReport(folder, problems=(str(error),))
+    return _report(files)
+
+
+def _report(files: Files) -> CheckpointReport:
+    base = CheckpointReport(files.folder, files.layout, files.also, files=files.weights)
+    try:
+        contents = read_contents(files)
+    except CheckpointError as error:
+        return replace(base, problems=(str(error),))
+    tensors = contents.tensors
+    base = replace(
+        base,
+        naming=contents.scheme.title,
+        nbytes=sum(info.nbytes for info in tensors.values()),
+        parameters=_by_part(tensors),
+        dtypes=_by_dtype(tensors.values()),
+        unexpected=contents.unknown,
+    )
+    try:
+        config = whole_config(files, read_raw(files), tensors)
+    except (CheckpointError, ConfigError) as error:
+        return replace(base, problems=(str(error),))
+    kind = next(one for one in KINDS if isinstance(config, one.config))
+    with torch.device("meta"):
+        model: nn.Module = kind.model(config)
+    plan = make_plan(model, kind, contents)
+    found = problems(plan, contents)
+    return replace(
+        base,
+        config=config,
+        missing=plan.missing,
+        unexpected=plan.unexpected,
+        mismatched=plan.mismatched,
+        problems=(*found, advice(plan, contents)) if found else (),
+    )
+
+
+def _by_part(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:
+    """Number of parameters by part, in the order of `_TITLES`."""
+    counts = dict.fromkeys(_TITLES, 0)
+    for name, info in tensors.items():
+        counts["embeddings" if name.endswith(".embed_tokens.weight") else names.part_of(name)] += info.numel
+    return {title: counts[part] for part, title in _TITLES.items() if counts[part]}
+
+
+def _by_dtype(tensors: Iterable[TensorInfo]) -> dict[str, int]:
+    counts: dict[str, int] = {}
+    for info in tensors:
+        name = str(info.dtype).removeprefix("torch.")
+        counts[name] = counts.get(name, 0) + info.numel
+    return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _summary(config: Config | None) -> dict[str, object]:
+    if isinstance(config, LlavaConfig):
+        return {
+            **_summary(config.vision_config),
+            **_summary(config.text_config),
+            "image token": config.image_token_index,
+        }
+    if isinstance(config, PixtralVisionConfig):
+        heads = f"{config.num_attention_heads} heads of {config.head_dim}"
+        return {
+            "tower": f"{config.num_hidden_layers} layers, {config.hidden_size} wide, {heads}",
+            "images": f"up to {config.image_size} pixels, patches of {config.patch_size}",
+        }
+    if isinstance(config, MistralConfig):
+        heads = f"{config.num_attention_heads} query and {config.num_key_value_heads} key heads of {config.head_dim}"
+        return {
+            "decoder": f"{config.num_hidden_layers} layers, {config.hidden_size} wide, {heads}",
+            "vocabulary": config.vocab_size,
+            "positions": config.max_position_embeddings,
+        }
+    return {}
