@@ -1,0 +1,77 @@
+"""load(): a folder, a Hub id or nothing at all to an Assistant."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import TYPE_CHECKING, Any
+
+from pixtral.assistant.chat import Assistant
+from pixtral.images.limits import ImageLimits
+
+if TYPE_CHECKING:
+    import torch
+
+    from pixtral.checkpoints.layout import Layout
+    from pixtral.checkpoints.load import DeviceMap
+
+
+def load(
+    path_or_id: str | os.PathLike[str] | None = None,
+    *,
+    dtype: str | torch.dtype = "auto",
+    device_map: DeviceMap = "auto",
+    layout: Layout = "auto",
+    max_image_size: int | None = None,
+    limits: ImageLimits | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+    force_download: bool = False,
+    progress: bool = True,
+) -> Assistant:
+    """Load a model and everything it needs to chat.
+
+        answer = pixtral.load("mistralai/Pixtral-12B-2409").chat("What is this?", images="cat.jpg")
+
+    Args:
+        path_or_id: a folder or a Hub id; nothing for the small model inside this package, which knows coloured shapes.
+        dtype: "auto" (as stored), a torch dtype or its name.
+        device_map: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", a torch.device.
+        layout: which files of a folder that holds both: "auto" (Hugging Face's first), "hf", "mistral".
+        max_image_size: longest side in pixels to which pictures are scaled down; the model's own when left out.
+        limits: on the pictures that are read: pixels, bytes, seconds, places.
+        revision, token, cache_dir, local_files_only, force_download: for the Hub.
+        progress: show a bar while loading, if stderr is a terminal.
+
+    Raises:
+        CheckpointError: no such folder or Hub id, or files that are missing, broken or do not fit.
+        ConfigError: a configuration or argument that cannot be used.
+    """
+    started = time.perf_counter()
+    from pixtral.pretrained import LlavaForConditionalGeneration
+    from pixtral.processing import AutoProcessor
+
+    if path_or_id is None:
+        from pixtral.assets import tiny_path
+
+        path_or_id = tiny_path()
+    hub: dict[str, Any] = {
+        "revision": revision,
+        "token": token,
+        "cache_dir": cache_dir,
+        "local_files_only": local_files_only,
+        "force_download": force_download,
+    }
+    processor = AutoProcessor.from_pretrained(path_or_id, **hub)
+    model = LlavaForConditionalGeneration.from_pretrained(
+        path_or_id, dtype=dtype, device_map=device_map, layout=layout, progress=progress, **hub
+    )
+    return Assistant(
+        model,
+        processor,
+        limits=limits,
+        max_image_size=max_image_size,
+        load_seconds=time.perf_counter() - started,
+    )

@@ -1,0 +1,161 @@
+"""A question made ready for the model: messages put together, pictures opened once, ids and pixels, all checked."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+from torch import Tensor
+
+from pixtral.assistant.answer import ImageInfo
+from pixtral.errors import ImageError, PromptError
+from pixtral.images.geometry import Grid
+from pixtral.images.limits import ImageLimits
+from pixtral.images.source import load_image
+from pixtral.messages import ImagePart, Message, Part, TextPart, fill_images, normalize, to_openai
+from pixtral.models.vision import crop_images
+
+if TYPE_CHECKING:
+    from pixtral.processing import PixtralProcessor
+
+
+@dataclass(frozen=True)
+class PreparedPrompt:
+    """What the model is asked.
+
+    Attributes:
+        messages: the conversation; pictures stand in it as they were read.
+        ids: the prompt.
+        pixels: one (3, H, W) float tensor per picture, in order.
+        images: what became of them.
+        tokenizer: reads the answer's tokens.
+        started, seconds: when the work on it began (perf_counter) and how long it took.
+    """
+
+    messages: list[Message]
+    ids: list[int]
+    pixels: list[Tensor]
+    images: tuple[ImageInfo, ...]
+    tokenizer: Any
+    started: float
+    seconds: float
+
+    @property
+    def image_tokens(self) -> int:
+        """Prompt tokens that pictures take, breaks and ends included."""
+        return sum(image.tokens for image in self.images)
+
+    def continued(self, text: str) -> list[dict[str, Any]]:
+        """The conversation with the answer behind it, or joined to the assistant's words that it goes on from."""
+        messages = list(self.messages)
+        prefix = messages.pop().text if messages[-1].role == "assistant" else ""
+        messages.append(Message("assistant", (TextPart(prefix + text),), plain=True))
+        return to_openai(messages)
+
+
+def prepare(
+    processor: PixtralProcessor,
+    message: object,
+    images: object | None,
+    system: str | None,
+    limits: ImageLimits | None,
+    max_image_size: int | None,
+) -> PreparedPrompt:
+    """Messages, pictures, ids and pixels; the model is not needed.
+
+    Raises:
+        PromptError: the conversation is empty or refused, or images and places for them do not match.
+        ImageError: a picture that cannot be had or read.
+    """
+    started = time.perf_counter()
+    messages = with_images(compose(message, images, system), limits)
+    goes_on = messages[-1].role == "assistant"
+    options: dict[str, Any] = {}
+    if max_image_size is not None:
+        options["size"] = {"longest_edge": max_image_size}
+    batch = processor.apply_chat_template(
+        to_openai(messages),
+        add_generation_prompt=not goes_on,
+        continue_final_message=goes_on,
+        tokenize=True,
+        return_dict=True,
+        return_tensors="pt",
+        **options,
+    )
+    pixels: list[Tensor] = []
+    if "pixel_values" in batch:
+        pixels = crop_images(batch["pixel_values"], batch["image_sizes"])
+    infos = tuple(
+        _info(part, image, processor.patch_size) for part, image in zip(_images(messages), pixels, strict=True)
+    )
+    return PreparedPrompt(
+        messages,
+        batch["input_ids"][0].tolist(),
+        pixels,
+        infos,
+        processor.tokenizer,
+        started,
+        time.perf_counter() - started,
+    )
+
+
+def compose(message: object, images: object | None, system: str | None) -> list[Message]:
+    """The conversation of a question (pictures first, then the text, as Mistral's models want it) or of messages."""
+    given = as_list(images)
+    if isinstance(message, str):
+        if not message.strip():
+            raise PromptError("the question is empty; write what you want to know")
+        parts: tuple[Part, ...] = (*map(ImagePart, given), TextPart(message))
+        messages = [Message("user", parts, plain=not given)]
+    else:
+        messages = fill_images(normalize([message] if isinstance(message, (Message, Mapping)) else message), given)
+    if system is not None:
+        if any(one.role == "system" for one in messages):
+            raise PromptError("there is a system message among the messages and system= besides; keep one of them")
+        messages = [Message("system", (TextPart(system),), plain=True), *messages]
+    return messages
+
+
+def as_list(images: object | None) -> list[object]:
+    """One picture or several as a list."""
+    if images is None:
+        return []
+    return list(images) if isinstance(images, (list, tuple)) else [images]
+
+
+def with_images(messages: Sequence[Message], limits: ImageLimits | None) -> list[Message]:
+    """The same messages with every picture opened."""
+    total = len(_images(messages))
+    opened: list[Message] = []
+    number = 0
+    for message in messages:
+        parts: list[Part] = []
+        for part in message.parts:
+            if isinstance(part, ImagePart):
+                part = ImagePart(_open(part.source, number, total, limits))
+                number += 1
+            parts.append(part)
+        opened.append(replace(message, parts=tuple(parts)))
+    return opened
+
+
+def _open(source: Any, number: int, total: int, limits: ImageLimits | None) -> object:
+    try:
+        return load_image(source, limits=limits or ImageLimits())
+    except ImageError as error:
+        if total == 1:
+            raise
+        raise type(error)(f"image {number} of {total} (counted from 0): {error}") from error
+
+
+def _images(messages: Sequence[Message]) -> list[ImagePart]:
+    return [image for message in messages for image in message.images]
+
+
+def _info(part: ImagePart, pixels: Tensor, patch: int) -> ImageInfo:
+    width, height = part.source.size  # type: ignore[union-attr]  # a PIL image, since `with_images`
+    resized_height, resized_width = pixels.shape[-2:]
+    grid = Grid(resized_height // patch, resized_width // patch)
+    return ImageInfo(width, height, resized_width, resized_height, grid.rows, grid.cols, grid.num_tokens)
