@@ -11,7 +11,8 @@ from typing import TypeVar
 import torch
 
 from pixtral.checkpoints.layout import Layout
-from pixtral.checkpoints.load import DeviceMap, LoadedFrom, load_model
+from pixtral.checkpoints.load import LoadedFrom, load_model
+from pixtral.checkpoints.placement import DeviceMap
 from pixtral.checkpoints.save import save_model
 from pixtral.configuration import Config, GenerationConfig, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.errors import ConfigError, refuse_unknown
