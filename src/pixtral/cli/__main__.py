@@ -1,0 +1,5 @@
+"""`python -m pixtral.cli` is the `pixtral` command."""
+
+from pixtral.cli.main import main
+
+main()

@@ -1,0 +1,83 @@
+"""`pixtral chat`: one question, or a conversation."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from pixtral.cli import options
+from pixtral.cli.output import cost, note, print_json, waiting
+from pixtral.errors import PromptError
+
+if TYPE_CHECKING:
+    from pixtral.assistant.chat import ChatOptions
+
+
+def chat(
+    words: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[MODEL] [QUESTION]", help="A model and a question.", show_default=False),
+    ] = None,
+    model: Annotated[
+        str | None, typer.Option("--model", "-m", help="A folder or Hub id (owner/name).", show_default=False)
+    ] = None,
+    image: Annotated[
+        list[str] | None,
+        typer.Option("--image", "-i", help="A picture: path or URL; may be given several times.", show_default=False),
+    ] = None,
+    system: options.System = None,
+    max_new_tokens: options.MaxNewTokens = 512,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
+    as_json: options.Json = False,
+    dtype: options.Dtype = "auto",
+    device_map: options.DeviceMap = "auto",
+    layout: options.LayoutName = "auto",
+    max_image_size: options.MaxImageSize = None,
+    revision: options.Revision = None,
+    cache_dir: options.CacheDir = None,
+    local_files_only: options.LocalFilesOnly = False,
+) -> None:
+    """Ask a question about pictures, or talk about them.
+
+    MODEL may be left out: the small model inside this package answers then (it knows coloured shapes). A single
+    argument is the MODEL if it is an existing folder, has the form owner/name, or is written as a path (./x, /x, ~/x);
+    otherwise it is the QUESTION. --model leaves no doubt. The QUESTION "-" is read from standard input.
+
+    Without a QUESTION a conversation begins: /image PATH shows a picture, /reset forgets, /help says more, Ctrl-C stops
+    an answer, Ctrl-D ends. When standard input is not a terminal, each of its lines is a question.
+    """
+    name, question = options.model_and_question(words, model)
+    if question is None and as_json:
+        raise typer.BadParameter("--json needs a question")
+    if question == "-":
+        question = sys.stdin.read().strip()
+        if not question:
+            raise PromptError("standard input is empty; expected the question there, since it was given as '-'")
+    if question is not None and not question.strip():
+        raise PromptError("the question is empty; write what you want to know")
+    choice = options.ModelChoice(name, dtype, device_map, layout, revision, cache_dir, local_files_only, max_image_size)
+    how: ChatOptions = {
+        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
+        "seed": seed, "stop": stop,
+    }  # fmt: skip
+    from pixtral.cli.session import Session
+    from pixtral.cli.streaming import show
+
+    with waiting(f"loading {choice.name}"):
+        assistant = choice.load()
+    pictures = list(image or [])
+    if question is None:
+        raise typer.Exit(Session(assistant, system, how, pictures, choice.name).run())
+    if as_json:
+        answer = assistant.chat(question, pictures, system=system, **how)
+        print_json({"model": assistant.model.name_or_path, **answer.to_dict()})
+        return
+    answer = show(assistant.chat(question, pictures, stream=True, system=system, **how))
+    note(cost(answer))

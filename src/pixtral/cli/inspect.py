@@ -1,0 +1,66 @@
+"""`pixtral inspect`: what becomes of a picture, or what a model's files hold."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from pixtral.cli import options
+from pixtral.cli.output import print_json
+
+
+def inspect(
+    targets: Annotated[
+        list[str],
+        typer.Argument(metavar="IMAGE|MODEL...", help="Pictures (paths, URLs) or models (folders, owner/name)."),
+    ],
+    save: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="OUT",
+            show_default=False,
+            help="Draw each picture with its grid of patches: a file, or a folder for several pictures.",
+        ),
+    ] = None,
+    patch_size: Annotated[int, typer.Option(help="Side of a patch in pixels.", min=1)] = 16,
+    max_image_size: Annotated[int, typer.Option(help="Longest side of a picture in pixels.", min=1)] = 1024,
+    as_json: options.Json = False,
+    layout: options.LayoutName = "auto",
+    revision: options.Revision = None,
+    cache_dir: options.CacheDir = None,
+    local_files_only: options.LocalFilesOnly = False,
+) -> None:
+    """Show what becomes of pictures, or what a model holds.
+
+    Of pictures: size, resized size, grid of patches, prompt tokens. Of a model: layout, parameters by part, number
+    formats, what is missing or unexpected; only the headers of its files are read.
+
+    A target is a MODEL if it is an existing folder or has the form owner/name, and an IMAGE otherwise. The exit code
+    is 1 if a picture cannot be read or a model could not be loaded.
+    """
+    models = [target for target in targets if options.looks_like_model(target) and not _is_url(target)]
+    pictures = [target for target in targets if target not in models]
+    results: list[dict[str, object]] = []
+    sound = True
+    if pictures:
+        from pixtral.cli.inspect_image import inspect_images
+
+        results += inspect_images(pictures, save, patch_size, max_image_size, quiet=as_json)
+    if models:
+        from pixtral.cli.inspect_model import inspect_model
+
+        for model in models:
+            result, ok = inspect_model(model, layout, revision, cache_dir, local_files_only, quiet=as_json)
+            results.append(result)
+            sound = sound and ok
+    if as_json:
+        print_json(results[0] if len(targets) == 1 else results)
+    if not sound:
+        raise typer.Exit(1)
+
+
+def _is_url(target: str) -> bool:
+    return "://" in target or target.startswith("data:") or os.path.isfile(target)

@@ -1,0 +1,93 @@
+"""What a model's files hold and whether they can be loaded."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import typer
+from rich.markup import escape
+
+from pixtral.checkpoints.report import CheckpointReport, inspect_checkpoint
+from pixtral.cli.output import console, print_table
+
+_SHOWN = 20
+
+
+def inspect_model(
+    model: str, layout: Any, revision: str | None, cache_dir: str | None, local_files_only: bool, *, quiet: bool
+) -> tuple[dict[str, object], bool]:
+    """Print what is known of a model; (the same facts, whether it can be loaded).
+
+    Raises:
+        CheckpointError: there is no such folder or model at all.
+    """
+    report = inspect_checkpoint(
+        model, layout=layout, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
+    )
+    if not quiet:
+        _print(report)
+    return _facts(report), report.ok
+
+
+def _facts(report: CheckpointReport) -> dict[str, object]:
+    return {
+        "folder": str(report.folder),
+        "layout": report.layout,
+        "also": report.also,
+        "naming": report.naming,
+        "files": [file.name for file in report.files],
+        "bytes": report.nbytes,
+        "total_parameters": report.total,
+        "parameters": report.parameters,
+        "dtypes": report.dtypes,
+        "config": report.summary(),
+        "missing": list(report.missing),
+        "unexpected": list(report.unexpected),
+        "mismatched": [list(one) for one in report.mismatched],
+        "problems": list(report.problems),
+        "ok": report.ok,
+    }
+
+
+def _print(report: CheckpointReport) -> None:
+    about = [("folder", str(report.folder))]
+    if report.layout:
+        also = f", not read: {report.also}" if report.also else ""
+        about.append(("layout", f"{report.layout}{also}"))
+        about.append(("files", f"{_first([file.name for file in report.files], 4)} ({report.nbytes / 1e6:,.1f} MB)"))
+    about += [(name, str(value)) for name, value in report.summary().items()]
+    if report.dtypes:
+        about.append(("stored as", ", ".join(report.dtypes)))
+    width = max(len(name) for name, _ in about) + 2
+    out = console()
+    for name, value in about:
+        out.print(f"{name:<{width}}{value}", markup=False, soft_wrap=True)
+    if report.parameters:
+        rows = [(part, f"{count:,}", f"{count / report.total:.1%}") for part, count in report.parameters.items()]
+        typer.echo()
+        print_table("", ("part", "parameters", ""), [*rows, ("all", f"{report.total:,}", "")], numbers=(1, 2))
+    _listing("missing", report.missing)
+    _listing("unexpected", report.unexpected)
+    _listing(
+        "of another shape", tuple(f"{name}: found {found}, expected {want}" for name, found, want in report.mismatched)
+    )
+    typer.echo()
+    for problem in report.problems:
+        out.print(f"[bold red]problem:[/] {escape(problem)}", soft_wrap=True)
+    if report.ok:
+        out.print("[bold green]ok:[/] it can be loaded")
+
+
+def _listing(title: str, names: tuple[str, ...]) -> None:
+    if not names:
+        return
+    typer.echo(f"\n{title} ({len(names)}):")
+    for name in names[:_SHOWN]:
+        typer.echo(f"  {name}")
+    if len(names) > _SHOWN:
+        typer.echo(f"  and {len(names) - _SHOWN} more")
+
+
+def _first(names: list[str], count: int) -> str:
+    more = f" and {len(names) - count} more" if len(names) > count else ""
+    return ", ".join(names[:count]) + more

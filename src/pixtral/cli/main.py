@@ -1,0 +1,74 @@
+"""The `pixtral` command. Every subcommand is a function in its own file that imports what it needs when it runs."""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import Annotated, Any
+
+import typer
+from typer.core import TyperGroup
+
+from pixtral.cli.chat import chat
+from pixtral.cli.demo import demo
+from pixtral.cli.inspect import inspect
+from pixtral.cli.output import fail
+from pixtral.errors import PixtralError
+
+
+class Commands(TyperGroup):
+    """Runs a subcommand; what a user can cause becomes one line on stderr and exit code 1."""
+
+    def invoke(self, ctx: Any) -> Any:  # typer brings its own click or uses the installed one
+        try:
+            return super().invoke(ctx)
+        except PixtralError as error:
+            fail(error)
+        except BrokenPipeError:  # the reader of our output has gone, as in `pixtral ... | head`
+            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  or Python complains once more when it flushes
+            raise typer.Exit(0) from None
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        from pixtral import __version__
+
+        typer.echo(f"pixtral {__version__}")
+        raise typer.Exit
+
+
+app = typer.Typer(
+    name="pixtral",
+    cls=Commands,
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,  # rich would add a quarter of a second to --help
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 100},
+)
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version and exit.")
+    ] = False,
+) -> None:
+    """Run Pixtral vision-language models.
+
+    Exit codes: 0 done, 1 it could not be done (one line on stderr says why), 2 wrong usage.
+    """
+
+
+app.command()(chat)
+app.command()(inspect)
+app.command()(demo)
+
+
+def main() -> None:
+    """Entry point of the command."""
+    app(prog_name="pixtral")
+
+
+if __name__ == "__main__":
+    main()

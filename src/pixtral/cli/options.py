@@ -1,0 +1,128 @@
+"""Options that several commands share, and how a command's words are told apart."""
+
+from __future__ import annotations
+
+import os
+import re
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+if TYPE_CHECKING:
+    from pixtral.assistant import Assistant
+
+Dtype = Annotated[
+    str, typer.Option(help="Number format of the weights: auto (as stored), bfloat16, float16 or float32.")
+]
+DeviceMap = Annotated[
+    str, typer.Option(help="Where the model runs: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.")
+]
+LayoutName = Annotated[str, typer.Option(help="Files to read of a folder that holds both layouts: auto, hf, mistral.")]
+Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default=False)]
+CacheDir = Annotated[
+    str | None, typer.Option(help="Where the Hub's files are kept.", show_default=False, metavar="FOLDER")
+]
+LocalFilesOnly = Annotated[bool, typer.Option("--local-files-only", help="Never use the network.")]
+MaxImageSize = Annotated[
+    int | None,
+    typer.Option(help="Scale pictures down to this longest side in pixels; fewer tokens.", min=1, show_default=False),
+]
+Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
+MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="New tokens at most.", min=1)]
+Temperature = Annotated[
+    float | None,
+    typer.Option(
+        help="Draw tokens, the wilder the higher; without it the likeliest one is taken.", min=0.0, show_default=False
+    ),
+]
+TopP = Annotated[
+    float | None,
+    typer.Option(
+        help="Draw among the likeliest tokens that reach this probability together.",
+        min=0.0, max=1.0, show_default=False,
+    ),
+]  # fmt: skip
+TopK = Annotated[int | None, typer.Option(help="Draw among this many likeliest tokens.", min=1, show_default=False)]
+MinP = Annotated[
+    float | None,
+    typer.Option(
+        help="Draw among tokens at least this likely, as a share of the likeliest.",
+        min=0.0, max=1.0, show_default=False,
+    ),
+]  # fmt: skip
+Seed = Annotated[int | None, typer.Option(help="Makes drawing repeatable.", show_default=False)]
+Stop = Annotated[
+    list[str] | None,
+    typer.Option(help="Text that ends the answer; may be given several times.", show_default=False, metavar="TEXT"),
+]
+System = Annotated[str | None, typer.Option(help="System prompt: how to answer.", show_default=False, metavar="TEXT")]
+
+_HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
+_PATH_START = re.compile(r"(\.{0,2}|~)[/\\]")
+
+
+@dataclass(frozen=True)
+class ModelChoice:
+    """Which model, and how to load it."""
+
+    model: str | None
+    dtype: str = "auto"
+    device_map: str = "auto"
+    layout: str = "auto"
+    revision: str | None = None
+    cache_dir: str | None = None
+    local_files_only: bool = False
+    max_image_size: int | None = None
+
+    @property
+    def name(self) -> str:
+        """For people."""
+        return self.model or "the embedded model"
+
+    def load(self) -> Assistant:
+        """The model, ready to chat."""
+        from pixtral.assistant import load
+
+        layout: Any = self.layout
+        return load(
+            self.model,
+            dtype=self.dtype,
+            device_map=self.device_map,
+            layout=layout,
+            revision=self.revision,
+            cache_dir=self.cache_dir,
+            local_files_only=self.local_files_only,
+            max_image_size=self.max_image_size,
+        )
+
+
+def looks_like_model(word: str) -> bool:
+    """Whether a word names a model: an existing folder, owner/name, or something written as a path to a folder."""
+    if os.path.isdir(os.path.expanduser(word)):
+        return True
+    if os.path.exists(word) or any(letter.isspace() for letter in word):
+        return False
+    return bool(_HUB_ID.fullmatch(word) or _PATH_START.match(word))
+
+
+def model_and_question(words: list[str] | None, model: str | None) -> tuple[str | None, str | None]:
+    """(model, question) of `pixtral chat`; see its help.
+
+    Raises:
+        typer.BadParameter: more words than there is room for.
+    """
+    words = list(words or [])
+    room = 1 if model is not None else 2
+    if len(words) > room:
+        raise typer.BadParameter(
+            f"found {len(words)} arguments, expected {'only a question' if room == 1 else 'a model and a question'}; "
+            "put the question in quotes"
+        )
+    if model is not None:
+        return model, words[0] if words else None
+    if len(words) == 2:
+        return words[0], words[1]
+    if words and looks_like_model(words[0]):
+        return words[0], None
+    return None, words[0] if words else None

@@ -1,0 +1,104 @@
+"""How the commands print: tables and colours on a terminal, plain text in a pipe, errors in one line."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, NoReturn
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from pixtral.assistant import Answer
+
+
+def one_line(error: BaseException) -> str:
+    """An error message without its line breaks."""
+    return " ".join(str(error).split())
+
+
+def complain(error: BaseException) -> None:
+    """`error: ...` on stderr."""
+    from rich.markup import escape
+
+    message = one_line(error)
+    if sys.stderr.isatty():
+        console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
+    else:
+        typer.echo(f"error: {message}", err=True)
+
+
+def fail(error: BaseException) -> NoReturn:
+    """Print the error and end with exit code 1."""
+    complain(error)
+    raise typer.Exit(1) from error
+
+
+def console(*, stderr: bool = False) -> Console:
+    """A rich console that colours nothing by itself."""
+    from rich.console import Console
+
+    return Console(stderr=stderr, highlight=False)
+
+
+def print_json(value: object) -> None:
+    """One JSON object, readable on a terminal and on one line in a pipe."""
+    typer.echo(json.dumps(value, ensure_ascii=False, indent=2 if sys.stdout.isatty() else None))
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]], *, numbers: Sequence[int]) -> None:
+    """A table; `numbers` are the columns to be aligned to the right."""
+    if not sys.stdout.isatty():
+        widths = [max(map(len, column)) for column in zip(columns, *rows, strict=True)]
+        if title:
+            typer.echo(title)
+        for row in (columns, *rows):
+            cells = [
+                cell.rjust(width) if place in numbers else cell.ljust(width)
+                for place, (cell, width) in enumerate(zip(row, widths, strict=True))
+            ]
+            typer.echo("  ".join(cells).rstrip())
+        return
+    from rich import box
+    from rich.table import Table
+
+    table = Table(title=title or None, title_justify="left", title_style="bold", box=box.SIMPLE_HEAD, pad_edge=False)
+    for place, column in enumerate(columns):
+        table.add_column(column, justify="right" if place in numbers else "left", overflow="fold")
+    for row in rows:
+        table.add_row(*row)
+    console().print(table)
+
+
+def note(text: str) -> None:
+    """A remark beside the answer: on stderr, dimmed, and only when someone is there to read it."""
+    if sys.stderr.isatty():
+        from rich.markup import escape
+
+        console(stderr=True).print(f"[dim]{escape(text)}[/]", soft_wrap=True)
+
+
+def cost(answer: Answer) -> str:
+    """Tokens and seconds of an answer in one line."""
+    usage, timings = answer.usage, answer.timings
+    image = f" ({usage.image_tokens} of them image)" if usage.image_tokens else ""
+    speed = f" · {timings.tokens_per_second:.0f} tokens/s" if timings.per_token else ""
+    end = {"stop": "", "length": " · cut off: the limit of new tokens is reached", "abort": " · stopped"}
+    return (
+        f"{usage.prompt_tokens} prompt tokens{image} · {usage.completion_tokens} new · "
+        f"first after {timings.first_token:.2f} s{speed}{end[answer.finish_reason]}"
+    )
+
+
+@contextmanager
+def waiting(text: str) -> Iterator[None]:
+    """A turning mark while something takes its time; nothing in a pipe."""
+    if not (sys.stderr.isatty() and sys.stdout.isatty()):
+        yield
+        return
+    with console(stderr=True).status(f"[dim]{text}[/]"):
+        yield

@@ -1,0 +1,125 @@
+"""A conversation in the terminal: questions, pictures, and a few commands that begin with a slash."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shlex
+import sys
+from typing import TYPE_CHECKING
+
+from pixtral.cli.output import complain, cost, note
+from pixtral.cli.streaming import show
+from pixtral.errors import PixtralError, PromptError
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from pixtral.assistant import Assistant
+    from pixtral.assistant.chat import ChatOptions
+
+_HELP = """\
+/image PATH   show a picture (a path or URL) with the next question; may be given several times
+/reset        forget the conversation and its pictures
+/help         this list
+/exit         end, as Ctrl-D does; Ctrl-C stops an answer"""
+
+
+class Session:
+    """Reads lines until the input ends. In a pipe nothing but the answers is written."""
+
+    def __init__(
+        self, assistant: Assistant, system: str | None, options: ChatOptions, pictures: list[str], name: str
+    ) -> None:
+        self.assistant = assistant
+        self.conversation = assistant.conversation(system, **options)
+        self.name = name
+        self.failed = False
+        self._ended = False
+        self._shown: list[Image] = []
+        self._first = pictures
+        self._terminal = sys.stdin.isatty()
+
+    def run(self) -> int:
+        """The exit code: 1 if a line of a pipe could not be answered."""
+        for source in self._first:
+            self._show_picture(source)  # a picture named on the command line has to be there
+        if self._terminal:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  line editing and history for input()
+            note(f"{self.name} · /image PATH shows a picture, /help says more, Ctrl-D ends")
+        while not self._ended and (line := self._read()) is not None:
+            if not line.strip():
+                continue
+            try:
+                self._handle(line.strip())
+            except PixtralError as error:
+                complain(error)
+                self.failed = True
+        return int(self.failed and not self._terminal)
+
+    def _read(self) -> str | None:
+        """The next line; None at the end of the input."""
+        try:
+            return input("> " if self._terminal else "")
+        except EOFError:
+            if self._terminal:
+                print()
+            return None
+        except KeyboardInterrupt:
+            if not self._terminal:
+                raise
+            print()
+            note("Ctrl-D ends")
+            return ""
+
+    def _handle(self, line: str) -> None:
+        if not line.startswith("/"):
+            self._ask(line)
+            return
+        command, _, rest = line.partition(" ")
+        if command == "/image":
+            self._show_picture(rest.strip())
+        elif command == "/reset":
+            self.conversation.reset()
+            self._shown.clear()
+            note("forgotten")
+        elif command in ("/exit", "/quit"):
+            self._ended = True
+        elif command == "/help":
+            print(_HELP)
+        else:
+            raise PromptError(f"there is no command {command}; /help lists them")
+
+    def _ask(self, question: str) -> None:
+        stream = self.conversation.ask(question, list(self._shown), stream=True)
+        self._shown.clear()
+        try:
+            answer = show(stream)
+        except KeyboardInterrupt:  # the second Ctrl-C: this turn is given up
+            print()
+            note("given up; the conversation is as it was before")
+            return
+        note(cost(answer))
+
+    def _show_picture(self, source: str) -> None:
+        from pixtral.images.limits import ImageLimits
+        from pixtral.images.source import load_image
+
+        if not source:
+            raise PromptError("/image needs the path or the URL of a picture")
+        limits = self.assistant.limits or ImageLimits()
+        picture = load_image(_unquoted(source), limits=limits)
+        self._shown.append(picture)
+        note(f"{source}: {picture.width} x {picture.height} pixels; it goes with the next question")
+
+
+def _unquoted(source: str) -> str:
+    """A path as terminals paste it, in quotes or with escaped blanks, as it is."""
+    if os.path.exists(source) or "://" in source:
+        return os.path.expanduser(source)
+    try:
+        words = shlex.split(source)
+    except ValueError:
+        return source
+    return os.path.expanduser(words[0]) if len(words) == 1 else source
