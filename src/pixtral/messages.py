@@ -146,7 +146,9 @@ def _to_openai(message: Message, sources: bool) -> dict[str, Any]:
     elif message.parts:
         result["content"] = [_part_to_openai(part, sources) for part in message.parts]
     if message.tool_calls:
-        calls = [{"type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in message.tool_calls]
+        calls = [
+            {"type": "function", "function": {"name": c.name, "arguments": c.arguments}} for c in message.tool_calls
+        ]
         for call, made in zip(message.tool_calls, calls, strict=True):
             if call.id is not None:
                 made["id"] = call.id
@@ -284,4 +286,3 @@ def _known_keys(given: Mapping[Any, object], known: tuple[str, ...], where: str)
     for key in given:
         if key not in known:
             raise PromptError(f"{where} has an unknown key {key!r}; {nearest(str(key), known)}")
-

@@ -8,7 +8,7 @@ from typing import Any
 
 from pixtral.batch import BatchEncoding
 from pixtral.errors import PromptError, UnknownArgument
-from pixtral.text.padding import VERY_LARGE, pad_row, resolve, to_list, truncate_ids
+from pixtral.text.padding import VERY_LARGE, Lengths, pad_row, resolve, to_list, truncate_ids
 from pixtral.text.special import SpecialTokens
 
 
@@ -83,7 +83,7 @@ class TokenizerBase(SpecialTokens):
                 **options,
             )
         assert isinstance(text, (list, tuple))
-        lengths = self._lengths(padding, truncation, max_length, pad_to_multiple_of)
+        lengths = self.lengths(padding, truncation, max_length, pad_to_multiple_of)
         rows = [
             self.prepare_for_model(
                 self._row(item),
@@ -112,7 +112,8 @@ class TokenizerBase(SpecialTokens):
             return list(text)
         raise PromptError(f"text is {text!r}; expected a string, a list of ids, or a list of those")
 
-    def _lengths(self, padding: object, truncation: object, max_length: int | None, multiple: int | None) -> Any:
+    def lengths(self, padding: object, truncation: object, max_length: int | None, multiple: int | None) -> Lengths:
+        """What these options mean together for this tokenizer."""
         return resolve(
             padding,
             truncation,
@@ -147,7 +148,7 @@ class TokenizerBase(SpecialTokens):
         refuse({key: value for key, value in kwargs.items() if value}, "prepare_for_model()")
         if pair_ids is not None:
             raise PromptError("pairs of sequences are not supported; leave pair_ids out")
-        lengths = self._lengths(padding, truncation, max_length, pad_to_multiple_of)
+        lengths = self.lengths(padding, truncation, max_length, pad_to_multiple_of)
         total = len(ids) + (self.num_special_tokens_to_add() if add_special_tokens else 0)
         overflow: list[int] = []
         if lengths.truncate and lengths.max_length and total > lengths.max_length:
@@ -223,9 +224,13 @@ class TokenizerBase(SpecialTokens):
         data = {key: to_list(value) for key, value in data.items()}
         if return_attention_mask is None:
             return_attention_mask = "attention_mask" in self.model_input_names
-        lengths = self._lengths(padding, None if padding is not False else False, max_length, None)
+        lengths = self.lengths(padding, None if padding is not False else False, max_length, None)
         single = single and not isinstance(data["input_ids"][0], list)
-        rows = [data] if single else [{key: value[i] for key, value in data.items()} for i in range(len(data["input_ids"]))]
+        rows = (
+            [data]
+            if single
+            else [{key: value[i] for key, value in data.items()} for i in range(len(data["input_ids"]))]
+        )
         rows = self._pad_rows(rows, lengths.padding, lengths.max_length, pad_to_multiple_of, padding_side,
                               return_attention_mask)  # fmt: skip
         return BatchEncoding(rows[0] if single else _columns(rows), tensor_type=_tensor_type(return_tensors))
@@ -276,7 +281,9 @@ class TokenizerBase(SpecialTokens):
         if isinstance(ids, list) and ids and isinstance(ids[0], list):
             return [self.decode(row, skip_special_tokens, clean_up_tokenization_spaces) for row in ids]
         text = self.ids_to_text([ids] if isinstance(ids, int) else ids, skip_special_tokens)
-        clean = self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
+        clean = (
+            self.clean_up_tokenization_spaces if clean_up_tokenization_spaces is None else clean_up_tokenization_spaces
+        )
         return clean_up_tokenization(text) if clean else text
 
     def batch_decode(

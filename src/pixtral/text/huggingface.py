@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from pixtral.batch import BatchEncoding
 from pixtral.errors import PromptError
 from pixtral.hub import resolve
-from pixtral.text.base import Refused, TokenizerBase, refuse
 from pixtral.text import huggingface_chat
+from pixtral.text.base import Refused, TokenizerBase, refuse
 from pixtral.text.huggingface_files import FILES, TokenizerFiles, read_files, write_files
 from pixtral.text.huggingface_vocab import HuggingFaceVocabulary
 from pixtral.text.padding import VERY_LARGE

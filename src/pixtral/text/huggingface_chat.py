@@ -31,11 +31,7 @@ def render(
     Raises:
         PromptError: no template, or it refuses a conversation.
     """
-    source = tokenizer.chat_template if template is None else template
-    if source is None:
-        raise PromptError(
-            "the tokenizer has no chat template; pass chat_template=..., or put a chat_template.jinja beside its files"
-        )
+    source = template_of(tokenizer, template)
     batched = is_batch(conversation)
     conversations = [normalize(item) for item in (conversation if batched else [conversation])]
     compiled = _compiled(source)
@@ -52,6 +48,21 @@ def render(
         for messages in conversations
     ]
     return batched, rendered
+
+
+def template_of(tokenizer: HuggingFaceTokenizer, template: str | None) -> str:
+    """The template to use: the one given, else the tokenizer's own."""
+    source = tokenizer.chat_template if template is None else template
+    if source is None:
+        raise PromptError(
+            "the tokenizer has no chat template; pass chat_template=..., or put a chat_template.jinja beside its files"
+        )
+    return source
+
+
+def variables_of(source: str) -> frozenset[str]:
+    """The names that a template reads."""
+    return _compiled(source).variables
 
 
 @lru_cache(maxsize=16)

@@ -114,7 +114,10 @@ def _content(token: Any) -> str | None:
 
 
 def _add_missing(
-    backend: tokenizers.Tokenizer, config: Mapping[str, Any], named: Mapping[str, Any], special: Mapping[str, str | None]
+    backend: tokenizers.Tokenizer,
+    config: Mapping[str, Any],
+    named: Mapping[str, Any],
+    special: Mapping[str, str | None],
 ) -> None:
     """Add the tokens that the settings name and tokenizer.json lacks, in the order of their ids."""
     import tokenizers
@@ -129,9 +132,11 @@ def _add_missing(
         text = _content(entry)
         if text is None or text in known:
             continue
-        flags = {key: entry[key] for key in ("lstrip", "rstrip", "normalized", "single_word") if key in entry} if isinstance(
-            entry, Mapping
-        ) else {}
+        flags = (
+            {key: entry[key] for key in ("lstrip", "rstrip", "normalized", "single_word") if key in entry}
+            if isinstance(entry, Mapping)
+            else {}
+        )
         is_special = not isinstance(entry, Mapping) or entry.get("special", True)
         backend.add_tokens([tokenizers.AddedToken(text, special=is_special, **flags)])
         known.add(text)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -122,7 +122,9 @@ class MistralCommonTokenizer(MistralVocabulary, TokenizerBase):
             push_to_hub: not offered; the Hub's own client uploads folders.
             save_format: "mistral" or None. "hf" needs a tokenizer.json, which this tokenizer cannot write.
         """
-        unused = {key: value for key, value in kwargs.items() if key not in ("token", "commit_message", "repo_id", "private")}
+        unused = {
+            key: value for key, value in kwargs.items() if key not in ("token", "commit_message", "repo_id", "private")
+        }
         refuse(unused, "save_pretrained()")
         if save_format not in (None, "mistral", "hf"):
             raise PromptError(f"save_format is {save_format!r}; expected 'mistral', 'hf' or None")
@@ -155,6 +157,17 @@ class MistralCommonTokenizer(MistralVocabulary, TokenizerBase):
         policy = SpecialTokenPolicy.IGNORE if skip_special_tokens else SpecialTokenPolicy.KEEP
         text = self.tokenizer.decode(list(ids), special_token_policy=policy)
         return _LANGUAGE.sub("", text) if skip_special_tokens else text
+
+    def readable(self, ids: Sequence[int]) -> str:
+        """The ids as text with the control tokens by name; unlike `decode`, no SentencePiece marks show."""
+        text, run = "", list[int]()
+        for token_id in [*ids, None]:
+            if token_id is not None and not self.backend.is_special(token_id):
+                run.append(token_id)
+                continue
+            text += self.ids_to_text(run, skip_special_tokens=True) if run else ""
+            text, run = text + ("" if token_id is None else self.backend.id_to_piece(token_id)), []
+        return text
 
     def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: None = None) -> list[int]:
         """The beginning of sequence before the ids, and in "finetuning" mode the end behind them."""
@@ -223,7 +236,9 @@ class MistralCommonTokenizer(MistralVocabulary, TokenizerBase):
             raise PromptError(f"truncation is {truncation!r}; without pairs only True and 'longest_first' make sense")
         refuse(kwargs, "the tokenizer")
         if return_offsets_mapping or split_special_tokens:
-            raise Refused("return_offsets_mapping and split_special_tokens are not offered by mistral-common; leave them out")
+            raise Refused(
+                "return_offsets_mapping and split_special_tokens are not offered by mistral-common; leave them out"
+            )
         if text_pair or text_target or text_pair_target:
             raise Refused("text_pair, text_target and text_pair_target are not supported; pass one text or a list")
         return self._encode_rows(

@@ -41,16 +41,10 @@ def apply(
     request: Mapping[str, object],
 ) -> Any:
     """`MistralCommonTokenizer.apply_chat_template`; its docstring says what the arguments are."""
-    if add_generation_prompt and continue_final_message:
-        raise PromptError("add_generation_prompt and continue_final_message exclude each other; choose one")
     batched = is_batch(conversation)
     conversations = [normalize(item) for item in (conversation if batched else [conversation])]
     conversations = hand_out(conversations, images)
-    if add_generation_prompt and any(messages[-1].role == "assistant" for messages in conversations):
-        raise PromptError(
-            "the last message is the assistant's, so there is no answer to open; use continue_final_message=True "
-            "to go on with it, or end with a user message"
-        )
+    check_opening(conversations, add_generation_prompt, continue_final_message)
     encoded = [
         encode(tokenizer, messages, tools=tools, continue_final_message=continue_final_message, request=request)
         for messages in conversations
@@ -59,14 +53,25 @@ def apply(
         texts = [tokenizer.ids_to_text(item.ids, skip_special_tokens=False) for item in encoded]
         return texts if batched else texts[0]
     ids = [item.ids for item in encoded]
-    result = tokenizer(
-        ids if batched else ids[0], add_special_tokens=False, return_tensors=return_tensors, **rows
-    )
+    result = tokenizer(ids if batched else ids[0], add_special_tokens=False, return_tensors=return_tensors, **rows)
     if not return_dict:
         return result["input_ids"]
     kind = None if return_tensors is None else str(getattr(return_tensors, "value", return_tensors))
     result.update(image_entries([image for item in encoded for image in item.images], kind))
     return result
+
+
+def check_opening(
+    conversations: Sequence[Sequence[Message]], add_generation_prompt: bool, continue_final_message: bool
+) -> None:
+    """Refuse to open an answer that is there already."""
+    if add_generation_prompt and continue_final_message:
+        raise PromptError("add_generation_prompt and continue_final_message exclude each other; choose one")
+    if add_generation_prompt and any(messages[-1].role == "assistant" for messages in conversations):
+        raise PromptError(
+            "the last message is the assistant's, so there is no answer to open; use continue_final_message=True "
+            "to go on with it, or end with a user message"
+        )
 
 
 def hand_out(conversations: list[list[Message]], images: Sequence[object] | None) -> list[list[Message]]:

@@ -75,18 +75,17 @@ class NativeImageEncoder:
         """The picture resized to its grid and normalised, (3, H, W) float32."""
         if self._processor is None:
             self._processor = native_processor(self.image_config)
-        pixels: np.ndarray[Any, Any] = np.asarray(self._processor([image], return_tensors="np")["pixel_values"][0])
+        pixels: np.ndarray[Any, Any] = self._processor.image(image)
         return pixels
 
 
-def native_processor(image_config: ImageConfig) -> Any:
-    """The NativeImageProcessor with the sizes that a tokenizer's file asks for."""
+def native_processor(image_config: ImageConfig, **options: Any) -> Any:
+    """The NativeImageProcessor with the sizes that a tokenizer's file asks for; `options` go before them."""
     from pixtral.images.processors import NativeImageProcessor
 
     side = image_config.image_patch_size * image_config.spatial_merge_size
-    return NativeImageProcessor(
-        size={"longest_edge": image_config.max_image_size}, patch_size={"height": side, "width": side}
-    )
+    sizes = {"size": {"longest_edge": image_config.max_image_size}, "patch_size": {"height": side, "width": side}}
+    return NativeImageProcessor(**{**sizes, **options})
 
 
 def image_entries(images: Sequence[np.ndarray[Any, Any]], tensor_type: str | None) -> dict[str, Any]:

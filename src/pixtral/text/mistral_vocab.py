@@ -54,8 +54,10 @@ class MistralVocabulary:
     @cached_property
     def all_special_ids(self) -> list[int]:
         """Ids of the control tokens, ascending."""
-        return sorted(i for i in range(self.vocab_size) if self.backend.is_special(i)) if not self.is_tekken else sorted(
-            self.backend.special_ids
+        return (
+            sorted(i for i in range(self.vocab_size) if self.backend.is_special(i))
+            if not self.is_tekken
+            else sorted(self.backend.special_ids)
         )
 
     @cached_property
@@ -118,7 +120,9 @@ class MistralVocabulary:
         if not isinstance(tokens, str):
             return [self.convert_tokens_to_ids(token) for token in tokens]
         if self.token_to_id(tokens) is None:
-            warnings.warn(f"the vocabulary has no token {tokens!r}; using {self.backend.id_to_piece(0)!r}", stacklevel=2)
+            warnings.warn(
+                f"the vocabulary has no token {tokens!r}; using {self.backend.id_to_piece(0)!r}", stacklevel=2
+            )
         return self._id_or_unknown(tokens)
 
     def _id_or_unknown(self, token: str) -> int:
@@ -131,7 +135,9 @@ class MistralVocabulary:
         """The tokens of a text."""
         refuse(kwargs, "tokenize()")
         if return_offsets_mapping or split_special_tokens:
-            raise Refused("return_offsets_mapping and split_special_tokens are not offered by mistral-common; leave them out")
+            raise Refused(
+                "return_offsets_mapping and split_special_tokens are not offered by mistral-common; leave them out"
+            )
         tokens: list[str] = self.convert_ids_to_tokens(self.text_to_ids(text))
         return tokens
 

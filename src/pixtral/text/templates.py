@@ -53,10 +53,13 @@ class ChatTemplate:
 
     def __init__(self, source: str) -> None:
         import jinja2
+        import jinja2.meta
 
         self.source = source
+        environment = _environment()
         try:
-            self._template = _environment().from_string(source)
+            self._template = environment.from_string(source)
+            self.variables = frozenset(jinja2.meta.find_undeclared_variables(environment.parse(source)))
         except jinja2.TemplateSyntaxError as error:
             raise PromptError(f"the chat template is not valid Jinja (line {error.lineno}): {error.message}") from error
 

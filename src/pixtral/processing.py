@@ -1,0 +1,413 @@
+"""PixtralProcessor: conversations, or text and images, to what the model takes; AutoProcessor finds its files."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from pixtral import prompts
+from pixtral.auto import PATTERNS, AutoTokenizer, choose_layout
+from pixtral.batch import BatchFeature
+from pixtral.errors import ImageError, PromptError, refuse_unknown
+from pixtral.expansion import ImageTokens, check_counts, expand_prompts, truncate
+from pixtral.hub import resolve
+from pixtral.images.base import BaseImageProcessor
+from pixtral.images.geometry import Grid
+from pixtral.images.inputs import flatten_images
+from pixtral.images.options import DEFAULTS
+from pixtral.images.processors import PixtralImageProcessor, PixtralImageProcessorFast
+from pixtral.text.huggingface import HuggingFaceTokenizer
+from pixtral.text.huggingface_files import read_json
+from pixtral.text.mistral import MistralCommonTokenizer
+from pixtral.text.mistral_images import native_processor
+
+__all__ = ["AutoProcessor", "AutoTokenizer", "ModalData", "PixtralProcessor"]
+
+_TEXT_OPTIONS = (
+    "add_special_tokens", "padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side",
+    "return_attention_mask", "return_mm_token_type_ids", "return_tensors", "verbose",
+)  # fmt: skip
+_IMAGE_OPTIONS = (*(name for name in DEFAULTS if name not in ("patch_size", "return_tensors")), "limits")
+_GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
+_CONFIG = ("patch_size", "spatial_merge_size", "image_token", "image_break_token", "image_end_token")
+
+
+@dataclass(frozen=True)
+class ModalData:
+    """How many tokens and patches images take; entries are found by name or attribute."""
+
+    num_image_tokens: list[int]
+    num_image_patches: list[int]
+
+    def __getitem__(self, key: str) -> list[int]:
+        value: list[int] = getattr(self, key)
+        return value
+
+
+class PixtralProcessor:
+    """Text and images in, `input_ids`, `attention_mask`, `pixel_values` and `image_sizes` out.
+
+    Works over both kinds of tokenizer. With a MistralCommonTokenizer prompts are built as ids by mistral-common, and
+    images are resized as mistral-common does; `layout` says "mistral" then and "hf" otherwise.
+
+    Args:
+        image_processor: a PixtralImageProcessorFast by default, mistral-common's for a MistralCommonTokenizer.
+        tokenizer: a HuggingFaceTokenizer or MistralCommonTokenizer.
+        patch_size: side of a patch in pixels.
+        spatial_merge_size: patches merged into one token along each side; 1 for Pixtral.
+        chat_template: Jinja text, in place of the tokenizer's.
+        image_token, image_break_token, image_end_token: names of the tokens; their ids come from the tokenizer.
+
+    Raises:
+        PromptError: no tokenizer, or one without these tokens.
+    """
+
+    def __init__(
+        self,
+        image_processor: BaseImageProcessor | None = None,
+        tokenizer: HuggingFaceTokenizer | MistralCommonTokenizer | None = None,
+        patch_size: int = 16,
+        spatial_merge_size: int = 1,
+        chat_template: str | None = None,
+        image_token: str = "[IMG]",
+        image_break_token: str = "[IMG_BREAK]",
+        image_end_token: str = "[IMG_END]",
+    ) -> None:
+        if tokenizer is None:
+            raise PromptError("PixtralProcessor needs a tokenizer; use PixtralProcessor.from_pretrained(folder_or_id)")
+        self.tokenizer = tokenizer
+        self.layout = "mistral" if isinstance(tokenizer, MistralCommonTokenizer) else "hf"
+        self.patch_size, self.spatial_merge_size = patch_size, spatial_merge_size
+        self.image_token, self.image_break_token, self.image_end_token = image_token, image_break_token, image_end_token
+        ids = [tokenizer.token_to_id(name) for name in (image_token, image_break_token, image_end_token)]
+        if None in ids:
+            names = [image_token, image_break_token, image_end_token]
+            raise PromptError(f"the tokenizer has no {names[ids.index(None)]!r} token; name the one it has for images")
+        self.image_token_id, self.image_break_token_id, self.image_end_token_id = (int(i or 0) for i in ids)
+        if image_processor is None:
+            image_processor = _default_image_processor(tokenizer)
+        self.image_processor = image_processor
+        self.chat_template = chat_template if chat_template else getattr(tokenizer, "chat_template", None)
+
+    @property
+    def image_tokens(self) -> ImageTokens:
+        """Names and ids of the tokens that stand for an image."""
+        names = self.image_token, self.image_break_token, self.image_end_token
+        return ImageTokens(names, self.image_token_id, self.image_break_token_id, self.image_end_token_id)
+
+    @property
+    def image_token_ids(self) -> list[int]:
+        """The ids of the image, break and end tokens."""
+        return self.image_tokens.ids
+
+    @property
+    def model_input_names(self) -> list[str]:
+        """What a call may return."""
+        return list(dict.fromkeys([*self.tokenizer.model_input_names, *self.image_processor.model_input_names]))
+
+    def __call__(self, images: Any = None, text: str | Sequence[str] | None = None, **kwargs: Any) -> BatchFeature:
+        """Make prompts and their images ready for the model.
+
+        Args:
+            images: anything `load_image` reads, a list of it taken in order over all prompts, or a list for each
+                prompt. Every image needs its "[IMG]" in the text.
+            text: a prompt or several. Control tokens written in it become ids; "[IMG]" becomes the image's rows of
+                tokens, each row ended by "[IMG_BREAK]", the image by "[IMG_END]". None returns the images alone.
+            kwargs: padding, truncation, max_length, padding_side, pad_to_multiple_of, add_special_tokens (a second
+                beginning of sequence is never added), return_tensors ("pt" unless said otherwise, "np", or None for
+                lists), return_mm_token_type_ids; the options of the image processor; `limits`. They may come in
+                groups, `text_kwargs={...}`, `images_kwargs={...}`, as well.
+
+        Returns:
+            input_ids and attention_mask, both (B, L) int64; with images pixel_values (N, 3, Hmax, Wmax) float32 and
+            image_sizes (N, 2) int64, height and width in pixels.
+
+        Raises:
+            PromptError: nothing passed, another number of images than of "[IMG]", lists of images that do not fit the
+                prompts, or truncation that would cut an image.
+            ImageError: an image that cannot be had or used.
+            UnknownArgument: a keyword that nobody would read.
+        """
+        text_options, image_options = self._options(kwargs, "the processor")
+        if text is None and images is None:
+            raise PromptError("nothing to process: pass text, images, or both")
+        if text is None:
+            return self._images(images, image_options, text_options["return_tensors"])[0]
+        rows = [text] if isinstance(text, str) else text
+        if not isinstance(rows, (list, tuple)) or not rows or not all(isinstance(row, str) for row in rows):
+            raise PromptError(f"text is {text!r}; expected a string or a non-empty list of strings")
+        special = text_options.pop("add_special_tokens", True)
+        ids = [prompts.text_to_ids(self.tokenizer, row, special) for row in rows]
+        return self._assemble(ids, images, text_options, image_options)
+
+    def apply_chat_template(
+        self,
+        conversation: Any,
+        chat_template: str | None = None,
+        tools: Sequence[object] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        add_generation_prompt: bool = False,
+        continue_final_message: bool = False,
+        tokenize: bool = False,
+        return_dict: bool = False,
+        return_tensors: str | None = "auto",
+        processor_kwargs: Mapping[str, Any] | None = None,
+        images: Sequence[object] | None = None,
+        **kwargs: Any,
+    ) -> Any:
+        """The prompt of a conversation, or of a list of conversations, as text or ready for the model.
+
+        Args:
+            conversation: messages in any shape that `pixtral.messages.normalize` takes.
+            chat_template: Jinja text in place of the checkpoint's. Refused with a MistralCommonTokenizer.
+            tools: JSON schemas, or functions with annotations and a docstring.
+            documents: for templates that know them.
+            add_generation_prompt: ask for the beginning of an answer.
+            continue_final_message: leave the last message open.
+            tokenize: False returns the prompt as text, with one "[IMG]" for each image, and opens no image. True
+                returns ids, in which control tokens come from the template alone: "[IMG]" in a message stays text.
+            return_dict: with `tokenize`, everything a call returns; False only input_ids.
+            return_tensors: "auto" is "pt".
+            processor_kwargs: what a call takes, as a mapping; it may also stand among `kwargs`.
+            images: the pictures of image parts without a source, in reading order.
+            kwargs: what a call takes, and further values for the template.
+
+        Raises:
+            PromptError: the conversation is refused, has an image part without a picture, and as in a call.
+        """
+        known = (*_TEXT_OPTIONS, *_IMAGE_OPTIONS, *_GROUPS)
+        options = {**(processor_kwargs or {}), **{key: value for key, value in kwargs.items() if key in known}}
+        variables = {key: value for key, value in kwargs.items() if key not in known}
+        for name in ("sanitize_control_tokens", "load_audio_from_video", "return_assistant_tokens_mask"):
+            if variables.pop(name, False) and name != "sanitize_control_tokens":  # which is always done here
+                raise PromptError(f"{name} is not supported; leave it out")
+        if return_tensors != "auto":
+            options["return_tensors"] = return_tensors
+        if "images" in options:
+            images = options.pop("images")
+        made = prompts.from_conversations(
+            self.tokenizer,
+            conversation,
+            images=None if images is None else flatten_images(images),
+            template=chat_template or (self.chat_template if self.layout == "hf" else None),
+            tools=tools,
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            variables=variables,
+            known=known,
+        )
+        if not tokenize:
+            texts = [prompt.text for prompt in made.prompts]
+            return texts if made.batched else texts[0]
+        made.need_sources()
+        text_options, image_options = self._options(options, "apply_chat_template()")
+        special = text_options.pop("add_special_tokens", True)
+        ids = [prompts.with_special_tokens(self.tokenizer, list(prompt.ids), special) for prompt in made.prompts]
+        per_prompt = [list(prompt.sources) for prompt in made.prompts]
+        result = self._assemble(ids, per_prompt if any(per_prompt) else None, text_options, image_options)
+        return result if return_dict else result["input_ids"]
+
+    def _options(self, kwargs: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
+        """The options of text and of images, apart."""
+        flat = {key: value for key, value in kwargs.items() if key not in _GROUPS}
+        for group in _GROUPS:
+            flat.update(kwargs.get(group) or {})
+        refuse_unknown((key for key in flat if key not in (*_TEXT_OPTIONS, *_IMAGE_OPTIONS)), where,
+                       (*_TEXT_OPTIONS, *_IMAGE_OPTIONS, "images", "text"))  # fmt: skip
+        flat.setdefault("return_tensors", "pt")
+        return (
+            {key: value for key, value in flat.items() if key in _TEXT_OPTIONS},
+            {key: value for key, value in flat.items() if key in _IMAGE_OPTIONS},
+        )
+
+    def _images(self, images: Any, options: Mapping[str, Any], kind: str | None) -> tuple[BatchFeature, list[Grid]]:
+        """The processed images and their grids of tokens."""
+        side = self.patch_size * self.spatial_merge_size
+        pixels = self.image_processor(
+            images, return_tensors=kind, patch_size={"height": side, "width": side}, **options
+        )
+        sizes = [(int(height), int(width)) for height, width in pixels["image_sizes"]]
+        return pixels, [Grid(height // side, width // side) for height, width in sizes]
+
+    def _assemble(
+        self,
+        ids: list[list[int]],
+        images: Any,
+        text_options: dict[str, Any],
+        image_options: Mapping[str, Any],
+    ) -> BatchFeature:
+        """Rows of ids with one image token for each image, and the images, as the model takes them."""
+        tokens, kind = self.image_tokens, text_options["return_tensors"]
+        flat, per_prompt = _per_prompt(images)
+        check_counts(ids, len(flat), per_prompt, tokens)
+        pixels, grids = self._images(flat, image_options, kind) if flat else (BatchFeature(), [])
+        expanded = expand_prompts(ids, grids, tokens)
+        lengths = self.tokenizer.lengths(
+            text_options.get("padding", False),
+            text_options.get("truncation"),
+            text_options.get("max_length"),
+            text_options.get("pad_to_multiple_of"),
+        )
+        limit = lengths.max_length if lengths.truncate else None
+        side = self.tokenizer.truncation_side
+        rows = [
+            prompt.ids if limit is None else truncate(prompt, limit, side, index)
+            for index, prompt in enumerate(expanded)
+        ]
+        batch = self.tokenizer.pad(
+            {"input_ids": rows},
+            padding=lengths.padding,
+            max_length=lengths.max_length,
+            pad_to_multiple_of=text_options.get("pad_to_multiple_of"),
+            padding_side=text_options.get("padding_side"),
+            return_attention_mask=text_options.get("return_attention_mask"),
+        )
+        if text_options.get("return_mm_token_type_ids"):
+            image_ids = set(tokens.ids)
+            batch["mm_token_type_ids"] = [[int(token in image_ids) for token in row] for row in batch["input_ids"]]
+        batch.convert_to_tensors(kind)
+        batch.update(pixels)
+        return batch
+
+    def decode(self, *args: Any, **kwargs: Any) -> Any:
+        """The tokenizer's `decode`."""
+        return self.tokenizer.decode(*args, **kwargs)
+
+    def batch_decode(self, *args: Any, **kwargs: Any) -> list[str]:
+        """The tokenizer's `batch_decode`."""
+        return self.tokenizer.batch_decode(*args, **kwargs)
+
+    def post_process_image_text_to_text(
+        self, generated_outputs: Any, skip_special_tokens: bool = True, **kwargs: Any
+    ) -> list[str]:
+        """The texts of generated ids."""
+        return self.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
+
+    def num_image_tokens(self, width: int, height: int, **options: Any) -> int:
+        """How many tokens of the prompt an image of width x height pixels takes."""
+        return self._grid(width, height, options).num_tokens
+
+    def _grid(self, width: int, height: int, options: Mapping[str, Any]) -> Grid:
+        side = self.patch_size * self.spatial_merge_size
+        return self.image_processor.grid_of(width, height, **{**options, "patch_size": {"height": side, "width": side}})
+
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> ModalData:
+        """Tokens of images of these (height, width) sizes, without opening any."""
+        sizes = [] if image_sizes is None else list(image_sizes)
+        tokens = [self.num_image_tokens(int(width), int(height), **kwargs) for height, width in sizes]
+        return ModalData(tokens, [1] * len(tokens))
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: object) -> list[str]:
+        """Write the files that `from_pretrained` reads; returns their paths.
+
+        With a MistralCommonTokenizer that is its one file, which holds the image settings too, and the processor's.
+        """
+        refuse_unknown((key for key, value in kwargs.items() if value), "save_pretrained()", ("save_directory",))
+        paths = list(self.tokenizer.save_pretrained(save_directory))
+        paths += self.image_processor.save_pretrained(save_directory)
+        folder = Path(save_directory)
+        if self.layout == "hf" and self.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+            paths.append(str(folder / "chat_template.jinja"))
+        config = {"processor_class": "PixtralProcessor", **{name: getattr(self, name) for name in _CONFIG}}
+        (folder / "processor_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        return list(dict.fromkeys([*paths, str(folder / "processor_config.json")]))
+
+    @classmethod
+    def from_pretrained(
+        cls,
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        use_fast: bool = True,
+        tokenizer_mode: str = "auto",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **options: Any,
+    ) -> PixtralProcessor:
+        """The processor of a folder or Hub id, in the Hugging Face layout or Mistral's.
+
+        Args:
+            use_fast: the torch image processor; False the PIL one. Mistral's layout has its own.
+            tokenizer_mode: "auto", or "hf" or "mistral" to insist on one where a folder has both.
+            options: arguments of the constructor, of the tokenizer (padding_side, model_max_length, ...) and of the
+                image processor (size, limits, ...), in place of the files'.
+
+        Raises:
+            NoTokenizer: the folder has no tokenizer; the message lists what is there.
+            CheckpointError: a file is damaged, or the Hub cannot be reached.
+        """
+        folder = resolve(
+            pretrained_model_name_or_path,
+            patterns=PATTERNS,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        own = {key: options.pop(key) for key in (*_CONFIG, "chat_template") if key in options}
+        image_options = {key: options.pop(key) for key in _IMAGE_OPTIONS if key in options}
+        options.pop("trust_remote_code", None)
+        layout = choose_layout(folder, tokenizer_mode)
+        config = read_json(folder / "processor_config.json")
+        settings = {name: config[name] for name in _CONFIG if config.get(name) is not None}
+        image_processor: BaseImageProcessor
+        if layout == "mistral":
+            native = MistralCommonTokenizer.from_pretrained(folder, **options)
+            native.image_limits = image_options.get("limits")
+            image_processor = _default_image_processor(native, **image_options)
+            encoder = native.tokenizer.instruct_tokenizer.image_encoder
+            assert encoder is not None
+            settings["patch_size"] = encoder.image_config.image_patch_size
+            settings["spatial_merge_size"] = encoder.image_config.spatial_merge_size
+            return cls(image_processor, native, **{**settings, **own})
+        tokenizer = HuggingFaceTokenizer.from_pretrained(folder, **options)
+        kind = PixtralImageProcessorFast if use_fast else PixtralImageProcessor
+        image_processor = kind.from_pretrained(folder, **image_options)
+        return cls(image_processor, tokenizer, **{**settings, **own})
+
+
+class AutoProcessor:
+    """Finds the processor of a folder or Hub id, whichever layout it has."""
+
+    def __init__(self) -> None:
+        raise TypeError("AutoProcessor is not made by itself; use AutoProcessor.from_pretrained(folder_or_hub_id)")
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> PixtralProcessor:
+        """As `PixtralProcessor.from_pretrained`."""
+        return PixtralProcessor.from_pretrained(pretrained_model_name_or_path, **options)
+
+
+def _default_image_processor(
+    tokenizer: HuggingFaceTokenizer | MistralCommonTokenizer, **options: Any
+) -> BaseImageProcessor:
+    if isinstance(tokenizer, HuggingFaceTokenizer):
+        return PixtralImageProcessorFast(**options)
+    encoder = tokenizer.tokenizer.instruct_tokenizer.image_encoder
+    if encoder is None:
+        raise ImageError(f"{tokenizer!r} knows no images; a processor needs a tokenizer of a model with images")
+    processor: BaseImageProcessor = native_processor(encoder.image_config, **options)
+    return processor
+
+
+def _per_prompt(images: Any) -> tuple[list[Any], list[int] | None]:
+    """The images in one list, and how many belong to each prompt where they came in lists."""
+    if images is None or (isinstance(images, (list, tuple)) and not any(_non_empty(item) for item in images)):
+        return [], None
+    flat = flatten_images(images)
+    if isinstance(images, (list, tuple)) and isinstance(images[0], (list, tuple)):
+        return list(flat), [len(flatten_images(item)) if item else 0 for item in images]
+    return list(flat), None
+
+
+def _non_empty(item: object) -> bool:
+    return not (isinstance(item, (list, tuple)) and len(item) == 0)
