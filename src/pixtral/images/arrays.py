@@ -12,6 +12,7 @@ from pixtral.images.rgb import scale_to_8_bits
 
 ChannelOrder = Literal["channels_first", "channels_last"]
 _CHANNELS = (1, 3, 4)
+_STRIP_BYTES = 1 << 18
 
 
 def is_array(value: object) -> bool:
@@ -38,6 +39,22 @@ def to_numpy(value: object) -> np.ndarray:
         raise ImageError(f"found a {type(value).__name__}; expected a NumPy array or a torch tensor")
     tensor = value.detach().cpu()
     return tensor.float().numpy() if tensor.dtype == torch.bfloat16 else tensor.numpy()
+
+
+def pixels_of(image: Image.Image) -> np.ndarray:
+    """(H, W, 3) uint8 of an RGB image, writable.
+
+    Pillow exports an image through two buffers of its full size, which costs more than decoding it; in strips that
+    stay in the cache it takes a quarter of the time.
+    """
+    width, height = image.size
+    rows = max(_STRIP_BYTES // (4 * width), 1)
+    if rows >= height:
+        return np.array(image)
+    out = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, rows):
+        out[top : top + rows] = np.asarray(image.crop((0, top, width, min(top + rows, height))))
+    return out
 
 
 def image_from_array(value: object, channel_order: ChannelOrder | None = None) -> Image.Image:
@@ -90,7 +107,7 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
         return array
     kind = array.dtype.kind
     if kind == "b":
-        return array.astype(np.uint8) * np.uint8(255)
+        return np.where(array, np.uint8(255), np.uint8(0))
     if array.dtype == np.uint16:
         return scale_to_8_bits(array)
     if kind not in "iuf":
@@ -107,4 +124,5 @@ def _eight_bits(array: np.ndarray) -> np.ndarray:
             f"found {array.dtype} values from {smallest:g} to {largest:g}; expected 0..{limit} for this dtype; {hint}"
         )
     scaled: np.ndarray = np.rint(array.astype(np.float32) * 255) if kind == "f" else array
-    return scaled.astype(np.uint8)
+    eight: np.ndarray = scaled.astype(np.uint8)
+    return eight

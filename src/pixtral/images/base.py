@@ -181,10 +181,9 @@ class BaseImageProcessor(ABC):
         return [write_image_config(save_directory, self.to_dict())]
 
     def __repr__(self) -> str:
-        options = ", ".join(
-            f"{name}={value!r}" for name, value in self.to_dict().items() if value != DEFAULTS.get(name)
-        )
-        return f"{type(self).__name__}({options})"
+        options = self.to_dict().items()
+        changed = [f"{name}={value!r}" for name, value in options if value != DEFAULTS.get(name, value)]
+        return f"{type(self).__name__}({', '.join(changed)})"
 
 
 def effective(loaded: LoadedImage, settings: Settings) -> Settings:

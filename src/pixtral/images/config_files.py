@@ -86,7 +86,5 @@ def _from_params(vision: object, path: Path) -> dict[str, Any]:
     if not isinstance(vision, dict) or not {"image_size", "patch_size"} <= vision.keys():
         raise ConfigError(f"{str(path)!r}: 'vision_encoder' is {vision!r}; expected image_size and patch_size in it")
     edge = vision.get("max_image_size") or vision["image_size"]
-    return {
-        "size": {"longest_edge": edge},
-        "patch_size": vision["patch_size"] * (vision.get("spatial_merge_size") or 1),
-    }
+    patch = vision["patch_size"] * (vision.get("spatial_merge_size") or 1)
+    return {"size": {"longest_edge": edge}, "patch_size": patch}

@@ -127,6 +127,9 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
     factor = options["rescale_factor"]
     if not isinstance(factor, (int, float)) or isinstance(factor, bool) or not factor > 0:
         raise ConfigError(f"rescale_factor is {factor!r}; expected a positive number such as 1/255")
+    resample = options["resample"]
+    if not isinstance(resample, int) or isinstance(resample, bool):
+        raise ConfigError(f"resample is {resample!r}; expected a PIL.Image.Resampling or its number (3 is bicubic)")
     std = _per_channel(options["image_std"], "image_std")
     if min(std) <= 0:
         raise ConfigError(f"image_std is {options['image_std']}; expected positive numbers, pixels are divided by them")
@@ -135,7 +138,7 @@ def settings_from(options: Mapping[str, Any]) -> Settings:
         do_resize=bool(options["do_resize"]),
         size=_size(options["size"], options["default_to_square"]),
         patch_size=_height_width(options["patch_size"], "patch_size"),
-        resample=int(options["resample"]),
+        resample=int(resample),
         do_rescale=bool(options["do_rescale"]),
         rescale_factor=float(factor),
         do_normalize=bool(options["do_normalize"]),

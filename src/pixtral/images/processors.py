@@ -1,10 +1,10 @@
 """The image processors: Transformers' on PIL, Transformers' fast one on torch, and mistral-common's.
 
-| class                    | resizing                                   | sizes beyond longest_edge | equal to               |
-|--------------------------|--------------------------------------------|---------------------------|------------------------|
-| PixtralImageProcessor    | PIL, 8 bits, antialias                     | rounded down              | Transformers' PIL one  |
-| PixtralImageProcessorFast| torch, 8 bits, antialias, any device       | rounded down              | Transformers' fast one |
-| NativeImageProcessor     | cubic of 4 taps, float32, no antialias     | rounded half to even      | mistral-common         |
+| class                     | resizing                              | beyond longest_edge  | equal to               |
+|---------------------------|---------------------------------------|----------------------|------------------------|
+| PixtralImageProcessor     | Pillow, 8 bits, antialias             | rounded down         | Transformers' PIL one  |
+| PixtralImageProcessorFast | torch, 8 bits, antialias, any device  | rounded down         | Transformers' fast one |
+| NativeImageProcessor      | 4-tap cubic, float32, no antialias    | rounded half to even | mistral-common         |
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from pixtral.errors import ConfigError
-from pixtral.images.arrays import to_numpy
+from pixtral.images.arrays import pixels_of, to_numpy
 from pixtral.images.base import BaseImageProcessor, effective
 from pixtral.images.geometry import Rounding
 from pixtral.images.inputs import LoadedImage
@@ -48,7 +48,7 @@ class PixtralImageProcessor(BaseImageProcessor):
             own = effective(item, settings)
             if own not in tables:
                 tables[own] = normalization_table(own)
-            pixels.append(look_up(tables[own], np.asarray(image)))
+            pixels.append(look_up(tables[own], pixels_of(image)))
         return pixels
 
 
@@ -74,7 +74,8 @@ class PixtralImageProcessorFast(BaseImageProcessor):
         done: dict[int, torch.Tensor] = {}
         for members in groups.values():
             first = loaded[members[0]]
-            stack = torch.stack([_tensor(loaded[index].image).to(device) for index in members])
+            tensors = [_tensor(loaded[index].image).to(device) for index in members]
+            stack = torch.stack(tensors) if len(tensors) > 1 else tensors[0][None]  # stacking copies
             stack = _resize(stack, self._target(first, settings), _TORCH_MODES[settings.resample])
             done.update(zip(members, _normalize(stack, effective(first, settings)), strict=True))
         return [done[index] for index in range(len(loaded))]
@@ -83,7 +84,7 @@ class PixtralImageProcessorFast(BaseImageProcessor):
 class NativeImageProcessor(BaseImageProcessor):
     """Pixels and grid of mistral-common, which the model was trained with; without OpenCV."""
 
-    saved_type: ClassVar[str] = "NativeImageProcessor"
+    saved_type: ClassVar[str] = "PixtralImageProcessor"  # so that Transformers can read the file
     rounding: ClassVar[Rounding] = "mistral"
 
     def image(self, source: ImageSource) -> np.ndarray:
@@ -95,7 +96,7 @@ class NativeImageProcessor(BaseImageProcessor):
             raise ConfigError(f"resample is {settings.resample}; mistral-common's pixels are cubic ({BICUBIC}) only")
         return [
             normalize_float(
-                resize_cubic(np.asarray(item.image), *self._target(item, settings)), effective(item, settings)
+                resize_cubic(pixels_of(item.image), *self._target(item, settings)), effective(item, settings)
             )
             for item in loaded
         ]
@@ -105,7 +106,7 @@ def _tensor(image: Image.Image) -> torch.Tensor:
     """(3, H, W) uint8 over the memory of (H, W, 3): resizing is four times as fast in this order."""
     import torch
 
-    return torch.from_numpy(np.array(image)).permute(2, 0, 1)
+    return torch.from_numpy(pixels_of(image)).permute(2, 0, 1)
 
 
 def _resize(images: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:

@@ -24,6 +24,8 @@ from pixtral.images.rgb import to_rgb, upright
 if TYPE_CHECKING:
     import torch
 
+__all__ = ["BinaryFile", "ImageLimits", "ImageSource", "load_image", "open_image"]
+
 
 @runtime_checkable
 class BinaryFile(Protocol):
