@@ -7,6 +7,7 @@ from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
 from pixtral.configuration import Config
+from pixtral.errors import ConfigError
 from pixtral.models.outputs import Trace
 from pixtral.ops.attention import Packing, attention, attention_eager
 
@@ -40,8 +41,20 @@ class PixtralModule(nn.Module):
             if isinstance(module, nn.Linear) and module.bias is not None:
                 nn.init.zeros_(module.bias)
 
-    def gradient_checkpointing_enable(self) -> None:
-        """Recompute each layer in the backward pass of training, instead of keeping its activations."""
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, bool] | None = None) -> None:
+        """Recompute each layer in the backward pass of training, instead of keeping its activations.
+
+        Args:
+            gradient_checkpointing_kwargs: as Transformers takes it; `{"use_reentrant": False}` is what happens anyway.
+
+        Raises:
+            ConfigError: other arguments of checkpointing.
+        """
+        if (gradient_checkpointing_kwargs or {"use_reentrant": False}) != {"use_reentrant": False}:
+            raise ConfigError(
+                f"found gradient_checkpointing_kwargs {gradient_checkpointing_kwargs}; layers are recomputed without "
+                "re-entering autograd: leave it out, or pass {'use_reentrant': False}"
+            )
         self._set_checkpointing(True)
 
     def gradient_checkpointing_disable(self) -> None:

@@ -37,6 +37,24 @@ class LlavaMultiModalProjector(nn.Module):
         return out
 
 
+def check_feature_layers(layers: int | list[int], config: LlavaConfig) -> int | list[int]:
+    """The layers that a call asks for in the place of the configuration's, if there are such.
+
+    Raises:
+        ConfigError: the tower has no such layer, or the projector was made for another number of them.
+    """
+    wanted = layers if isinstance(layers, list) else [layers]
+    depth = config.vision_config.num_hidden_layers + 1
+    made_for = config.vision_feature_layer
+    count = len(made_for) if isinstance(made_for, list) else 1
+    if len(wanted) != count or not all(-depth <= layer < depth for layer in wanted):
+        raise ConfigError(
+            f"vision_feature_layer is {layers!r}; the tower has {depth} states, 0 to {depth - 1} or counted from the "
+            f"end, and the projector takes {count} of them"
+        )
+    return layers
+
+
 class LlavaModel(nn.Module):
     """The three parts, under the names that checkpoints give them."""
 
@@ -85,18 +103,26 @@ class LlavaForConditionalGeneration(PixtralModule):
         self,
         images: Sequence[Tensor],
         vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
         trace: Trace | None = None,
     ) -> list[Tensor]:
-        """(3, H, W) normalised pixels each -> (rows * columns, text hidden) each, all in one pass of the tower."""
+        """(3, H, W) normalised pixels each -> (rows * columns, text hidden) each, all in one pass of the tower.
+
+        Raises:
+            ConfigError: the tower or the projector has no such layers, or the strategy is not "full".
+        """
         if not images:
             return []
-        if self.config.vision_feature_select_strategy != "full":
+        strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
+        if strategy != "full":
             raise ConfigError(
-                "found vision_feature_select_strategy 'default', which drops a class token; Pixtral's tower has none: "
-                "set it to 'full'"
+                f"found vision_feature_select_strategy {strategy!r}, which drops a class token; Pixtral's tower has "
+                "none: set it to 'full'"
             )
         tower = self.model.vision_tower
-        layers = self.config.vision_feature_layer if vision_feature_layer is None else vision_feature_layer
+        layers = self.config.vision_feature_layer
+        if vision_feature_layer is not None:
+            layers = check_feature_layers(vision_feature_layer, self.config)
         if layers in (-1, self.config.vision_config.num_hidden_layers):
             features = tower.encode(images, trace)
         else:
@@ -146,13 +172,15 @@ class LlavaForConditionalGeneration(PixtralModule):
     def get_image_features(
         self,
         pixel_values: Tensor,
-        image_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        image_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         output_hidden_states: bool | None = None,
     ) -> BaseModelOutputWithPooling:
         """Features of a padded batch of images; `pooler_output` has one (patches, text hidden) tensor per image."""
         trace = Trace.wanted(True, None)
-        features = self.encode_images(crop_images(pixel_values, image_sizes), vision_feature_layer, trace)
+        images = crop_images(pixel_values, image_sizes)
+        features = self.encode_images(images, vision_feature_layer, vision_feature_select_strategy, trace)
         assert trace.hidden_states is not None
         states = tuple(x[None] for x in trace.hidden_states)
         return BaseModelOutputWithPooling(states[-1], tuple(features), states if output_hidden_states else None)
@@ -166,11 +194,12 @@ class LlavaForConditionalGeneration(PixtralModule):
         past_key_values: KVCache | None = None,
         inputs_embeds: Tensor | None = None,
         vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
         labels: Tensor | None = None,
-        use_cache: bool | None = None,
         logits_to_keep: int | Tensor = 0,
         image_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         mm_encoder_outputs: Mapping[str, BaseModelOutputWithPooling] | None = None,
+        use_cache: bool | None = None,
         output_attentions: bool | None = None,
         output_hidden_states: bool | None = None,
         return_dict: bool | None = None,
@@ -188,8 +217,10 @@ class LlavaForConditionalGeneration(PixtralModule):
             raise PromptError("forward() takes pixel_values or mm_encoder_outputs (encoded images), not both")
         features: Sequence[Tensor] = ()
         if pixel_values is not None:
-            features = self.encode_images(crop_images(pixel_values, image_sizes), vision_feature_layer)
-        elif mm_encoder_outputs is not None:
+            features = self.encode_images(
+                crop_images(pixel_values, image_sizes), vision_feature_layer, vision_feature_select_strategy
+            )
+        elif mm_encoder_outputs is not None and "image" in mm_encoder_outputs:
             features = mm_encoder_outputs["image"].pooler_output or ()
         if inputs_embeds is None:
             assert input_ids is not None

@@ -14,6 +14,10 @@ from pixtral.ops.cache import KVCache
 class ModelOutput:
     """Base of the outputs: a dataclass that is also a mapping and a tuple of its fields that are not None."""
 
+    def get(self, name: str, default: Any = None) -> Any:
+        """The field of that name, or the default when it is None or there is no such field."""
+        return getattr(self, name) if name in self else default
+
     def to_tuple(self) -> tuple[Any, ...]:
         """The fields that are not None, in order."""
         return tuple(self.values())

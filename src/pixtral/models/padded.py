@@ -73,7 +73,7 @@ def run_padded(
     logits = model.logits(keep_logits(padding.pad(hidden), logits_to_keep))
     states, weights = trace.hidden_states, trace.attentions
     return {
-        "loss": None if labels is None else causal_loss(logits, labels, num_items_in_batch),
+        "loss": None if labels is None else causal_loss(logits, labels, padding.real, num_items_in_batch),
         "logits": logits,
         "past_key_values": cache if use_cache else None,
         "hidden_states": None if states is None else tuple(padding.pad(x) for x in states),

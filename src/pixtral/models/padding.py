@@ -68,12 +68,16 @@ class Padding:
         return out
 
 
-def causal_loss(logits: Tensor, labels: Tensor, num_items_in_batch: int | Tensor | None = None) -> Tensor:
-    """Cross entropy of each next token, in float32; labels of -100 do not count.
+def causal_loss(logits: Tensor, labels: Tensor, real: Tensor, num_items_in_batch: int | Tensor | None = None) -> Tensor:
+    """Cross entropy of each next token, in float32; labels of -100, and those that follow padding, do not count.
+
+    (Transformers predicts the first token of a left-padded prompt from the padding before it. Here the loss does not
+    depend on the side.)
 
     Args:
         logits: (B, S, V).
         labels: (B, S), the tokens themselves; the shift by one happens here.
+        real: (B, S), False at the padding.
         num_items_in_batch: divide the sum by this instead of the number of labels (gradient accumulation).
     """
     if labels.shape != logits.shape[:2]:
@@ -81,14 +85,22 @@ def causal_loss(logits: Tensor, labels: Tensor, num_items_in_batch: int | Tensor
             f"found labels of shape {tuple(labels.shape)} for logits of {tuple(logits.shape)}; expected a label for "
             "each token (and no logits_to_keep beside labels)"
         )
-    target = F.pad(labels, (0, 1), value=-100)[:, 1:].to(logits.device)
+    target = F.pad(labels, (0, 1), value=-100)[:, 1:].to(logits.device).masked_fill(~real, -100)
     reduction = "mean" if num_items_in_batch is None else "sum"
     loss = F.cross_entropy(logits.float().flatten(0, 1), target.flatten(), ignore_index=-100, reduction=reduction)
     return loss if num_items_in_batch is None else loss / num_items_in_batch
 
 
 def keep_logits(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
-    """The rows (B, R, C) of which logits are wanted: the last few, the given ones, or all (0)."""
+    """The rows of (B, S, C) of which logits are wanted.
+
+    Args:
+        hidden: (B, S, C).
+        logits_to_keep: the last so many, or all (0); (R,) places; (B, R) places in each prompt; or (B, S) booleans,
+            which give (R, C) rows without a batch axis.
+    """
     if isinstance(logits_to_keep, int):
         return hidden[:, -logits_to_keep:] if logits_to_keep else hidden
-    return hidden[:, logits_to_keep]
+    if logits_to_keep.dim() == 2 and logits_to_keep.dtype != torch.bool:
+        return hidden.take_along_dim(logits_to_keep[..., None], dim=1)
+    return hidden[logits_to_keep] if logits_to_keep.dim() == 2 else hidden[:, logits_to_keep]
