@@ -103,10 +103,10 @@ def load_model(
         model = cls(config)
     plan = make_plan(model, kind, contents)
     refuse(plan, contents)
-    target = wanted or _stored_dtype(raw, plan.sources.values())
-    _check_memory(plan, target, device)
-    _record_dtype(config, target)
-    _fill(model, kind, plan, contents, config, target, device, progress)
+    target = _Target(wanted or _stored_dtype(raw, plan.sources.values()), device)
+    _check_memory(plan, target)
+    _record_dtype(config, target.dtype)
+    _fill(model, plan, contents, target, _interleaved(kind, plan, contents, config), progress)
     origin = LoadedFrom(files.folder, files.layout, weight_files(plan), contents.scheme.title, files.also)
     model.loaded_from = origin  # type: ignore[assignment]  # nn.Module takes any attribute
     return model.eval()
@@ -126,10 +126,11 @@ def _stored_dtype(raw: Mapping[str, Any], tensors: Iterable[TensorInfo]) -> torc
     return most if most in COMPUTE_DTYPES else torch.bfloat16  # stored in 8 bits: nothing computes in that
 
 
-def _check_memory(plan: Plan, dtype: torch.dtype, device: torch.device) -> None:
+def _check_memory(plan: Plan, target: _Target) -> None:
     tensors = [info for name, info in plan.sources.items() if name not in plan.twins]
     count = sum(info.numel for info in tensors)
-    check_fits(count * dtype.itemsize, max(info.nbytes for info in tensors), count, dtype, device)
+    one = max(info.nbytes for info in tensors)
+    check_fits(count * target.dtype.itemsize, one, count, target.dtype, target.device)
 
 
 def _record_dtype(config: Config, dtype: torch.dtype) -> None:
@@ -141,24 +142,19 @@ def _record_dtype(config: Config, dtype: torch.dtype) -> None:
 
 
 def _fill(
-    model: nn.Module,
-    kind: Kind,
-    plan: Plan,
-    contents: Contents,
-    config: Config,
-    dtype: torch.dtype,
-    device: torch.device,
-    progress: bool,
+    model: nn.Module, plan: Plan, contents: Contents, target: _Target, heads: Mapping[str, int], progress: bool
 ) -> None:
     """Read every tensor of the plan, in the order of the files, into the model."""
     order = sorted(plan.sources, key=lambda name: (plan.sources[name].file, plan.sources[name].start))
     order.sort(key=lambda name: name in plan.twins)  # what a twin is compared with comes first
     groups = _shared(model)
-    total = sum(info.nbytes for info in plan.sources.values())
-    with _bar(progress, total) as advance:
+    converted = [info.nbytes for name, info in plan.sources.items() if name in heads or not target.takes(info)]
+    # One buffer for all that is not read straight into its place: many short-lived ones would fragment the heap.
+    scratch = torch.empty(max(converted, default=0), dtype=torch.uint8)
+    with _bar(progress, sum(info.nbytes for info in plan.sources.values())) as advance:
         for name in order:
             info = plan.sources[name]
-            value = _read(info, kind, name, contents, config).to(device=device, dtype=dtype)
+            value = _read(info, target, heads.get(name), scratch)
             if name in plan.twins:
                 if not torch.equal(value, model.get_parameter(name)):
                     raise CheckpointError(
@@ -170,19 +166,43 @@ def _fill(
                     _assign(model, alias, groups[name][0], value)
             del value
             advance(info.nbytes)
-    left = [name for name, p in model.named_parameters() if p.is_meta] + [
-        n for n, b in model.named_buffers() if b.is_meta
-    ]
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    left = [name for name, tensor in tensors if tensor.is_meta]
     assert not left, f"left without a value: {left}"
 
 
-def _read(info: TensorInfo, kind: Kind, name: str, contents: Contents, config: Config) -> Tensor:
-    value = read_tensor(info)
-    if contents.scheme.native:
-        heads = names.rotary_heads(kind.own.canonical(name) or name, *head_counts(config))
-        if heads is not None:
-            value = names.to_half_split(value, heads)
+@dataclass(frozen=True)
+class _Target:
+    """What the tensors of a file become."""
+
+    dtype: torch.dtype
+    device: torch.device
+
+    def takes(self, info: TensorInfo) -> bool:
+        """Whether a stored tensor can be used as it is."""
+        return info.dtype == self.dtype and self.device.type == "cpu"
+
+
+def _read(info: TensorInfo, target: _Target, heads: int | None, scratch: Tensor) -> Tensor:
+    """One parameter; `heads` is given when its rows are in interleaved rotary order and have to be moved."""
+    if heads is None and target.takes(info):
+        return read_tensor(info)
+    stored = read_tensor(info, scratch)
+    value = torch.empty(info.shape, dtype=target.dtype, device=target.device)
+    if heads is None:
+        return value.copy_(stored)
+    moved = names.half_split_view(stored, heads)
+    value.view(moved.shape).copy_(moved)
     return value
+
+
+def _interleaved(kind: Kind, plan: Plan, contents: Contents, config: Config) -> dict[str, int]:
+    """Parameter -> heads, for those whose rows lie in Mistral's rotary order."""
+    if not contents.scheme.native:
+        return {}
+    counts = head_counts(config)
+    found = {name: names.rotary_heads(kind.own.canonical(name) or name, *counts) for name in plan.sources}
+    return {name: heads for name, heads in found.items() if heads is not None}
 
 
 def head_counts(config: Config) -> tuple[int, int, int]:

@@ -163,8 +163,13 @@ def to_half_split(weight: Tensor, heads: int) -> Tensor:
 
     The permutation of transformers' convert_pixtral_weights_to_hf.py; exact, no arithmetic on the values.
     """
+    return half_split_view(weight, heads).reshape(weight.shape)
+
+
+def half_split_view(weight: Tensor, heads: int) -> Tensor:
+    """`to_half_split` without the copy: (heads * D, C) -> (heads, 2, D / 2, C), a view."""
     rows, columns = weight.shape
-    return weight.view(heads, rows // heads // 2, 2, columns).transpose(1, 2).reshape(rows, columns)
+    return weight.view(heads, rows // heads // 2, 2, columns).transpose(1, 2)
 
 
 def to_interleaved(weight: Tensor, heads: int) -> Tensor:

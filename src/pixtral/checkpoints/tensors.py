@@ -115,9 +115,17 @@ def _check_ranges(file: Path, size: int, base: int, tensors: Iterable[TensorInfo
         raise CheckpointError(f"{file} has {size - end} bytes after its last tensor: not what its header announces")
 
 
-def read_tensor(info: TensorInfo) -> Tensor:
-    """One tensor in CPU memory of its own, as stored (dtype and shape of `info`)."""
-    flat = torch.empty(info.nbytes, dtype=torch.uint8)
+def read_tensor(info: TensorInfo, scratch: Tensor | None = None) -> Tensor:
+    """One tensor in CPU memory, as stored (dtype and shape of `info`).
+
+    Args:
+        info: what to read.
+        scratch: uint8 memory of at least `info.nbytes` to read into; the result is a view of it. Its own when left out.
+
+    Raises:
+        CheckpointError: the file is shorter than when its header was read.
+    """
+    flat = torch.empty(info.nbytes, dtype=torch.uint8) if scratch is None else scratch[: info.nbytes]
     view = flat.numpy().data
     with info.file.open("rb", buffering=0) as stream:
         stream.seek(info.start)
