@@ -1,0 +1,15 @@
+"""Where the files that ship with the package are: the embedded model and the picture of the demonstration."""
+
+from __future__ import annotations
+
+import pathlib
+
+
+def tiny_path() -> pathlib.Path:
+    """Folder of the embedded model: a small trained Pixtral in both layouts (see docs/tiny-model.md)."""
+    return pathlib.Path(__file__).parent / "tiny"
+
+
+def demo_picture_path() -> pathlib.Path:
+    """The demonstration's picture, drawn by the generator that drew the training pictures, not one of them."""
+    return pathlib.Path(__file__).parent / "demo.png"

@@ -1,0 +1,159 @@
+"""Training batches: generated pictures and conversations as token ids, positions, targets and pixel tensors.
+
+Batch number `n` of a run depends on the seed, the stage and `n` alone, so an interrupted run continues with the very
+batches it would have seen.
+"""
+
+from __future__ import annotations
+
+import pathlib
+import queue
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from tokenizers import Tokenizer
+
+from pixtral.images.geometry import expand, image_grid
+from pixtral.training.pictures import SIDES, draw, sample_scene, sample_size
+from pixtral.training.questions import Question, conversation
+
+BOS, EOS, INST, END_INST, IMG, BREAK, IMG_END = 1, 2, 3, 4, 10, 12, 13
+MEAN = (0.48145466, 0.4578275, 0.40821073)
+STD = (0.26862954, 0.26130258, 0.27577711)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """What the pictures of one part of the curriculum show, and what is asked about them."""
+
+    counts: tuple[int, ...]
+    weights: dict[str, float]
+    turns: int
+    goal: dict[str, float] = field(default_factory=dict)
+    """Accuracy on held-out pictures, by kind of question, at which the next stage begins."""
+    sides: tuple[int, int] = SIDES
+    alone: tuple[float, float] = (0.13, 0.24)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """Pictures of one size and their conversations, packed one after another.
+
+    pixels (B, 3, H, W) float32, normalised; ids and positions (N,) int64; lengths: B numbers that sum to N;
+    asked (R,) int64: where in the packed sequence a token is predicted; targets (R,) int64: which one.
+    """
+
+    pixels: torch.Tensor
+    ids: torch.Tensor
+    positions: torch.Tensor
+    lengths: tuple[int, ...]
+    asked: torch.Tensor
+    targets: torch.Tensor
+    questions: tuple[Question, ...]
+    rows: tuple[int, ...]
+    """For each predicted token the index of its question in `questions`."""
+
+
+class Encoder:
+    """Turns conversations into the ids that the chat template gives; every text is encoded once and remembered."""
+
+    def __init__(self, folder: pathlib.Path) -> None:
+        self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
+        self._known: dict[str, list[int]] = {}
+
+    def text(self, text: str) -> list[int]:
+        """Ids of plain text, without special tokens."""
+        ids = self._known.get(text)
+        if ids is None:
+            ids = self._known[text] = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
+        return ids
+
+    def conversation(self, image: Sequence[int], questions: Sequence[Question]) -> tuple[list[int], list[list[int]]]:
+        """Ids of a whole conversation and, for each turn, the indices of its answer's ids (</s> included)."""
+        ids, answers, head = [BOS], list[list[int]](), list(image)
+        for question in questions:
+            ids += [INST, *head, *self.text(question.text), END_INST]
+            answer = [*self.text(question.answer), EOS]
+            answers.append(list(range(len(ids), len(ids) + len(answer))))
+            ids += answer
+            head = []
+        return ids, answers
+
+
+def normalise(pictures: Sequence[np.ndarray]) -> torch.Tensor:
+    """uint8 (H, W, 3) pictures of one size -> (B, 3, rows * 16, cols * 16) float32, as the image processor does it."""
+    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+    height, width = stacked.shape[-2:]
+    size = (-(-height // 16) * 16, -(-width // 16) * 16)
+    if size != (height, width):
+        stacked = torch.nn.functional.interpolate(stacked, size=size, mode="bicubic", antialias=True)
+    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    return (stacked.float() / 255 - mean) / std
+
+
+def make_batch(encoder: Encoder, stage: Stage, rng: np.random.Generator, size: int) -> Batch:
+    """`size` new pictures of one random size with a conversation about each."""
+    width, height = sample_size(rng, multiple=16 if rng.random() < 0.5 else 1, sides=stage.sides)
+    scenes = [sample_scene(rng, width, height, stage.counts, stage.alone) for _ in range(size)]
+    grid = image_grid(width, height)
+    image = expand(grid, IMG, BREAK, IMG_END)
+    ids: list[int] = []
+    asked: list[int] = []
+    questions: list[Question] = []
+    rows: list[int] = []
+    lengths: list[int] = []
+    for scene in scenes:
+        turns = conversation(scene, rng, stage.weights, stage.turns)
+        tokens, answers = encoder.conversation(image, turns)
+        for answer in answers:
+            asked += [len(ids) + at - 1 for at in answer]
+            rows += [len(questions) + answers.index(answer)] * len(answer)
+        questions += turns
+        ids += tokens
+        lengths.append(len(tokens))
+    packed, where = torch.tensor(ids), torch.tensor(asked)
+    return Batch(
+        pixels=normalise([draw(scene) for scene in scenes]),
+        ids=packed,
+        positions=torch.cat([torch.arange(n) for n in lengths]),
+        lengths=tuple(lengths),
+        asked=where,
+        targets=packed[where + 1],
+        questions=tuple(questions),
+        rows=tuple(rows),
+    )
+
+
+def prefetch(make: Callable[[int], Batch], start: int, depth: int = 4) -> Iterator[Batch]:
+    """Yield make(start), make(start + 1), ... for ever, made ahead of time by one thread."""
+    ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
+    stop = threading.Event()
+
+    def work() -> None:
+        number = start
+        try:
+            while not stop.is_set():
+                made = make(number)
+                number += 1
+                while not stop.is_set():
+                    try:
+                        ready.put(made, timeout=0.2)
+                        break
+                    except queue.Full:
+                        continue
+        except BaseException as error:  # handed to the consumer, who raises it
+            ready.put(error)
+
+    thread = threading.Thread(target=work, daemon=True)
+    thread.start()
+    try:
+        while True:
+            made = ready.get()
+            if isinstance(made, BaseException):
+                raise made
+            yield made
+    finally:
+        stop.set()

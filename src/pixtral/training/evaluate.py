@@ -1,0 +1,61 @@
+"""Accuracy on held-out pictures: each question asked alone, an answer right only if every token of it is.
+
+With greedy decoding, an answer comes out exactly when each of its tokens is the most likely one after the tokens
+before it. So one forward pass over the right answers tells which would have been generated.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+from pixtral.ops.attention import Packing
+from pixtral.training.batches import Batch, Encoder, Stage, make_batch
+
+HELD_OUT_SEED = 2**40
+"""Seeds from here on are never used in training."""
+
+
+def batch_logits(model: Any, batch: Batch, bfloat16: bool) -> torch.Tensor:
+    """Logits (R, V) float32 at the positions of the batch where a token of an answer is predicted."""
+    # The fused kernel's backward pass in bfloat16 is several times slower on CPU than the plain one.
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16), sdpa_kernel(SDPBackend.MATH):
+        features = model.encode_images(list(batch.pixels))
+        embeds = model.embed(batch.ids, features)
+        packing = Packing(q_lens=batch.lengths, kv_lens=batch.lengths, causal=True)
+        hidden = model.forward_packed(embeds, batch.positions, packing, None)
+        logits: torch.Tensor = model.logits(hidden[batch.asked])
+    return logits.float()
+
+
+def accuracy(
+    model: Any,
+    encoder: Encoder,
+    stage: Stage,
+    kinds: Sequence[str],
+    pictures: int,
+    *,
+    bfloat16: bool = False,
+    batch_size: int = 24,
+    seed: int = 0,
+) -> dict[str, float]:
+    """Share of right answers for each kind of question, `pictures` held-out pictures like those of `stage` for each."""
+    right: dict[str, float] = {}
+    for index, kind in enumerate(kinds):
+        asking, hits, total = replace(stage, weights={kind: 1.0}, turns=1), 0, 0
+        for number in range(-(-pictures // batch_size)):
+            rng = np.random.default_rng([HELD_OUT_SEED, seed, index, number])
+            batch = make_batch(encoder, asking, rng, batch_size)
+            with torch.inference_mode():
+                wrong = batch_logits(model, batch, bfloat16).argmax(-1) != batch.targets
+            failed = {row for row, miss in zip(batch.rows, wrong.tolist(), strict=True) if miss}
+            asked = [i for i, question in enumerate(batch.questions) if question.kind == kind]
+            hits += sum(i not in failed for i in asked)
+            total += len(asked)
+        right[kind] = hits / max(total, 1)
+    return right

@@ -1,0 +1,187 @@
+"""The training loop of the embedded model: a curriculum, a clock, a checkpoint every few minutes.
+
+Progress is measured in minutes of training, not in steps, so the learning rate reaches its end in time on any
+machine. The state (weights, optimiser, stage, step, minutes used) is written atomically; starting again continues.
+"""
+
+from __future__ import annotations
+
+import math
+import os
+import pathlib
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import torch
+from torch import nn
+
+from pixtral.training.batches import Batch, Encoder, Stage, make_batch, prefetch
+from pixtral.training.evaluate import accuracy, batch_logits
+
+STAGES = (
+    Stage((1,), {"describe": 1.0, "colour": 1.0, "shape": 1.0}, 1, {"colour": 0.85, "shape": 0.5},
+          sides=(64, 96), alone=(0.25, 0.45)),
+    Stage((1,), {"describe": 1.0, "colour": 1.0, "shape": 1.0}, 1, {"colour": 0.9, "shape": 0.75}, sides=(64, 128)),
+    Stage((1, 2), {"describe": 1.0, "colour": 1.0, "shape": 1.0, "position": 1.0}, 3, {"colour": 0.88, "shape": 0.8, "position": 0.6}),
+    Stage((1, 2, 3), dict.fromkeys(("describe", "colour", "shape", "position", "count"), 1.0), 4,
+          {"colour": 0.9, "shape": 0.85, "position": 0.75, "count": 0.75}),
+    Stage((1, 2, 3, 4, 5), {"describe": 1.0, "colour": 1.2, "shape": 1.2, "position": 1.5, "count": 1.5, "relation": 0.6, "exists": 0.6}, 5),
+)  # fmt: skip
+"""The curriculum. A task mixture from the start stays at chance for a long time; this does not."""
+
+LATEST = (0.15, 0.25, 0.45, 0.6, 1.0)
+"""Fraction of the time after which a stage ends even if its goal is not reached."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run depends on besides the data."""
+
+    minutes: float = 90.0
+    seed: int = 1
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 100
+    decay_from: float = 0.6
+    report_minutes: float = 3.0
+    bfloat16: bool = True
+
+
+@dataclass
+class State:
+    """Where a run stands."""
+
+    step: int = 0
+    stage: int = 0
+    pictures: int = 0
+    minutes: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def initialise(model: nn.Module, seed: int, layers: int = 4) -> None:
+    """Normal weights of deviation 1 / sqrt(inputs), smaller into the residual stream and the logits; norms 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 1:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            deviation = 0.5 if "embed_tokens" in name else 0.02 if "lm_head" in name else weight[0].numel() ** -0.5
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                deviation /= math.sqrt(2 * layers)
+            weight.copy_(torch.randn(weight.shape, generator=generator) * deviation)
+
+
+def learning_rate(plan: Plan, step: int, progress: float) -> float:
+    """Linear warm-up by steps, constant, then a cosine to 1 % over the last part of the time."""
+    warm = min(1.0, (step + 1) / plan.warmup_steps)
+    late = max(0.0, (min(progress, 1.0) - plan.decay_from) / (1 - plan.decay_from))
+    return plan.learning_rate * warm * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * late)))
+
+
+class Trainer:
+    """Owns model, optimiser and state of a run, and its folder."""
+
+    def __init__(self, model: nn.Module, encoder: Encoder, plan: Plan, folder: pathlib.Path) -> None:
+        self.model, self.encoder, self.plan, self.folder = model, encoder, plan, folder
+        matrices = [p for p in model.parameters() if p.dim() > 1]
+        vectors = [p for p in model.parameters() if p.dim() == 1]
+        groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
+        self.optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.95))
+        self.state = State()
+
+    @property
+    def checkpoint(self) -> pathlib.Path:
+        """The file that holds the run."""
+        return self.folder / "state.pt"
+
+    def save(self) -> None:
+        """Write the run's state; a crash while writing leaves the previous one."""
+        self.folder.mkdir(parents=True, exist_ok=True)
+        draft = self.checkpoint.with_suffix(".tmp")
+        torch.save(
+            {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "state": vars(self.state)},
+            draft,
+        )
+        os.replace(draft, self.checkpoint)
+
+    def resume(self) -> bool:
+        """Continue from the checkpoint; False when there is none."""
+        if not self.checkpoint.exists():
+            return False
+        saved = torch.load(self.checkpoint, weights_only=True)
+        self.model.load_state_dict(saved["model"])
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.state = State(**saved["state"])
+        return True
+
+    def make(self, number: int) -> Batch:
+        """Batch `number` of the current stage."""
+        stage = self.state.stage
+        rng = np.random.default_rng([self.plan.seed, stage, number])
+        return make_batch(self.encoder, STAGES[stage], rng, self.plan.batch_size)
+
+    def step(self, batch: Batch) -> float:
+        """One update of the weights; the loss."""
+        rate = learning_rate(self.plan, self.state.step, self.state.minutes / self.plan.minutes)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        loss = nn.functional.cross_entropy(batch_logits(self.model, batch, self.plan.bfloat16), batch.targets)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.backward()  # type: ignore[no-untyped-call]
+        nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
+        self.optimizer.step()
+        self.state.step += 1
+        self.state.pictures += len(batch.lengths)
+        return loss.item()
+
+    def report(self, loss: float, log: Callable[[str], None], size: int = 96) -> dict[str, float]:
+        """Measure on held-out pictures of the current stage, log a line, remember it, save."""
+        stage = STAGES[self.state.stage]
+        right = accuracy(self.model, self.encoder, stage, tuple(stage.weights), size, bfloat16=self.plan.bfloat16)
+        line = {
+            "minutes": round(self.state.minutes, 1),
+            "stage": self.state.stage,
+            "step": self.state.step,
+            "loss": loss,
+        }
+        self.state.history.append({**line, "right": right})
+        scores = " ".join(f"{kind}={value:.3f}" for kind, value in right.items())
+        log(
+            f"{line['minutes']:6.1f} min stage {self.state.stage} step {self.state.step} "
+            f"pictures {self.state.pictures} loss {loss:.4f} {scores}"
+        )
+        self.save()
+        return right
+
+    def run(self, log: Callable[[str], None] = print) -> None:
+        """Train until the time of the plan is used up."""
+        while self.state.minutes < self.plan.minutes:
+            self._run_stage(log)
+        self.report(0.0, log, 300)
+
+    def _run_stage(self, log: Callable[[str], None]) -> None:
+        """Train on the current stage until its goal is reached or its time is over."""
+        last, seen, total = time.monotonic(), self.state.minutes, 0.0
+        goal, end = STAGES[self.state.stage].goal, LATEST[self.state.stage] * self.plan.minutes
+        steps = 0
+        batches = prefetch(self.make, self.state.step)
+        for batch in batches:
+            total, steps = total + self.step(batch), steps + 1
+            now = time.monotonic()
+            self.state.minutes, last = self.state.minutes + (now - last) / 60, now
+            if self.state.minutes >= self.plan.minutes:
+                break
+            if self.state.minutes - seen < self.plan.report_minutes:
+                continue
+            right = self.report(total / steps, log)
+            seen, total, steps, last = self.state.minutes, 0.0, 0, time.monotonic()
+            reached = bool(goal) and all(right.get(kind, 0.0) >= value for kind, value in goal.items())
+            if self.state.stage + 1 < len(STAGES) and (reached or self.state.minutes >= end):
+                self.state.stage += 1
+                break
+        batches.close()  # type: ignore[attr-defined]

@@ -1,0 +1,64 @@
+"""Train the embedded model: ``python -m pixtral.training.tiny --out DIR`` (run it again to continue)."""
+
+from __future__ import annotations
+
+import argparse
+import pathlib
+from collections.abc import Sequence
+
+import torch
+
+from pixtral.configuration import LlavaConfig, MistralConfig, PixtralVisionConfig
+from pixtral.models.llava import LlavaForConditionalGeneration
+from pixtral.training.batches import Encoder
+from pixtral.training.loop import Plan, Trainer, initialise
+from pixtral.training.questions import vocabulary
+from pixtral.training.tiny_tokenizer import write_tokenizer
+
+VOCAB_SIZE = 640
+
+
+def tiny_config() -> LlavaConfig:
+    """The architecture of the embedded model: every part of Pixtral, 2.9 million parameters."""
+    vision = PixtralVisionConfig(
+        hidden_size=192, intermediate_size=288, num_hidden_layers=4, num_attention_heads=6, hidden_act="silu",
+        rope_theta=10000.0,
+    )  # fmt: skip
+    text = MistralConfig(
+        vocab_size=VOCAB_SIZE, hidden_size=192, intermediate_size=320, num_hidden_layers=4, num_attention_heads=6,
+        num_key_value_heads=2, head_dim=32, max_position_embeddings=16384, rms_norm_eps=1e-5, sliding_window=None,
+        rope_theta=10000.0, pad_token_id=11,
+    )  # fmt: skip
+    return LlavaConfig(
+        vision_config=vision, text_config=text, image_token_index=10, image_seq_length=1, vision_feature_layer=-1,
+        vision_feature_select_strategy="full",
+    )  # fmt: skip
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m pixtral.training.tiny", description=__doc__)
+    parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the run; it continues from there")
+    parser.add_argument("--minutes", type=float, default=Plan.minutes, help="training time (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=Plan.seed, help="of weights and pictures (default: %(default)s)")
+    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
+    parser.add_argument("--report-minutes", type=float, default=Plan.report_minutes, help="time between reports")
+    given = parser.parse_args(arguments)
+
+    torch.set_num_threads(given.threads)
+    tokenizer = given.out / "tokenizer"
+    write_tokenizer(tokenizer, vocabulary(), VOCAB_SIZE)
+    plan = Plan(minutes=given.minutes, seed=given.seed, report_minutes=given.report_minutes)
+    model = LlavaForConditionalGeneration(tiny_config())
+    initialise(model, plan.seed)
+    trainer = Trainer(model, Encoder(tokenizer), plan, given.out)
+    resumed = trainer.resume()
+    print(
+        f"{sum(p.numel() for p in model.parameters()):,} parameters; {'continued' if resumed else 'new run'}",
+        flush=True,
+    )
+    trainer.run(lambda line: print(line, flush=True))
+
+
+if __name__ == "__main__":
+    main()
