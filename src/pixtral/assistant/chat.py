@@ -145,18 +145,19 @@ class Assistant:
         length, context = len(prompt.ids), context_length(self.model.text_config)
         if length < context:
             return
-        advice = "shorten the text"
+        share, advice = "", "shorten the text"
         if prompt.images:
+            share = f", {prompt.image_tokens} of them for {len(prompt.images)} image(s)"
             advice = "use fewer pictures, make them smaller (max_image_size=...), or shorten the text"
         raise PromptError(
-            f"the prompt has {length} tokens, {prompt.image_tokens} of them for {len(prompt.images)} image(s), but the "
-            f"context of the model is {context}, new tokens included; {advice}"
+            f"the prompt has {length} tokens{share}, but the context of the model is {context}, new tokens included; "
+            f"{advice}"
         )
 
     def _ends(self) -> tuple[int, ...]:
         """Tokens that end an answer: those of the model's generation configuration, and the tokenizer's own."""
         configured = self.model.generation_config.eos_token_id
-        ids = list(configured) if isinstance(configured, list) else [configured]
+        ids: list[int | None] = [*configured] if isinstance(configured, list) else [configured]
         ids.append(self.processor.tokenizer.eos_token_id)
         return tuple(dict.fromkeys(token for token in ids if token is not None and token >= 0))
 

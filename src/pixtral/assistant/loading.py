@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     import torch
 
     from pixtral.checkpoints.layout import Layout
-    from pixtral.checkpoints.load import DeviceMap
+    from pixtral.checkpoints.placement import DeviceMap
 
 
 def load(
@@ -22,6 +22,7 @@ def load(
     dtype: str | torch.dtype = "auto",
     device_map: DeviceMap = "auto",
     layout: Layout = "auto",
+    tokenizer_mode: str | None = None,
     max_image_size: int | None = None,
     limits: ImageLimits | None = None,
     revision: str | None = None,
@@ -39,7 +40,8 @@ def load(
         path_or_id: a folder or a Hub id; nothing for the small model inside this package, which knows coloured shapes.
         dtype: "auto" (as stored), a torch dtype or its name.
         device_map: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", a torch.device.
-        layout: which files of a folder that holds both: "auto" (Hugging Face's first), "hf", "mistral".
+        layout: which weights of a folder that holds both layouts: "auto" (Hugging Face's first), "hf", "mistral".
+        tokenizer_mode: which tokenizer, "auto", "hf" or "mistral"; that of `layout` when left out.
         max_image_size: longest side in pixels to which pictures are scaled down; the model's own when left out.
         limits: on the pictures that are read: pixels, bytes, seconds, places.
         revision, token, cache_dir, local_files_only, force_download: for the Hub.
@@ -64,7 +66,7 @@ def load(
         "local_files_only": local_files_only,
         "force_download": force_download,
     }
-    processor = AutoProcessor.from_pretrained(path_or_id, **hub)
+    processor = AutoProcessor.from_pretrained(path_or_id, tokenizer_mode=tokenizer_mode or layout, **hub)
     model = LlavaForConditionalGeneration.from_pretrained(
         path_or_id, dtype=dtype, device_map=device_map, layout=layout, progress=progress, **hub
     )

@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from PIL.Image import Image
 from torch import Tensor
 
 from pixtral.assistant.answer import ImageInfo
@@ -155,7 +156,8 @@ def _images(messages: Sequence[Message]) -> list[ImagePart]:
 
 
 def _info(part: ImagePart, pixels: Tensor, patch: int) -> ImageInfo:
-    width, height = part.source.size  # type: ignore[union-attr]  # a PIL image, since `with_images`
+    assert isinstance(part.source, Image)  # since `with_images`
+    width, height = part.source.size
     resized_height, resized_width = pixels.shape[-2:]
     grid = Grid(resized_height // patch, resized_width // patch)
     return ImageInfo(width, height, resized_width, resized_height, grid.rows, grid.cols, grid.num_tokens)

@@ -16,12 +16,15 @@ if TYPE_CHECKING:
 
 
 def chat(
-    words: Annotated[
-        list[str] | None,
-        typer.Argument(metavar="[MODEL] [QUESTION]", help="A model and a question.", show_default=False),
+    first: Annotated[
+        str | None, typer.Argument(metavar="MODEL", help="A folder or Hub id (owner/name).", show_default=False)
+    ] = None,
+    second: Annotated[
+        str | None, typer.Argument(metavar="QUESTION", help="What you want to know.", show_default=False)
     ] = None,
     model: Annotated[
-        str | None, typer.Option("--model", "-m", help="A folder or Hub id (owner/name).", show_default=False)
+        str | None,
+        typer.Option("--model", "-m", help="The MODEL; a single argument is the QUESTION then.", show_default=False),
     ] = None,
     image: Annotated[
         list[str] | None,
@@ -53,7 +56,7 @@ def chat(
     Without a QUESTION a conversation begins: /image PATH shows a picture, /reset forgets, /help says more, Ctrl-C stops
     an answer, Ctrl-D ends. When standard input is not a terminal, each of its lines is a question.
     """
-    name, question = options.model_and_question(words, model)
+    name, question = options.model_and_question(first, second, model)
     if question is None and as_json:
         raise typer.BadParameter("--json needs a question")
     if question == "-":

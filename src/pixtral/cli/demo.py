@@ -21,12 +21,12 @@ def demo(
     """Ask the small model inside this package about a packaged picture."""
     import sys
 
-    from pixtral.assets import demo_picture
+    from pixtral.assets import demo_picture_path
     from pixtral.cli.output import console, cost, waiting
     from pixtral.cli.streaming import show
     from pixtral.images.source import load_image
 
-    source = image or demo_picture()
+    source = image or demo_picture_path()
     picture = load_image(source)
     out = console()
     if not as_json:

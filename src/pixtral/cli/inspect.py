@@ -48,7 +48,8 @@ def inspect(
     if pictures:
         from pixtral.cli.inspect_image import inspect_images
 
-        results += inspect_images(pictures, save, patch_size, max_image_size, quiet=as_json)
+        facts, sound = inspect_images(pictures, save, patch_size, max_image_size, quiet=as_json)
+        results += facts
     if models:
         from pixtral.cli.inspect_model import inspect_model
 
@@ -57,7 +58,7 @@ def inspect(
             results.append(result)
             sound = sound and ok
     if as_json:
-        print_json(results[0] if len(targets) == 1 else results)
+        print_json(results[0] if len(targets) == len(results) == 1 else results)
     if not sound:
         raise typer.Exit(1)
 

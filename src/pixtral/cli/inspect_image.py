@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 import typer
 
-from pixtral.cli.output import note, print_table
+from pixtral.cli.output import complain, note, print_table
 from pixtral.errors import ImageError
 from pixtral.images.geometry import Grid, Rounding, image_grid
 
@@ -21,8 +21,8 @@ _COLUMNS = ("picture", "size", "resized", "grid", "tokens", "rounding")
 
 def inspect_images(
     sources: list[str], save: Path | None, patch_size: int, longest_edge: int, *, quiet: bool
-) -> list[dict[str, object]]:
-    """Print a table of the pictures, draw them if asked to, and return the same facts.
+) -> tuple[list[dict[str, object]], bool]:
+    """Print a table of the pictures and draw them if asked to; (the same facts, whether all could be read).
 
     Args:
         sources: paths or URLs.
@@ -31,21 +31,25 @@ def inspect_images(
         quiet: print nothing.
 
     Raises:
-        ImageError: a picture cannot be read, or its drawing not written.
+        ImageError: a drawing cannot be written.
     """
     from pixtral.images.source import load_image
 
     rows: list[tuple[str, ...]] = []
     results: list[dict[str, object]] = []
     for number, source in enumerate(sources):
-        image = load_image(source)
+        name = _short(source)
+        try:
+            image = load_image(source)
+        except ImageError as error:
+            complain(error if name in str(error) else ImageError(f"{name}: {error}"))
+            continue
         grids = {
             rounding: image_grid(
                 image.width, image.height, patch_size=patch_size, longest_edge=longest_edge, rounding=rounding
             )
             for rounding in _ROUNDINGS
         }
-        name = _short(source)
         facts: dict[str, object] = {"image": name, "width": image.width, "height": image.height}
         if grids["hf"] == grids["mistral"]:
             rows.append(_row(name, image, grids["hf"], patch_size, "either"))
@@ -60,11 +64,11 @@ def inspect_images(
             facts["saved"] = str(target)
             note(f"drawn to {target}")
         results.append(facts)
-    if not quiet:
+    if rows and not quiet:
         print_table("", _COLUMNS, rows, numbers=(1, 2, 3, 4))
         if any("rounding" in facts for facts in results):
             typer.echo("hf: Transformers rounds a scaled side down; mistral: mistral-common rounds it to the nearest.")
-    return results
+    return results, len(results) == len(sources)
 
 
 def draw_grid(image: Image, grid: Grid, patch_size: int) -> Image:

@@ -106,23 +106,16 @@ def looks_like_model(word: str) -> bool:
     return bool(_HUB_ID.fullmatch(word) or _PATH_START.match(word))
 
 
-def model_and_question(words: list[str] | None, model: str | None) -> tuple[str | None, str | None]:
+def model_and_question(first: str | None, second: str | None, model: str | None) -> tuple[str | None, str | None]:
     """(model, question) of `pixtral chat`; see its help.
 
     Raises:
-        typer.BadParameter: more words than there is room for.
+        typer.BadParameter: two arguments beside --model.
     """
-    words = list(words or [])
-    room = 1 if model is not None else 2
-    if len(words) > room:
-        raise typer.BadParameter(
-            f"found {len(words)} arguments, expected {'only a question' if room == 1 else 'a model and a question'}; "
-            "put the question in quotes"
-        )
     if model is not None:
-        return model, words[0] if words else None
-    if len(words) == 2:
-        return words[0], words[1]
-    if words and looks_like_model(words[0]):
-        return words[0], None
-    return None, words[0] if words else None
+        if second is not None:
+            raise typer.BadParameter("found two arguments beside --model, expected only a question; put it in quotes")
+        return model, first
+    if second is None and first is not None and not looks_like_model(first):
+        return None, first
+    return first, second
