@@ -39,7 +39,8 @@ def choose_layout(folder: Path, tokenizer_mode: str = "auto") -> Layout:
         wanted = {"hf": "tokenizer.json", "mistral": "tekken.json or *.model.v*"}
         missing = wanted.get(tokenizer_mode, "tokenizer.json, tekken.json or *.model.v*")
         raise NoTokenizer(
-            f"{folder} has no tokenizer ({missing}); it holds: {listing(folder)}. Copy the model's tokenizer files there"
+            f"{folder} has no tokenizer ({missing}); it holds: {listing(folder)}. "
+            "Copy the model's tokenizer files there"
         )
     return found
 

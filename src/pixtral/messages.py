@@ -8,46 +8,27 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any, cast
 
-from pixtral.errors import PromptError, nearest
+from pixtral.errors import PromptError
+from pixtral.message_parts import (
+    ImagePart,
+    Part,
+    TextPart,
+    ToolCall,
+    known_keys,
+    optional_text,
+    parse_part,
+    parse_tool_call,
+)
+
+__all__ = [
+    "ROLES", "ImagePart", "Message", "Part", "TextPart", "ToolCall",
+    "fill_images", "image_sources", "is_batch", "normalize", "to_openai",
+]  # fmt: skip
 
 ROLES = ("system", "user", "assistant", "tool")
 _MESSAGE_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name")
-_TEXT_KEYS = ("text", "content")
-_IMAGE_KEYS = ("url", "path", "base64", "image", "image_url")
-_PART_TYPES = ("text", "image", "image_url")
-
-
-@dataclass(frozen=True, slots=True)
-class TextPart:
-    """A stretch of text."""
-
-    text: str
-
-
-@dataclass(frozen=True, slots=True)
-class ImagePart:
-    """A picture in its place among the text.
-
-    `source` is whatever `pixtral.images.source.load_image` takes (address, path, bytes, picture, array, tensor);
-    None marks a place whose picture is handed over separately.
-    """
-
-    source: object | None = None
-
-
-@dataclass(frozen=True, slots=True)
-class ToolCall:
-    """A function the assistant asked for; `arguments` is JSON text or the decoded object, as it was given."""
-
-    name: str
-    arguments: str | Mapping[str, object]
-    id: str | None = None
-
-
-Part = TextPart | ImagePart
 
 
 @dataclass(frozen=True, slots=True)
@@ -179,14 +160,14 @@ def _message(item: object, index: int) -> Message:
     if not isinstance(item, Mapping):
         raise PromptError(f"{where} is a {type(item).__name__}; expected a mapping with 'role' and 'content'")
     given = {key: value for key, value in item.items() if value is not None and not (key != "content" and value == [])}
-    _known_keys(given, _MESSAGE_KEYS, where)
+    known_keys(given, _MESSAGE_KEYS, where)
     role = given.get("role")
     if role == "developer":  # OpenAI's newer word for the system prompt
         role = "system"
     if role not in ROLES:
         raise PromptError(f"{where} has role {role!r}; expected one of {', '.join(ROLES)}")
     where = f"{where} ({role})"
-    calls = tuple(_tool_call(call, where) for call in given.get("tool_calls", ()))
+    calls = tuple(parse_tool_call(call, where) for call in given.get("tool_calls", ()))
     if calls and role != "assistant":
         raise PromptError(f"{where} has tool_calls; only an assistant message may call tools")
     if "content" not in given and not calls:
@@ -196,7 +177,7 @@ def _message(item: object, index: int) -> Message:
     if isinstance(content, str):
         parts = (TextPart(content),)
     elif isinstance(content, Sequence) and not isinstance(content, (bytes, bytearray)):
-        parts = tuple(_part(part, f"{where}, part {number}") for number, part in enumerate(content))
+        parts = tuple(parse_part(part, f"{where}, part {number}") for number, part in enumerate(content))
     else:
         raise PromptError(f"{where} has content of type {type(content).__name__}; expected a string or a list of parts")
     if role in ("system", "assistant") and any(isinstance(part, ImagePart) for part in parts):
@@ -205,84 +186,7 @@ def _message(item: object, index: int) -> Message:
         role=cast(str, role),
         parts=parts,
         tool_calls=calls,
-        tool_call_id=_text(given.get("tool_call_id"), f"{where}: tool_call_id"),
-        name=_text(given.get("name"), f"{where}: name"),
+        tool_call_id=optional_text(given.get("tool_call_id"), f"{where}: tool_call_id"),
+        name=optional_text(given.get("name"), f"{where}: name"),
         plain=isinstance(content, str),
     )
-
-
-def _part(part: object, where: str) -> Part:
-    if isinstance(part, (TextPart, ImagePart)):
-        return part
-    if isinstance(part, str):
-        return TextPart(part)
-    if not isinstance(part, Mapping):
-        raise PromptError(f"{where} is a {type(part).__name__}; expected a string or a mapping with a 'type'")
-    given = {key: value for key, value in part.items() if value is not None}
-    kind = given.get("type")
-    if kind not in _PART_TYPES:
-        hint = nearest(str(kind), _PART_TYPES)
-        raise PromptError(f"{where} has type {kind!r}; {hint}")
-    if kind == "text":
-        _known_keys(given, ("type", *_TEXT_KEYS), where)
-        texts = [given[key] for key in _TEXT_KEYS if key in given]
-        if len(texts) != 1 or not isinstance(texts[0], str):
-            raise PromptError(f"{where} is a text part and needs one string under 'text' (or 'content'), got {given!r}")
-        return TextPart(texts[0])
-    return ImagePart(_image_source(given, str(kind), where))
-
-
-def _image_source(given: Mapping[str, object], kind: str, where: str) -> object | None:
-    _known_keys(given, ("type", "detail", *_IMAGE_KEYS), where)
-    keys = [key for key in _IMAGE_KEYS if key in given]
-    if len(keys) > 1:
-        raise PromptError(f"{where} says where its image is {len(keys)} times ({', '.join(keys)}); keep one of them")
-    if not keys:
-        if kind == "image_url":
-            raise PromptError(f"{where} has type 'image_url' but no 'image_url'; give the address there")
-        return None
-    key, value = keys[0], given[keys[0]]
-    if key == "image":
-        return value
-    if key == "image_url" and isinstance(value, Mapping):
-        _known_keys(value, ("url", "detail"), f"{where}, image_url")
-        value = value.get("url")
-    if isinstance(value, Path) and key in ("path", "url"):
-        return value
-    if not isinstance(value, (str, bytes)) or not value or (isinstance(value, bytes) and key != "base64"):
-        raise PromptError(f"{where} has {key}={value!r}; expected a non-empty string")
-    if key == "path":
-        return value if str(value).startswith("file://") else Path(str(value))
-    if key == "base64":
-        text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
-        return text if text.startswith("data:") else f"data:image/unknown;base64,{text}"
-    return value
-
-
-def _tool_call(call: object, where: str) -> ToolCall:
-    if isinstance(call, ToolCall):
-        return call
-    if not isinstance(call, Mapping):
-        raise PromptError(f"{where} has a tool call of type {type(call).__name__}; expected a mapping with 'function'")
-    given = {key: value for key, value in call.items() if value is not None}
-    _known_keys(given, ("id", "type", "index", "function", "name", "arguments"), f"{where}, tool call")
-    function = given.get("function", given)
-    name, arguments = (function.get(key) if isinstance(function, Mapping) else None for key in ("name", "arguments"))
-    if not isinstance(name, str) or not isinstance(arguments, (str, Mapping)):
-        raise PromptError(
-            f"{where} has the tool call {call!r}; expected "
-            '{"id": ..., "type": "function", "function": {"name": str, "arguments": JSON text or a mapping}}'
-        )
-    return ToolCall(name, arguments, _text(given.get("id"), f"{where}: tool call id"))
-
-
-def _text(value: object, what: str) -> str | None:
-    if value is not None and not isinstance(value, str):
-        raise PromptError(f"{what} is {value!r}; expected a string")
-    return value
-
-
-def _known_keys(given: Mapping[Any, object], known: tuple[str, ...], where: str) -> None:
-    for key in given:
-        if key not in known:
-            raise PromptError(f"{where} has an unknown key {key!r}; {nearest(str(key), known)}")

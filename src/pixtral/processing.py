@@ -10,30 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from pixtral import prompts
-from pixtral.auto import PATTERNS, AutoTokenizer, choose_layout
+from pixtral.auto import PATTERNS, AutoTokenizer
 from pixtral.batch import BatchFeature
-from pixtral.errors import ImageError, PromptError, refuse_unknown
+from pixtral.errors import PromptError, refuse_unknown
 from pixtral.expansion import ImageTokens, check_counts, expand_prompts, truncate
 from pixtral.hub import resolve
 from pixtral.images.base import BaseImageProcessor
 from pixtral.images.geometry import Grid
 from pixtral.images.inputs import flatten_images
-from pixtral.images.options import DEFAULTS
-from pixtral.images.processors import PixtralImageProcessor, PixtralImageProcessorFast
+from pixtral.processor_files import CONFIG, default_image_processor, load_parts
+from pixtral.processor_options import GROUPS, KNOWN, flatten_per_prompt, split_options
 from pixtral.text.huggingface import HuggingFaceTokenizer
-from pixtral.text.huggingface_files import read_json
 from pixtral.text.mistral import MistralCommonTokenizer
-from pixtral.text.mistral_images import native_processor
 
 __all__ = ["AutoProcessor", "AutoTokenizer", "ModalData", "PixtralProcessor"]
-
-_TEXT_OPTIONS = (
-    "add_special_tokens", "padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side",
-    "return_attention_mask", "return_mm_token_type_ids", "return_tensors", "verbose",
-)  # fmt: skip
-_IMAGE_OPTIONS = (*(name for name in DEFAULTS if name not in ("patch_size", "return_tensors")), "limits")
-_GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
-_CONFIG = ("patch_size", "spatial_merge_size", "image_token", "image_break_token", "image_end_token")
 
 
 @dataclass(frozen=True)
@@ -89,7 +79,7 @@ class PixtralProcessor:
             raise PromptError(f"the tokenizer has no {names[ids.index(None)]!r} token; name the one it has for images")
         self.image_token_id, self.image_break_token_id, self.image_end_token_id = (int(i or 0) for i in ids)
         if image_processor is None:
-            image_processor = _default_image_processor(tokenizer)
+            image_processor = default_image_processor(tokenizer)
         self.image_processor = image_processor
         self.chat_template = chat_template if chat_template else getattr(tokenizer, "chat_template", None)
 
@@ -132,7 +122,7 @@ class PixtralProcessor:
             ImageError: an image that cannot be had or used.
             UnknownArgument: a keyword that nobody would read.
         """
-        text_options, image_options = self._options(kwargs, "the processor")
+        text_options, image_options = split_options(kwargs, "the processor")
         if text is None and images is None:
             raise PromptError("nothing to process: pass text, images, or both")
         if text is None:
@@ -156,7 +146,7 @@ class PixtralProcessor:
         return_dict: bool = False,
         return_tensors: str | None = "auto",
         processor_kwargs: Mapping[str, Any] | None = None,
-        images: Sequence[object] | None = None,
+        images: Any = None,
         **kwargs: Any,
     ) -> Any:
         """The prompt of a conversation, or of a list of conversations, as text or ready for the model.
@@ -179,7 +169,7 @@ class PixtralProcessor:
         Raises:
             PromptError: the conversation is refused, has an image part without a picture, and as in a call.
         """
-        known = (*_TEXT_OPTIONS, *_IMAGE_OPTIONS, *_GROUPS)
+        known = (*KNOWN, *GROUPS)
         options = {**(processor_kwargs or {}), **{key: value for key, value in kwargs.items() if key in known}}
         variables = {key: value for key, value in kwargs.items() if key not in known}
         for name in ("sanitize_control_tokens", "load_audio_from_video", "return_assistant_tokens_mask"):
@@ -205,27 +195,14 @@ class PixtralProcessor:
             texts = [prompt.text for prompt in made.prompts]
             return texts if made.batched else texts[0]
         made.need_sources()
-        text_options, image_options = self._options(options, "apply_chat_template()")
+        text_options, image_options = split_options(options, "apply_chat_template()")
         special = text_options.pop("add_special_tokens", True)
         ids = [prompts.with_special_tokens(self.tokenizer, list(prompt.ids), special) for prompt in made.prompts]
         per_prompt = [list(prompt.sources) for prompt in made.prompts]
         result = self._assemble(ids, per_prompt if any(per_prompt) else None, text_options, image_options)
         return result if return_dict else result["input_ids"]
 
-    def _options(self, kwargs: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:
-        """The options of text and of images, apart."""
-        flat = {key: value for key, value in kwargs.items() if key not in _GROUPS}
-        for group in _GROUPS:
-            flat.update(kwargs.get(group) or {})
-        refuse_unknown((key for key in flat if key not in (*_TEXT_OPTIONS, *_IMAGE_OPTIONS)), where,
-                       (*_TEXT_OPTIONS, *_IMAGE_OPTIONS, "images", "text"))  # fmt: skip
-        flat.setdefault("return_tensors", "pt")
-        return (
-            {key: value for key, value in flat.items() if key in _TEXT_OPTIONS},
-            {key: value for key, value in flat.items() if key in _IMAGE_OPTIONS},
-        )
-
-    def _images(self, images: Any, options: Mapping[str, Any], kind: str | None) -> tuple[BatchFeature, list[Grid]]:
+    def _images(self, images: Any, options: Mapping[str, Any], kind: Any) -> tuple[BatchFeature, list[Grid]]:
         """The processed images and their grids of tokens."""
         side = self.patch_size * self.spatial_merge_size
         pixels = self.image_processor(
@@ -243,7 +220,7 @@ class PixtralProcessor:
     ) -> BatchFeature:
         """Rows of ids with one image token for each image, and the images, as the model takes them."""
         tokens, kind = self.image_tokens, text_options["return_tensors"]
-        flat, per_prompt = _per_prompt(images)
+        flat, per_prompt = flatten_per_prompt(images)
         check_counts(ids, len(flat), per_prompt, tokens)
         pixels, grids = self._images(flat, image_options, kind) if flat else (BatchFeature(), [])
         expanded = expand_prompts(ids, grids, tokens)
@@ -314,7 +291,7 @@ class PixtralProcessor:
         if self.layout == "hf" and self.chat_template is not None:
             (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
             paths.append(str(folder / "chat_template.jinja"))
-        config = {"processor_class": "PixtralProcessor", **{name: getattr(self, name) for name in _CONFIG}}
+        config = {"processor_class": "PixtralProcessor", **{name: getattr(self, name) for name in CONFIG}}
         (folder / "processor_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return list(dict.fromkeys([*paths, str(folder / "processor_config.json")]))
 
@@ -353,26 +330,8 @@ class PixtralProcessor:
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        own = {key: options.pop(key) for key in (*_CONFIG, "chat_template") if key in options}
-        image_options = {key: options.pop(key) for key in _IMAGE_OPTIONS if key in options}
-        options.pop("trust_remote_code", None)
-        layout = choose_layout(folder, tokenizer_mode)
-        config = read_json(folder / "processor_config.json")
-        settings = {name: config[name] for name in _CONFIG if config.get(name) is not None}
-        image_processor: BaseImageProcessor
-        if layout == "mistral":
-            native = MistralCommonTokenizer.from_pretrained(folder, **options)
-            native.image_limits = image_options.get("limits")
-            image_processor = _default_image_processor(native, **image_options)
-            encoder = native.tokenizer.instruct_tokenizer.image_encoder
-            assert encoder is not None
-            settings["patch_size"] = encoder.image_config.image_patch_size
-            settings["spatial_merge_size"] = encoder.image_config.spatial_merge_size
-            return cls(image_processor, native, **{**settings, **own})
-        tokenizer = HuggingFaceTokenizer.from_pretrained(folder, **options)
-        kind = PixtralImageProcessorFast if use_fast else PixtralImageProcessor
-        image_processor = kind.from_pretrained(folder, **image_options)
-        return cls(image_processor, tokenizer, **{**settings, **own})
+        parts = load_parts(folder, use_fast=use_fast, tokenizer_mode=tokenizer_mode, options=options)
+        return cls(parts.image_processor, parts.tokenizer, **parts.settings)
 
 
 class AutoProcessor:
@@ -385,29 +344,3 @@ class AutoProcessor:
     def from_pretrained(cls, pretrained_model_name_or_path: str | os.PathLike[str], **options: Any) -> PixtralProcessor:
         """As `PixtralProcessor.from_pretrained`."""
         return PixtralProcessor.from_pretrained(pretrained_model_name_or_path, **options)
-
-
-def _default_image_processor(
-    tokenizer: HuggingFaceTokenizer | MistralCommonTokenizer, **options: Any
-) -> BaseImageProcessor:
-    if isinstance(tokenizer, HuggingFaceTokenizer):
-        return PixtralImageProcessorFast(**options)
-    encoder = tokenizer.tokenizer.instruct_tokenizer.image_encoder
-    if encoder is None:
-        raise ImageError(f"{tokenizer!r} knows no images; a processor needs a tokenizer of a model with images")
-    processor: BaseImageProcessor = native_processor(encoder.image_config, **options)
-    return processor
-
-
-def _per_prompt(images: Any) -> tuple[list[Any], list[int] | None]:
-    """The images in one list, and how many belong to each prompt where they came in lists."""
-    if images is None or (isinstance(images, (list, tuple)) and not any(_non_empty(item) for item in images)):
-        return [], None
-    flat = flatten_images(images)
-    if isinstance(images, (list, tuple)) and isinstance(images[0], (list, tuple)):
-        return list(flat), [len(flatten_images(item)) if item else 0 for item in images]
-    return list(flat), None
-
-
-def _non_empty(item: object) -> bool:
-    return not (isinstance(item, (list, tuple)) and len(item) == 0)

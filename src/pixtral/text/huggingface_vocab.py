@@ -42,8 +42,9 @@ class HuggingFaceVocabulary(SpecialTokens):
     @cached_property
     def all_special_ids(self) -> list[int]:
         """Ids of the control tokens, ascending."""
-        named = {self.backend.token_to_id(token) for token in self.special_tokens_map.values()}
-        return sorted({i for i, token in self._added.items() if token.special} | (named - {None}))
+        named = [self.token_to_id(token) for token in self.special_tokens_map.values()]
+        added = {i for i, token in self._added.items() if token.special}
+        return sorted(added.union(i for i in named if i is not None))
 
     @property
     def all_special_tokens(self) -> list[str]:

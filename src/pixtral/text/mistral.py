@@ -7,20 +7,19 @@ behaviour follow Transformers' class of the same name.
 from __future__ import annotations
 
 import os
-import re
-import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixtral.batch import BatchEncoding
-from pixtral.errors import CheckpointError, PromptError
+from pixtral.errors import PromptError
 from pixtral.hub import resolve
 from pixtral.text import mistral_chat
-from pixtral.text.base import Refused, TokenizerBase, refuse
-from pixtral.text.mistral_files import MissingTokenizerFile, find_tokenizer_file, load_tokenizer
-from pixtral.text.mistral_vocab import MistralVocabulary
+from pixtral.text.base import TokenizerBase
+from pixtral.text.mistral_encoding import MistralEncoding
+from pixtral.text.mistral_files import find_tokenizer_file, load_tokenizer, save_tokenizer_file
 from pixtral.text.padding import VERY_LARGE
+from pixtral.text.refusals import Refused, refuse
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
@@ -28,11 +27,10 @@ if TYPE_CHECKING:
     from pixtral.images.source import ImageLimits
 
 _PATTERNS = ("tekken.json", "*.model", "*.model.v*")
-_LANGUAGE = re.compile(r"^lang:[a-z]{2}")
 _IGNORED = ("_from_auto", "trust_remote_code", "backend", "files_loaded", "_from_pipeline", "_commit_hash", "dtype")
 
 
-class MistralCommonTokenizer(MistralVocabulary, TokenizerBase):
+class MistralCommonTokenizer(MistralEncoding, TokenizerBase):
     """A tokenizer over mistral-common.
 
     Args:
@@ -131,65 +129,8 @@ class MistralCommonTokenizer(MistralVocabulary, TokenizerBase):
         if save_format == "hf" or push_to_hub:
             what = "save_format='hf'" if save_format == "hf" else "push_to_hub=True"
             raise Refused(f"save_pretrained() does not offer {what}; save in Mistral's format to a folder")
-        folder = Path(save_directory)
-        if folder.is_file():
-            raise CheckpointError(f"{folder} is a file; save_pretrained() needs a folder")
-        if not self._path.is_file():
-            raise MissingTokenizerFile(f"the tokenizer's file {self._path} is gone, so it cannot be copied")
-        folder.mkdir(parents=True, exist_ok=True)
-        target = folder / ("tekken.json" if self.is_tekken else self._path.name)
-        if not (target.exists() and target.samefile(self._path)):
-            shutil.copyfile(self._path, target)
-        return (str(target),)
-
-    def text_to_ids(self, text: str) -> list[int]:
-        """The ids of a text; no control token is ever read from it."""
-        return list(self.backend.encode(text, bos=False, eos=False))
-
-    def ordinary_ids(self, text: str, *, first: bool = True) -> list[int]:
-        """As `text_to_ids`: nothing in a text is a control token here."""
-        return self.text_to_ids(text)
-
-    def ids_to_text(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
-        """The text of these ids, as mistral-common decodes them; skipping also drops a leading language mark."""
-        from mistral_common.tokens.tokenizers.base import SpecialTokenPolicy
-
-        policy = SpecialTokenPolicy.IGNORE if skip_special_tokens else SpecialTokenPolicy.KEEP
-        text = self.tokenizer.decode(list(ids), special_token_policy=policy)
-        return _LANGUAGE.sub("", text) if skip_special_tokens else text
-
-    def readable(self, ids: Sequence[int]) -> str:
-        """The ids as text with the control tokens by name; unlike `decode`, no SentencePiece marks show."""
-        text, run = "", list[int]()
-        for token_id in [*ids, None]:
-            if token_id is not None and not self.backend.is_special(token_id):
-                run.append(token_id)
-                continue
-            text += self.ids_to_text(run, skip_special_tokens=True) if run else ""
-            text, run = text + ("" if token_id is None else self.backend.id_to_piece(token_id)), []
-        return text
-
-    def build_inputs_with_special_tokens(self, token_ids_0: list[int], token_ids_1: None = None) -> list[int]:
-        """The beginning of sequence before the ids, and in "finetuning" mode the end behind them."""
-        if token_ids_1 is not None:
-            raise PromptError("pairs of sequences are not supported; leave token_ids_1 out")
-        end = [self.backend.eos_id] if self.mode.value == "finetuning" else []
-        return [self.backend.bos_id, *token_ids_0, *end]
-
-    def create_token_type_ids_from_sequences(self, token_ids_0: list[int], token_ids_1: None = None) -> list[int]:
-        """Zeros, one for every id of the row with its special tokens."""
-        return [0] * len(self.build_inputs_with_special_tokens(token_ids_0, token_ids_1))
-
-    def get_special_tokens_mask(
-        self, token_ids_0: list[int], token_ids_1: None = None, already_has_special_tokens: bool = False
-    ) -> list[int]:
-        """1 where a special token is, or would be added, and 0 elsewhere."""
-        if token_ids_1 is not None:
-            raise PromptError("pairs of sequences are not supported; leave token_ids_1 out")
-        if already_has_special_tokens:
-            special = set(self.all_special_ids)
-            return [int(int(token) in special) for token in token_ids_0]
-        return [1] + [0] * len(token_ids_0) + ([1] if self.mode.value == "finetuning" else [])
+        name = "tekken.json" if self.is_tekken else self._path.name
+        return (save_tokenizer_file(self._path, Path(save_directory), name),)
 
     def encode(self, text: Any, text_pair: None = None, add_special_tokens: bool = True, **options: Any) -> Any:
         """The ids of a text (or of a row of ids): a list, or a tensor with `return_tensors`. Options as in a call."""

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from pixtral.errors import PromptError, nearest
 from pixtral.messages import Message, fill_images, image_sources, is_batch, normalize, to_openai
-from pixtral.text.base import Refused
 from pixtral.text.mistral_images import PLACEHOLDER, image_entries
+from pixtral.text.refusals import Refused
 from pixtral.text.tools import tool_schemas
 
 if TYPE_CHECKING:
@@ -132,7 +132,7 @@ def encode(
     return Encoded(list(tokenized.tokens), [] if placeholders else list(tokenized.images))
 
 
-def _load(tokenizer: MistralCommonTokenizer, source: object) -> Any:
+def _load(tokenizer: MistralCommonTokenizer, source: Any) -> Any:
     from pixtral.images.source import load_image
 
     limits = tokenizer.image_limits

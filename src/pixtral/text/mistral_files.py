@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pixtral.errors import CheckpointError, PromptError
 
@@ -69,7 +70,7 @@ def load_tokenizer(path: Path, mode: object) -> MistralTokenizer[Any, Any, Any, 
 
     from pixtral.text.mistral_images import NativeImageEncoder
 
-    modes = {member.value: member for member in ValidationMode}
+    modes: dict[str, Any] = {member.value: member for member in cast("Any", ValidationMode)}
     name = getattr(mode, "value", mode)
     if name not in modes:
         raise PromptError(f"mode is {mode!r}; expected one of {', '.join(map(repr, modes))}")
@@ -82,8 +83,22 @@ def load_tokenizer(path: Path, mode: object) -> MistralTokenizer[Any, Any, Any, 
         raise CheckpointError(f"{path} cannot be read as a Mistral tokenizer ({kind}); fetch the file again") from error
     encoder = tokenizer.instruct_tokenizer.image_encoder
     if encoder is not None:
-        tokenizer.instruct_tokenizer.image_encoder = NativeImageEncoder(encoder.image_config, encoder.special_ids)
+        ours: Any = NativeImageEncoder(encoder.image_config, encoder.special_ids)
+        tokenizer.instruct_tokenizer.image_encoder = ours
     return tokenizer
+
+
+def save_tokenizer_file(path: Path, folder: Path, name: str) -> str:
+    """Copy a tokenizer file into a folder, which is made if need be; returns the copy's path."""
+    if folder.is_file():
+        raise CheckpointError(f"{folder} is a file; save_pretrained() needs a folder")
+    if not path.is_file():
+        raise MissingTokenizerFile(f"the tokenizer's file {path} is gone, so it cannot be copied")
+    folder.mkdir(parents=True, exist_ok=True)
+    target = folder / name
+    if not (target.exists() and target.samefile(path)):
+        shutil.copyfile(path, target)
+    return str(target)
 
 
 def _sentencepiece_files(folder: Path) -> list[tuple[int, int, str, Path]]:

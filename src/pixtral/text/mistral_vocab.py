@@ -8,7 +8,7 @@ from functools import cached_property
 from typing import TYPE_CHECKING, Any, NoReturn
 
 from pixtral.errors import PromptError
-from pixtral.text.base import Refused, refuse
+from pixtral.text.refusals import Refused, refuse
 
 if TYPE_CHECKING:
     from mistral_common.protocol.instruct.validator import ValidationMode

@@ -176,6 +176,7 @@ def _cut(text: str, final: str) -> str:
 
 def _environment() -> jinja2.Environment:
     import jinja2
+    import jinja2.exceptions
     import jinja2.ext
     import jinja2.sandbox
 
@@ -206,7 +207,9 @@ def _environment() -> jinja2.Environment:
 
     def _public(name: object) -> None:
         if str(name).startswith("_"):
-            raise jinja2.sandbox.SecurityError(f"a chat template may not set {name!r}, which begins with an underscore")
+            raise jinja2.exceptions.SecurityError(
+                f"a chat template may not set {name!r}, which begins with an underscore"
+            )
 
     environment = jinja2.sandbox.ImmutableSandboxedEnvironment(
         trim_blocks=True, lstrip_blocks=True, extensions=[Generation, jinja2.ext.loopcontrols]

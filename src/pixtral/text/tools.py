@@ -109,8 +109,8 @@ def _type_schema(hint: Any, where: str) -> dict[str, Any]:
             schema["nullable"] = True
         return schema
     if origin is typing.Literal:
-        kinds = {_BASIC.get(type(value)) for value in arguments}
-        return {"type": kinds.pop(), "enum": list(arguments)} if len(kinds) == 1 else {"enum": list(arguments)}
+        names = {_BASIC.get(type(value)) for value in arguments}
+        return {"type": names.pop(), "enum": list(arguments)} if len(names) == 1 else {"enum": list(arguments)}
     if hint is list or origin is list:
         return {"type": "array", **({"items": _type_schema(arguments[0], where)} if arguments else {})}
     if hint is tuple or origin is tuple:
