@@ -89,7 +89,7 @@ def attention(
         members = [i for i, m in enumerate(lens) if m == n]
         rows = [slice(starts[i], starts[i] + n) for i in members]
         parts = [torch.cat([x[r] for r in rows]) if len(rows) > 1 else x[rows[0]] for x in (q, k, v)]
-        group = torch.split(_rectangle(parts, len(members), packing.causal, dropout), n)
+        group = _rectangle(parts, len(members), packing.causal, dropout).view(len(members), n, *q.shape[1:])
         for i, r, piece in zip(members, rows, group, strict=True):
             pieces[i] = piece
             if out is not None:
