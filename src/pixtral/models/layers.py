@@ -9,6 +9,11 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 
+# Without gradients the feed-forward block runs on this many rows at a time: the wide activations of long inputs stay
+# in the cache, and their memory does not grow with the input.
+MLP_ROWS = 512
+
+
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """The function of a `hidden_act` field."""
     functions: dict[str, Callable[[Tensor], Tensor]] = {
@@ -33,7 +38,9 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C) -> (N, C)."""
-        return F.rms_norm(x.float(), x.shape[-1:], eps=self.eps).to(x.dtype) * self.weight
+        # the mean square through the norm needs no float32 copy of x, which in bfloat16 would cost more than the rest
+        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square() / x.shape[-1]
+        return (x * torch.rsqrt(mean_square + self.eps)).to(x.dtype) * self.weight
 
 
 class MLP(nn.Module):
@@ -48,5 +55,12 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C) -> (N, C)."""
-        hidden: Tensor = self.down_proj(self.act(self.gate_proj(x)) * self.up_proj(x))
-        return hidden
+        if torch.is_grad_enabled() or len(x) <= MLP_ROWS:
+            return self._rows(x)
+        return torch.cat([self._rows(rows) for rows in x.split(MLP_ROWS)])
+
+    def _rows(self, x: Tensor) -> Tensor:
+        hidden = self.act(self.gate_proj(x))
+        hidden = hidden * self.up_proj(x) if torch.is_grad_enabled() else hidden.mul_(self.up_proj(x))
+        out: Tensor = self.down_proj(hidden)
+        return out
