@@ -21,15 +21,20 @@ from torch import nn
 from pixtral.training.batches import Batch, Encoder, Stage, make_batch, prefetch
 from pixtral.training.evaluate import accuracy, batch_logits
 
+_NAMING = {"describe": 1.0, "colour": 1.0, "shape": 1.0}
+_PLACING = {**_NAMING, "position": 1.0}
+_COUNTING = {**_PLACING, "count": 1.0}
+_EVERYTHING = {
+    "describe": 1.0, "colour": 1.2, "shape": 1.2, "position": 1.5, "count": 1.5, "relation": 0.6, "exists": 0.6,
+}  # fmt: skip
+
 STAGES = (
-    Stage((1,), {"describe": 1.0, "colour": 1.0, "shape": 1.0}, 1, {"colour": 0.85, "shape": 0.5},
-          sides=(64, 96), alone=(0.25, 0.45)),
-    Stage((1,), {"describe": 1.0, "colour": 1.0, "shape": 1.0}, 1, {"colour": 0.9, "shape": 0.75}, sides=(64, 128)),
-    Stage((1, 2), {"describe": 1.0, "colour": 1.0, "shape": 1.0, "position": 1.0}, 3, {"colour": 0.88, "shape": 0.8, "position": 0.6}),
-    Stage((1, 2, 3), dict.fromkeys(("describe", "colour", "shape", "position", "count"), 1.0), 4,
-          {"colour": 0.9, "shape": 0.85, "position": 0.75, "count": 0.75}),
-    Stage((1, 2, 3, 4, 5), {"describe": 1.0, "colour": 1.2, "shape": 1.2, "position": 1.5, "count": 1.5, "relation": 0.6, "exists": 0.6}, 5),
-)  # fmt: skip
+    Stage((1,), _NAMING, 1, {"colour": 0.85, "shape": 0.5}, sides=(64, 96), alone=(0.25, 0.45)),
+    Stage((1,), _NAMING, 1, {"colour": 0.9, "shape": 0.75}, sides=(64, 128)),
+    Stage((1, 2), _PLACING, 3, {"colour": 0.88, "shape": 0.8, "position": 0.6}),
+    Stage((1, 2, 3), _COUNTING, 4, {"colour": 0.9, "shape": 0.85, "position": 0.75, "count": 0.75}),
+    Stage((1, 2, 3, 4, 5), _EVERYTHING, 5),
+)
 """The curriculum. A task mixture from the start stays at chance for a long time; this does not."""
 
 LATEST = (0.15, 0.25, 0.45, 0.6, 1.0)

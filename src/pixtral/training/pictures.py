@@ -189,7 +189,8 @@ def _coverage(thing: Thing, left: int, top: int, side: int) -> npt.NDArray[np.fl
     pen.polygon(corners(1.0), fill=255)
     if thing.shape == "ring":
         pen.polygon(corners(0.55), fill=0)
-    return np.asarray(mask.reduce(scale), dtype=np.float32) / 255
+    covered: npt.NDArray[np.float32] = np.asarray(mask.reduce(scale), dtype=np.float32) / np.float32(255)
+    return covered
 
 
 def draw(scene: Scene) -> Pixels:

@@ -106,7 +106,7 @@ class Asker:
         self.scene, self.rng = scene, rng
 
     def _pick(self, phrasings: Sequence[str]) -> str:
-        return phrasings[self.rng.integers(len(phrasings))]
+        return phrasings[int(self.rng.integers(len(phrasings)))]
 
     def colour(self, index: int) -> Question | None:
         """The colour of thing `index`; None when its shape does not single it out."""

@@ -1,7 +1,7 @@
 """The embedded model's tokenizer: a short, order-preserving cut of Mistral's Tekken vocabulary.
 
 Kept are the 256 bytes (so any Unicode text encodes), the merges that the words of the generated conversations need
-(each such word is then split exactly as the full Tekken splits it), and the first ranks of Tekken until the wanted
+(each such word is then split exactly as by all 150,000 entries of the Tekken file), and the first ranks of Tekken until the wanted
 size is reached. Ranks are renumbered in their old order. The file says so itself (``default_vocab_size``), which is
 what mistral-common reads.
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import base64
 import importlib.resources
+import itertools
 import json
 import pathlib
 from collections.abc import Iterable
@@ -40,7 +41,7 @@ def _merge_trace(piece: bytes, ranks: dict[bytes, int]) -> set[bytes]:
     """Every token of several bytes that byte-pair encoding forms while it encodes `piece`."""
     parts, formed = [piece[i : i + 1] for i in range(len(piece))], set[bytes]()
     while len(parts) > 1:
-        pairs = [(ranks[a + b], i) for i, (a, b) in enumerate(zip(parts, parts[1:], strict=False)) if a + b in ranks]
+        pairs = [(ranks[a + b], i) for i, (a, b) in enumerate(itertools.pairwise(parts)) if a + b in ranks]
         if not pairs:
             break
         _, at = min(pairs)

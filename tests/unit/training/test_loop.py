@@ -1,0 +1,85 @@
+"""The training loop: it learns, it resumes where it stopped, and the learning rate ends with the time."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from pixtral.configuration import LlavaConfig
+from pixtral.models.llava import LlavaForConditionalGeneration
+from pixtral.training.batches import Encoder
+from pixtral.training.evaluate import accuracy
+from pixtral.training.loop import STAGES, Plan, Trainer, initialise, learning_rate
+from pixtral.training.questions import vocabulary
+from pixtral.training.tiny import VOCAB_SIZE, tiny_config
+from pixtral.training.tiny_tokenizer import write_tokenizer
+
+PLAN = Plan(minutes=1.0, batch_size=2, warmup_steps=2, bfloat16=False)
+
+
+@pytest.fixture(scope="module")
+def encoder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tokenizer")
+    write_tokenizer(folder, vocabulary(), VOCAB_SIZE)
+    return Encoder(folder)
+
+
+def small_config() -> LlavaConfig:
+    config = tiny_config()
+    config.vision_config.num_hidden_layers = config.text_config.num_hidden_layers = 1
+    return config
+
+
+def trainer(encoder, folder) -> Trainer:
+    model = LlavaForConditionalGeneration(small_config())
+    initialise(model, 1)
+    return Trainer(model, encoder, PLAN, folder)
+
+
+def test_a_resumed_run_continues_as_if_it_had_not_stopped(encoder, tmp_path):
+    straight = trainer(encoder, tmp_path / "a")
+    for _ in range(4):
+        straight.step(straight.make(straight.state.step))
+    first = trainer(encoder, tmp_path / "b")
+    assert not first.resume()
+    for _ in range(2):
+        first.step(first.make(first.state.step))
+    first.save()
+    second = trainer(encoder, tmp_path / "b")
+    assert second.resume() and second.state.step == 2
+    for _ in range(2):
+        second.step(second.make(second.state.step))
+    for (name, a), b in zip(straight.model.named_parameters(), second.model.parameters(), strict=True):
+        assert torch.equal(a, b), name
+    assert not torch.equal(next(first.model.parameters()), next(second.model.parameters()))
+
+
+def test_a_repeated_batch_is_learnt(encoder, tmp_path):
+    learner = trainer(encoder, tmp_path)
+    batch = learner.make(0)
+    losses = [learner.step(batch) for _ in range(25)]
+    assert losses[-1] < 0.2 * losses[0]
+
+
+def test_the_time_ends_the_run_and_the_state_is_kept(encoder, tmp_path):
+    learner = trainer(encoder, tmp_path)
+    learner.state.minutes = PLAN.minutes - 1e-6
+    lines: list[str] = []
+    learner.run(lines.append)
+    assert learner.state.step == 1 and len(lines) == 1 and "colour=" in lines[0]
+    assert trainer(encoder, tmp_path).resume()
+
+
+def test_learning_rate_warms_up_holds_and_falls():
+    plan = Plan(learning_rate=1.0, warmup_steps=10, decay_from=0.6)
+    assert learning_rate(plan, 0, 0.0) == pytest.approx(0.1)
+    assert learning_rate(plan, 100, 0.3) == learning_rate(plan, 100, 0.6) == pytest.approx(1.0)
+    assert learning_rate(plan, 100, 1.0) == learning_rate(plan, 100, 1.2) == pytest.approx(0.01)
+    assert 0.4 < learning_rate(plan, 100, 0.8) < 0.6
+
+
+def test_accuracy_of_an_untrained_network_is_nothing(encoder):
+    model = LlavaForConditionalGeneration(small_config())
+    initialise(model, 1)
+    right = accuracy(model, encoder, STAGES[-1], ("colour", "count"), 4, batch_size=4)
+    assert right == {"colour": 0.0, "count": 0.0}
