@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import warnings
 
 import pytest
@@ -68,14 +69,18 @@ def test_greedy_tokens(two, name):
         assert right.attention_mask.equal(left.attention_mask.flip(1))
         # Transformers continues after the padding; here the same prompts give the same tokens
         length = left.input_ids.shape[1]
-        assert two.ours.generate(**right.inputs(), max_new_tokens=16)[:, length:].tolist() == theirs[:, length:].tolist()
+        assert (
+            two.ours.generate(**right.inputs(), max_new_tokens=16)[:, length:].tolist() == theirs[:, length:].tolist()
+        )
 
 
 def test_bfloat16_runs_and_text_model(two):
     theirs_text = two.theirs
     text = OursText(two.ours.config.text_config).eval()
     state = {k.replace("model.language_model.", "model."): v for k, v in two.ours.state_dict().items()}
-    text.load_state_dict({k: v for k, v in state.items() if k.startswith(("model.layers", "model.norm", "model.embed", "lm_"))})
+    text.load_state_dict(
+        {k: v for k, v in state.items() if k.startswith(("model.layers", "model.norm", "model.embed", "lm_"))}
+    )
     batch = random_batch(two.ours.config, GRIDS["text"])
     ours = text.generate(batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=8)
     theirs = theirs_text.generate(batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=8)
@@ -161,7 +166,9 @@ def test_same_seed_same_tokens_when_sequences_end(two, settings):
     batch = random_batch(two.ours.config, MIXED)
     ended = 0
     for seed in range(6):
-        ours, theirs = two(batch, seed=seed, do_sample=True, max_new_tokens=16, eos_token_id=list(range(20, 32)), **settings)
+        ours, theirs = two(
+            batch, seed=seed, do_sample=True, max_new_tokens=16, eos_token_id=list(range(20, 32)), **settings
+        )
         assert ours.tolist() == theirs.tolist()
         ended += bool((ours[:, -1] == PAD).any())
     assert ended >= 4, "the test needs sequences that end early"
@@ -181,7 +188,7 @@ def test_defaults(two):
 def test_embeddings_instead_of_ids(two):
     batch = random_batch(two.ours.config, MIXED)
     with torch.no_grad():
-        features = two.ours.get_image_features(batch.pixel_values, batch.image_sizes).pooler_output
+        features = two.ours.get_image_features(batch.pixel_values, image_sizes=batch.image_sizes).pooler_output
         embeds = two.ours.embed(batch.input_ids.flatten(), features).unflatten(0, batch.input_ids.shape)
     inputs = {"inputs_embeds": embeds, "attention_mask": batch.attention_mask}
     alone, theirs = two(inputs=inputs, max_new_tokens=7)
@@ -212,7 +219,12 @@ def test_padding_recognised_by_its_id(two):
 
 def test_custom_processors_and_criteria(two):
     """Ours and Transformers' call the same functions with the same arguments."""
-    from transformers import LogitsProcessorList, NoRepeatNGramLogitsProcessor, StoppingCriteriaList, SuppressTokensLogitsProcessor
+    from transformers import (
+        LogitsProcessorList,
+        NoRepeatNGramLogitsProcessor,
+        StoppingCriteriaList,
+        SuppressTokensLogitsProcessor,
+    )
 
     batch = random_batch(two.ours.config, MIXED)
     seen = []
@@ -241,9 +253,9 @@ def test_stop_strings(two):
     from tokenizers import Tokenizer, decoders, models, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 
-    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[:VOCABULARY - 6]
-    words = [*alphabet[33:60], *[a + b for a, b in zip(alphabet[33:60], alphabet[34:61], strict=True)]]
-    words = list(dict.fromkeys([*words, *alphabet]))[:VOCABULARY]
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())[: VOCABULARY - 6]
+    pairs = [a + b for a, b in itertools.pairwise(alphabet[33:61])]
+    words = list(dict.fromkeys([*alphabet[33:60], *pairs, *alphabet]))[:VOCABULARY]
     backend = Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
     backend.decoder = decoders.ByteLevel()
     tokenizer = PreTrainedTokenizerFast(tokenizer_object=backend)
@@ -252,7 +264,7 @@ def test_stop_strings(two):
     plain = two.ours.generate(**batch.inputs(), max_new_tokens=10)
     texts = [tokenizer.decode(row) for row in plain[:, length:].tolist()]
     edges = [tokenizer.decode(row) for row in plain[:, length - 2 : length + 2].tolist()]
-    stops = [[texts[0][3:6], texts[1][2:5]], texts[2][4:6], [edges[0][1:], edges[1][1:], "never"], ["é"]]
+    stops = [[texts[0][3:6], texts[1][2:5]], texts[2][4:6], [edges[0][1:], edges[1][1:], "never"]]
     shorter = 0
     for strings in stops:
         ours, theirs = two(batch, max_new_tokens=10, stop_strings=strings, tokenizer=tokenizer, eos_token_id=95)
@@ -271,6 +283,7 @@ def test_settings_from_files(two):
     theirs = Theirs(do_sample=True, temperature=0.8, top_k=9, max_new_tokens=6, eos_token_id=[EOS], pad_token_id=PAD)
     ours = GenerationConfig.from_dict(theirs.to_dict())
     assert (ours.top_k, ours.eos_token_id, ours.top_p) == (9, [EOS], None)
-    a, b = (two(batch, generation_config=config, seed=4)[i] for i, config in enumerate((ours, theirs)))
+    a, b = two(batch, generation_config=theirs, seed=4)
     assert a.tolist() == b.tolist()
-    assert two.ours.generate(**batch.inputs(), generation_config=theirs).shape == a.shape
+    torch.manual_seed(4)
+    assert two.ours.generate(**batch.inputs(), generation_config=ours).tolist() == b.tolist()

@@ -113,6 +113,23 @@ def context_length(config: MistralConfig) -> int:
     return config.max_position_embeddings if window is None else min(config.max_position_embeddings, window)
 
 
+def check_prompt_length(index: int, length: int, config: MistralConfig) -> int:
+    """How many new tokens have room behind the `index`-th prompt.
+
+    Raises:
+        PromptError: the prompt is empty or fills the context.
+    """
+    context = context_length(config)
+    if length == 0:
+        raise PromptError(f"prompt {index} is empty, expected at least one token; start with the BOS token")
+    if length >= context:
+        raise PromptError(
+            f"prompt {index} has {length} tokens, the context of the model is {context}, new tokens included; "
+            "shorten the text or make the images smaller"
+        )
+    return context - length
+
+
 class Generation:
     """A batch of sequences on their way from prompts to ends.
 
@@ -174,15 +191,9 @@ class Generation:
         self._cached = list(range(len(self.sequences)))  # which sequence each region of the cache belongs to
 
     def _start(self, index: int, prompt: Prompt, params: SamplingParams, copy: int) -> SequenceState:
-        length, context = len(prompt.embeds), context_length(self._text)
-        if length == 0:
-            raise PromptError(f"prompt {index} is empty, expected at least one token; start with the BOS token")
-        if length >= context:
-            raise PromptError(
-                f"prompt {index} has {length} tokens, the context of the model is {context}, new tokens included; "
-                "shorten the text or make the images smaller"
-            )
-        limit = min(params.max_tokens or context, context - length)
+        length = len(prompt.embeds)
+        room = check_prompt_length(index, length, self._text)
+        limit = min(params.max_tokens or room, room)
         generator = None if params.seed is None else seeded_generator(params.seed, copy, self.model.device)
         return SequenceState(params, prompt.ids, length, limit, generator)
 

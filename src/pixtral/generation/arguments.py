@@ -137,8 +137,6 @@ def resolve(
             f"temperature={temperature!r} cannot be sampled with, expected a number above 0; "
             "for the likeliest tokens set do_sample=False"
         )
-    if not sample:
-        _warn_without_effect(arguments)
     eos, pad = special_tokens(settings)
     min_tokens = _new_tokens(settings, "min", length, extra)
     max_tokens = _new_tokens(settings, "max", length, extra)
@@ -170,6 +168,8 @@ def resolve(
         stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
         stop_token_ids=eos,
     )
+    if not sample:
+        _warn_without_effect(arguments)
     return Settings(
         sampling=sampling,
         copies=copies,

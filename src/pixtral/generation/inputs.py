@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from pixtral.engine.loop import PackedModel, Prompt
+from pixtral.engine.loop import PackedModel, Prompt, check_prompt_length
 from pixtral.errors import GenerationError, ImageError, PromptError, UnknownArgument
 from pixtral.models.vision import crop_images
 
@@ -132,6 +132,8 @@ def make_prompts(model: PackedModel, inputs: Inputs, pixel_values: object, image
     device, dtype = model.device, model.dtype
     real = inputs.real.to(device)
     lengths: list[int] = real.sum(1).tolist()
+    for index, length in enumerate(lengths):  # before the tower works on images in vain
+        check_prompt_length(index, length, model.text_config)
     packed_ids = inputs.input_ids.to(device)[real] if inputs.input_ids.shape[1] else None
     if inputs.embeds is not None:
         if pixel_values is not None:
