@@ -190,8 +190,8 @@ def _pattern(name: str) -> tuple[str, str]:
 
 
 def _translate(name: str, table: dict[str, str]) -> str | None:
-    pattern, index = _pattern(name)
-    if (pattern == name) != (index == ""):  # a literal "{}" in a name is not a layer
+    if "{}" in name:  # not a layer
         return None
+    pattern, index = _pattern(name)
     found = table.get(pattern)
     return None if found is None else found.replace("{}", index)
