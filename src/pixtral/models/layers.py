@@ -8,7 +8,6 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-
 # Without gradients the feed-forward block runs on this many rows at a time: the wide activations of long inputs stay
 # in the cache, and their memory does not grow with the input.
 MLP_ROWS = 512
@@ -57,7 +56,7 @@ class MLP(nn.Module):
         """(N, C) -> (N, C)."""
         if torch.is_grad_enabled() or len(x) <= MLP_ROWS:
             return self._rows(x)
-        return torch.cat([self._rows(rows) for rows in x.split(MLP_ROWS)])
+        return torch.cat([self._rows(rows) for rows in torch.split(x, MLP_ROWS)])
 
     def _rows(self, x: Tensor) -> Tensor:
         hidden = self.act(self.gate_proj(x))
