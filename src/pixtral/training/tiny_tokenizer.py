@@ -1,9 +1,9 @@
 """The embedded model's tokenizer: a short, order-preserving cut of Mistral's Tekken vocabulary.
 
 Kept are the 256 bytes (so any Unicode text encodes), the merges that the words of the generated conversations need
-(each such word is then split exactly as by all 150,000 entries of the Tekken file), and the first ranks of Tekken until the wanted
-size is reached. Ranks are renumbered in their old order. The file says so itself (``default_vocab_size``), which is
-what mistral-common reads.
+(each such word is then split exactly as by all 150,000 entries of the Tekken file), and the first ranks of Tekken
+until the wanted size is reached. Ranks are renumbered in their old order. The file says so itself
+(``default_vocab_size``), which is what mistral-common reads.
 """
 
 from __future__ import annotations
