@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pixtral.checkpoints import names
 from pixtral.checkpoints.config import Kind, kind_of, narrow, read_raw, settle_head_dim, whole_config
+from pixtral.checkpoints.empty import build_empty
 from pixtral.checkpoints.layout import Layout, fetch
 from pixtral.checkpoints.memory import check_fits
 from pixtral.checkpoints.placement import COMPUTE_DTYPES, DeviceMap, parse_device, parse_dtype
@@ -99,8 +100,7 @@ def load_model(
     else:
         config = narrow(copy.deepcopy(config), kind, "config=")
         settle_head_dim(config, contents.tensors)
-    with torch.device("meta"):
-        model = cls(config)
+    model = build_empty(cls, config)
     plan = make_plan(model, kind, contents)
     refuse(plan, contents)
     target = _Target(wanted or _stored_dtype(raw, plan.sources.values()), device)

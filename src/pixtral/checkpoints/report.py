@@ -7,11 +7,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import torch
-from torch import nn
-
 from pixtral.checkpoints import names
 from pixtral.checkpoints.config import KINDS, read_raw, whole_config
+from pixtral.checkpoints.empty import build_empty
 from pixtral.checkpoints.layout import Files, Layout, fetch
 from pixtral.checkpoints.memory import gigabytes
 from pixtral.checkpoints.plan import advice, listed, make_plan, problems, read_contents
@@ -147,9 +145,7 @@ def _report(files: Files) -> CheckpointReport:
     except (CheckpointError, ConfigError) as error:
         return replace(base, problems=(str(error),))
     kind = next(one for one in KINDS if isinstance(config, one.config))
-    with torch.device("meta"):
-        model: nn.Module = kind.model(config)
-    plan = make_plan(model, kind, contents)
+    plan = make_plan(build_empty(kind.model, config), kind, contents)
     found = problems(plan, contents)
     return replace(
         base,
