@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import queue
 from collections.abc import Iterator
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 from torch import Tensor
 
 from pixtral.errors import GenerationError
+from pixtral.text.stream import StreamDecoder, StreamTokenizer
 
 
 class Decodes(Protocol):
@@ -19,8 +20,49 @@ class Decodes(Protocol):
         ...
 
 
+class TextPieces(Protocol):
+    """Ids in, text out as soon as it is certain."""
+
+    def push(self, ids: list[int]) -> str:
+        """The text that these ids complete; a character of which bytes are missing waits for the next ids."""
+        ...
+
+    def finish(self) -> str:
+        """What is left, incomplete characters as U+FFFD."""
+        ...
+
+
+def text_pieces(tokenizer: Decodes, decode_kwargs: dict[str, Any]) -> TextPieces:
+    """By bytes for this package's tokenizers, by comparing decoded texts for any other."""
+    wanted = dict(decode_kwargs)
+    skip = bool(wanted.pop("skip_special_tokens", False))
+    clean = wanted.pop("clean_up_tokenization_spaces", None)
+    clean = getattr(tokenizer, "clean_up_tokenization_spaces", False) if clean is None else clean
+    if hasattr(tokenizer, "ids_to_text") and not clean and not wanted:
+        return ByteText(StreamDecoder(cast(StreamTokenizer, tokenizer), skip_special_tokens=skip))
+    return GrowingText(tokenizer, decode_kwargs)
+
+
+class ByteText:
+    """Through a StreamDecoder, several ids at a time."""
+
+    def __init__(self, decoder: StreamDecoder) -> None:
+        self.decoder = decoder
+
+    def push(self, ids: list[int]) -> str:
+        """The text that these ids complete."""
+        return "".join(map(self.decoder.push, ids))
+
+    def finish(self) -> str:
+        """What is left."""
+        return self.decoder.finish()
+
+
 class GrowingText:
-    """Decodes ids as they come; the pieces joined are the text of all ids, wherever characters are split."""
+    """Through `tokenizer.decode` alone; the pieces joined are the text of all ids.
+
+    Where ids spell no UTF-8 at all, the number of U+FFFD may differ from that of the whole text.
+    """
 
     def __init__(self, tokenizer: Decodes, decode_kwargs: dict[str, Any]) -> None:
         self.tokenizer = tokenizer
@@ -31,7 +73,7 @@ class GrowingText:
         self.given = 0
 
     def push(self, ids: list[int]) -> str:
-        """The text that these ids complete; a character of which bytes are missing waits for the next ids."""
+        """The text that these ids complete."""
         self.ids.extend(ids)
         text = self._decode(self.ids)
         if text.endswith("\ufffd"):
@@ -39,7 +81,7 @@ class GrowingText:
         return self._hand_out(text)
 
     def finish(self) -> str:
-        """What is left, incomplete characters as U+FFFD."""
+        """What is left."""
         piece = self._hand_out(self._decode(self.ids))
         self.ids, self.given = [], 0
         return piece
@@ -69,7 +111,7 @@ class TextStreamer:
         self.skip_prompt = skip_prompt
         self.decode_kwargs = decode_kwargs
         self.next_tokens_are_prompt = True
-        self._text = GrowingText(tokenizer, decode_kwargs)
+        self._text = text_pieces(tokenizer, decode_kwargs)
 
     def put(self, value: Tensor) -> None:
         """Take (1, S) prompt ids, then (1,) ids of each step.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import inspect
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from pixtral.configuration import GenerationConfig
 from pixtral.configuration.generation import UNSUPPORTED, refused_setting
-from pixtral.engine.loop import PREFILL_TOKENS
+from pixtral.engine.runner import PREFILL_TOKENS
 from pixtral.engine.sampling import SamplingParams
 from pixtral.errors import GenerationError, refuse_unknown
 
@@ -141,19 +142,15 @@ def resolve(
     min_tokens = _new_tokens(settings, "min", length, extra)
     max_tokens = _new_tokens(settings, "max", length, extra)
     if max_tokens is None:
-        warnings.warn(
+        _warn(
             f"neither max_new_tokens nor max_length is set: at most {DEFAULT_NEW_TOKENS} new tokens are generated, "
-            "as in Transformers; set max_new_tokens",
-            UserWarning,
-            stacklevel=3,
+            "as in Transformers; set max_new_tokens"
         )
         max_tokens = DEFAULT_NEW_TOKENS
     if min_tokens and min_tokens > max_tokens:
-        warnings.warn(
+        _warn(
             f"at least {min_tokens} and at most {max_tokens} new tokens are asked for: sequences end at the maximum; "
-            "lower min_new_tokens or raise max_new_tokens",
-            UserWarning,
-            stacklevel=3,
+            "lower min_new_tokens or raise max_new_tokens"
         )
     stop = settings["stop_strings"]
     sampling = SamplingParams(
@@ -214,11 +211,15 @@ def _warn_without_effect(arguments: Mapping[str, Any]) -> None:
     if arguments.get("temperature") not in (None, 0, 1):
         idle.append("temperature")
     if idle:
-        warnings.warn(
-            f"{', '.join(sorted(idle))} without effect: the likeliest token is taken; add do_sample=True to sample",
-            UserWarning,
-            stacklevel=4,
-        )
+        _warn(f"{', '.join(sorted(idle))} without effect: the likeliest token is taken; add do_sample=True to sample")
+
+
+def _warn(message: str) -> None:
+    """A UserWarning at the line outside this package that led here."""
+    frame, level = inspect.currentframe(), 1
+    while frame is not None and str(frame.f_globals.get("__name__", "")).startswith("pixtral."):
+        frame, level = frame.f_back, level + 1
+    warnings.warn(message, UserWarning, stacklevel=level)
 
 
 def _positive(value: object) -> bool:

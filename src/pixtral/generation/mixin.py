@@ -3,33 +3,20 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Sequence
-from typing import Any, Protocol, cast
+from collections.abc import Sequence
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from pixtral.configuration import GenerationConfig
-from pixtral.engine.loop import Generation, PackedModel, Step
+from pixtral.engine.loop import Generation
+from pixtral.engine.runner import PackedModel
 from pixtral.errors import GenerationError
-from pixtral.generation.arguments import Settings, merge_settings, resolve, special_tokens, split_arguments
+from pixtral.generation.arguments import merge_settings, resolve, special_tokens, split_arguments
 from pixtral.generation.inputs import make_prompts, read_inputs
 from pixtral.generation.output import GenerateDecoderOnlyOutput
-
-LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
-StoppingCriterion = Callable[[Tensor, Any], "bool | Tensor"]
-
-
-class Streamer(Protocol):
-    """Receives the prompt, then the new tokens of each step, then the end."""
-
-    def put(self, value: Tensor) -> None:
-        """(B, S) prompt ids first, then (B,) new ids, on the CPU."""
-        ...
-
-    def end(self) -> None:
-        """Nothing more comes."""
-        ...
+from pixtral.generation.run import LogitsProcessor, Run, StoppingCriterion, Streamer
 
 
 class GenerationMixin:
@@ -79,6 +66,32 @@ class GenerationMixin:
             PromptError: ids, masks and images that do not fit, or a prompt as long as the context.
             ImageError: pixel_values that are none.
         """
+        run = self.generate_steps(
+            inputs, generation_config, logits_processor, stopping_criteria, streamer=streamer, **kwargs
+        )
+        for _ in run:
+            pass
+        return run.result()
+
+    def generate_steps(
+        self,
+        inputs: Tensor | None = None,
+        generation_config: GenerationConfig | None = None,
+        logits_processor: LogitsProcessor | Sequence[LogitsProcessor] | None = None,
+        stopping_criteria: StoppingCriterion | Sequence[StoppingCriterion] | None = None,
+        *,
+        streamer: Streamer | None = None,
+        **kwargs: Any,
+    ) -> Run:
+        """generate() step by step, with its arguments: for chat and for programs that show tokens as they come.
+
+            run = model.generate_steps(**inputs, max_new_tokens=64)
+            for step in run:
+                print(tokenizer.decode(step.tokens), end="")
+            output = run.result()
+
+        Everything is checked, and the images are encoded, before this returns.
+        """
         given, arguments, extras = split_arguments(kwargs)
         model = cast(PackedModel, self)
         merged = merge_settings(self.default_generation_config(), generation_config, arguments)
@@ -94,7 +107,7 @@ class GenerationMixin:
             raise GenerationError("sequences may end at different places, but there is no pad_token_id; pass one")
         prompts = make_prompts(model, read, given.get("pixel_values"), given.get("image_sizes"))
         run = Run(read.input_ids.repeat_interleave(settings.copies, dim=0), settings, processors, criteria, streamer)
-        generation = Generation(
+        run.generation = Generation(
             model,
             prompts,
             [settings.sampling] * len(prompts),
@@ -105,91 +118,13 @@ class GenerationMixin:
             use_cache=settings.use_cache,
             prefill_tokens=settings.prefill_tokens,
         )
-        return run.through(generation)
+        return run
 
     def default_generation_config(self) -> GenerationConfig:
         """The model's `generation_config`, or the special tokens of its configuration where it has none."""
         if self.generation_config is not None:
             return self.generation_config
         return GenerationConfig.from_model_config(cast(Any, self).config)
-
-
-class Run:
-    """One call of generate(): keeps the padded view of the sequences that processors, criteria and streamers see."""
-
-    def __init__(
-        self,
-        input_ids: Tensor,
-        settings: Settings,
-        processors: Sequence[LogitsProcessor],
-        criteria: Sequence[StoppingCriterion],
-        streamer: Streamer | None,
-    ) -> None:
-        self.ids = input_ids  # (B, S), one column more after every step
-        self.settings = settings
-        self.processors = processors
-        self.criteria = criteria
-        self.streamer = streamer
-        self.scores: list[Tensor] = []
-        self.logits: list[Tensor] = []
-
-    def through(self, generation: Generation) -> Tensor | GenerateDecoderOnlyOutput:
-        """Run to the end and hand back what was asked for."""
-        try:
-            if self.streamer is not None:
-                self.streamer.put(self.ids.cpu())
-            for step in generation:
-                self.after(step, generation)
-        finally:
-            if self.streamer is not None:
-                self.streamer.end()
-        if not self.settings.return_dict:
-            return self.ids
-        return GenerateDecoderOnlyOutput(
-            self.ids,
-            tuple(self.scores) if self.settings.output_scores else None,
-            tuple(self.logits) if self.settings.output_logits else None,
-            tuple(sequence.finish_reason or "length" for sequence in generation.sequences),
-        )
-
-    def edit(self, scores: Tensor, rows: list[int]) -> Tensor:
-        """Custom processors see the whole batch, ended rows too, since they may count rows."""
-        full = self.expand(scores, rows)
-        ids = self.ids.to(scores.device)
-        for processor in self.processors:
-            full = processor(ids, full)
-            if not isinstance(full, Tensor) or full.shape != (len(ids), scores.shape[-1]):
-                raise GenerationError(
-                    f"a logits_processor returned {tuple(full.shape) if isinstance(full, Tensor) else type(full)}, "
-                    f"expected scores of the shape it was given, {(len(ids), scores.shape[-1])}"
-                )
-        return full[rows]
-
-    def after(self, step: Step, generation: Generation) -> None:
-        """Note a step's tokens and scores, stream them, and ask the criteria."""
-        column = self.ids.new_full((len(self.ids),), self.settings.pad_token_id or 0)
-        column[step.rows] = torch.tensor(step.tokens, dtype=self.ids.dtype, device=self.ids.device)
-        self.ids = torch.cat([self.ids, column[:, None]], dim=1)
-        if self.settings.return_dict and self.settings.output_scores:
-            self.scores.append(self.expand(step.scores, step.rows))
-        if self.settings.return_dict and self.settings.output_logits:
-            self.logits.append(self.expand(step.logits, step.rows))
-        seen = tuple(self.scores) if self.scores else None
-        for criterion in self.criteria:
-            ended = torch.as_tensor(criterion(self.ids, seen)).expand(len(self.ids))
-            for row in ended.nonzero().flatten().tolist():
-                generation.finish(row)
-        if self.streamer is not None:
-            self.streamer.put(column.cpu())
-
-    def expand(self, values: Tensor, rows: list[int]) -> Tensor:
-        """(R, V) of the running rows -> (B, V); ended rows are certain of the padding token."""
-        if len(rows) == len(self.ids):
-            return values
-        full = values.new_full((len(self.ids), values.shape[-1]), float("-inf"))
-        full[:, self.settings.pad_token_id or 0] = 0.0
-        full[rows] = values
-        return full
 
 
 def _functions(name: str, given: Any) -> list[Any]:

@@ -7,7 +7,8 @@ import torch
 from oracle import greedy
 from random_models import llava_dict, random_llava
 
-from pixtral.engine.loop import Generation, Prompt, context_length
+from pixtral.engine.loop import Generation
+from pixtral.engine.request import Prompt, context_length
 from pixtral.engine.sampling import SamplingParams
 from pixtral.errors import GenerationError, PromptError
 
@@ -116,6 +117,15 @@ def test_finish_and_what_a_step_says(model):
     assert [sequence.length for sequence in generation.sequences] == [7, 2, 19]
 
 
+def test_finished_before_the_first_step(model):
+    generation = Generation(model, prompts(model)[:3], [greedy_params(max_tokens=4)] * 3)
+    generation.finish(1)
+    steps = list(generation)
+    assert [step.rows for step in steps] == [[0, 2]] * 4
+    expected = [greedy(model, prompt.ids, [], 4) for prompt in prompts(model)[:3]]
+    assert [sequence.new_ids for sequence in generation.sequences] == [expected[0], [], expected[2]]
+
+
 def test_the_context_ends_a_sequence(model):
     assert context_length(model.text_config) == 64
     tokens, _, generation = run(
@@ -133,7 +143,7 @@ def test_the_context_ends_a_sequence(model):
 
 
 def test_the_cache_grows_past_the_room_made_at_first(model, monkeypatch):
-    monkeypatch.setattr("pixtral.engine.loop.ROOM", 2)
+    monkeypatch.setattr("pixtral.engine.runner.ROOM", 2)
     batch, params = prompts(model)[:3], [greedy_params(max_tokens=20)] * 3
     assert run(model, batch, params)[0] == [greedy(model, prompt.ids, [], 20) for prompt in batch]
     copies = run(model, batch, params, copies=2)[0]
