@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from pixtral.configuration.base import ACTIVATIONS, Config
+from pixtral.configuration.base import Config
+from pixtral.configuration.checks import ACTIVATIONS
 from pixtral.configuration.generation import GenerationConfig
 from pixtral.configuration.network import LlavaConfig, MistralConfig, PixtralVisionConfig
 

@@ -12,8 +12,6 @@ from typing import Any, ClassVar, TypeVar
 from pixtral.errors import ConfigError, nearest
 from pixtral.hub import resolve
 
-ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "quick_gelu")
-
 # Keys that Transformers writes into every config.json, whatever the model, and that say nothing about this one.
 _GENERIC_KEYS = """_attn_implementation_autoset _name_or_path add_cross_attention attn_implementation bad_words_ids
     begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty
@@ -126,16 +124,3 @@ def read_json(path: pathlib.Path) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise ConfigError(f"{path} holds a {type(values).__name__}, expected a JSON object")
     return values
-
-
-def require_positive(where: str, **values: object) -> None:
-    """Raise ConfigError unless every named value is a positive integer."""
-    for name, value in values.items():
-        if not isinstance(value, int) or isinstance(value, bool) or value <= 0:
-            raise ConfigError(f"{where}.{name} is {value!r}, expected a positive integer")
-
-
-def require_activation(where: str, name: object) -> None:
-    """Raise ConfigError unless the activation is one that the layers implement."""
-    if name not in ACTIVATIONS:
-        raise ConfigError(f"{where} is {name!r}, expected one of {', '.join(ACTIVATIONS)}")

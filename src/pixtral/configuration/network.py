@@ -6,44 +6,18 @@ import dataclasses
 import pathlib
 from typing import Any, ClassVar
 
-from pixtral.configuration.base import (
-    GENERIC_KEYS,
-    Config,
-    read_json,
+from pixtral.configuration.base import GENERIC_KEYS, Config, read_json
+from pixtral.configuration.checks import (
+    dtype_name,
+    one_side,
     require_activation,
+    require_between,
     require_positive,
+    require_types,
+    rope_base,
 )
 from pixtral.configuration.params import llava_from_params, llava_to_params
 from pixtral.errors import ConfigError
-
-
-def _resolve_rope(where: str, theta: float | None, parameters: dict[str, Any] | None, kind: str) -> float:
-    """The rotary base from the flat field, the nested one, or Transformers' default, 10000."""
-    given = dict(parameters or {})
-    rope_type = given.pop("rope_type", given.pop("type", kind))
-    nested = given.pop("rope_theta", None)
-    leftover = {key: value for key, value in given.items() if value is not None}
-    if rope_type not in (kind, "default", None) or leftover:
-        raise ConfigError(
-            f"{where}.rope_parameters asks for rotary type {rope_type!r} with {leftover or 'no options'}; "
-            "only the unscaled rotary embedding of Pixtral is implemented"
-        )
-    if theta is not None and nested is not None and theta != nested:
-        raise ConfigError(f"{where} has rope_theta {theta} and rope_parameters with {nested}; give one of them")
-    value = theta if theta is not None else nested if nested is not None else 10000.0
-    if not isinstance(value, (int, float)) or isinstance(value, bool) or value <= 0:
-        raise ConfigError(f"{where}.rope_theta is {value!r}, expected a positive number")
-    return float(value)
-
-
-def _one_size(where: str, value: Any) -> int:
-    """A side in pixels from an int, or from a pair of equal ints as some files write it."""
-    sides = set(value) if isinstance(value, (list, tuple)) else {value}
-    if len(sides) != 1:
-        raise ConfigError(f"{where} is {value!r}; Pixtral has square patches, expected one integer")
-    side = sides.pop()
-    require_positive(where.rpartition(".")[0] or where, **{where.rpartition(".")[2]: side})
-    return int(side)
 
 
 @dataclasses.dataclass
@@ -78,11 +52,15 @@ class PixtralVisionConfig(Config):
             num_attention_heads=self.num_attention_heads,
             num_channels=self.num_channels,
         )
-        self.image_size = _one_size(f"{where}.image_size", self.image_size)
-        self.patch_size = _one_size(f"{where}.patch_size", self.patch_size)
+        self.image_size = one_side(where, "image_size", self.image_size)
+        self.patch_size = one_side(where, "patch_size", self.patch_size)
         require_activation(f"{where}.hidden_act", self.hidden_act)
-        self.rope_theta = _resolve_rope(where, self.rope_theta, self.rope_parameters, "axial")
+        self.rope_theta = rope_base(where, self.rope_theta, self.rope_parameters, "axial")
         self.rope_parameters = {"rope_type": "axial", "rope_theta": self.rope_theta}
+        self.dtype = dtype_name(where, self.dtype)
+        require_types(self)
+        require_between(where, 0, 1, attention_dropout=self.attention_dropout)
+        require_between(where, 0, float("inf"), initializer_range=self.initializer_range)
         if self.hidden_size % self.num_attention_heads or self.head_dim % 4:
             raise ConfigError(
                 f"{where}: {self.hidden_size} channels over {self.num_attention_heads} heads; the two-dimensional "
@@ -93,6 +71,21 @@ class PixtralVisionConfig(Config):
     def head_dim(self) -> int:
         """Channels of one attention head."""
         return self.hidden_size // self.num_attention_heads
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> PixtralVisionConfig:
+        """Build from the content of a JSON file.
+
+        Raises:
+            ConfigError: as for every configuration, and on a `head_dim` that is not hidden_size / num_attention_heads.
+        """
+        config = super().from_dict(values)
+        if values.get("head_dim", config.head_dim) not in (None, config.head_dim):
+            raise ConfigError(
+                f"PixtralVisionConfig.head_dim is {values['head_dim']!r}, expected {config.hidden_size} channels / "
+                f"{config.num_attention_heads} heads = {config.head_dim}; the tower has no other head dimension"
+            )
+        return config
 
     @classmethod
     def from_folder(cls, folder: pathlib.Path) -> PixtralVisionConfig:
@@ -156,8 +149,14 @@ class MistralConfig(Config):
             max_position_embeddings=self.max_position_embeddings,
         )
         require_activation(f"{where}.hidden_act", self.hidden_act)
-        self.rope_theta = _resolve_rope(where, self.rope_theta, self.rope_parameters, "default")
+        self.rope_theta = rope_base(where, self.rope_theta, self.rope_parameters, "default")
         self.rope_parameters = {"rope_type": "default", "rope_theta": self.rope_theta}
+        self.dtype = dtype_name(where, self.dtype)
+        require_types(self)
+        require_between(where, 0, 1, attention_dropout=self.attention_dropout, rms_norm_eps=self.rms_norm_eps)
+        require_between(where, 0, float("inf"), initializer_range=self.initializer_range)
+        if self.sliding_window is not None:
+            require_positive(where, sliding_window=self.sliding_window)
         if self.num_attention_heads % self.num_key_value_heads:
             raise ConfigError(
                 f"{where}: {self.num_attention_heads} query heads cannot share {self.num_key_value_heads} "
@@ -209,6 +208,9 @@ class LlavaConfig(Config):
 
     def __post_init__(self) -> None:
         vision, text = self.vision_config, self.text_config
+        for name, part, kind in (("vision", vision, PixtralVisionConfig), ("text", text, MistralConfig)):
+            if part is not None and not isinstance(part, (dict, kind)):
+                raise ConfigError(f"LlavaConfig.{name}_config is {part!r}, expected an object or a {kind.__name__}")
         self.vision_config = PixtralVisionConfig.from_dict(vision) if isinstance(vision, dict) else vision
         self.text_config = MistralConfig.from_dict(text) if isinstance(text, dict) else text
         self.vision_config = self.vision_config or PixtralVisionConfig()
@@ -223,9 +225,15 @@ class LlavaConfig(Config):
             )
         layers = self.vision_feature_layer
         depth = self.vision_config.num_hidden_layers + 1
-        for layer in layers if isinstance(layers, list) else [layers]:
-            if not isinstance(layer, int) or not -depth <= layer < depth:
-                raise ConfigError(f"LlavaConfig.vision_feature_layer is {layers!r}, the tower has {depth} states")
+        for layer in layers if isinstance(layers, list) and layers else [layers]:
+            if not isinstance(layer, int) or isinstance(layer, bool) or not -depth <= layer < depth:
+                raise ConfigError(
+                    f"LlavaConfig.vision_feature_layer is {layers!r}, expected one or a list of the tower's {depth} "
+                    f"states, from {-depth} to {depth - 1}"
+                )
+        self.dtype = dtype_name("LlavaConfig", self.dtype)
+        require_types(self)
+        require_between("LlavaConfig", 0, float("inf"), image_token_index=self.image_token_index)
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
         self.text_config.tie_word_embeddings = self.tie_word_embeddings
 
