@@ -24,11 +24,23 @@ def chat(
     ] = None,
     model: Annotated[
         str | None,
-        typer.Option("--model", "-m", help="The MODEL; a single argument is the QUESTION then.", show_default=False),
+        typer.Option(
+            "--model",
+            "-m",
+            metavar="MODEL",
+            help="The MODEL; a single argument is the QUESTION then.",
+            show_default=False,
+        ),
     ] = None,
     image: Annotated[
         list[str] | None,
-        typer.Option("--image", "-i", help="A picture: path or URL; may be given several times.", show_default=False),
+        typer.Option(
+            "--image",
+            "-i",
+            metavar="IMAGE",
+            show_default=False,
+            help="A picture: path or URL; may be given several times.",
+        ),
     ] = None,
     system: options.System = None,
     max_new_tokens: options.MaxNewTokens = 512,

@@ -14,7 +14,8 @@ QUESTIONS = ("What is in the picture?", "What colour is the star?", "How many sh
 
 def demo(
     image: Annotated[
-        str | None, typer.Option("--image", "-i", help="Another picture: path or URL.", show_default=False)
+        str | None,
+        typer.Option("--image", "-i", metavar="IMAGE", help="Another picture: path or URL.", show_default=False),
     ] = None,
     as_json: options.Json = False,
 ) -> None:

@@ -15,7 +15,7 @@ from pixtral.cli.output import print_json
 def inspect(
     targets: Annotated[
         list[str],
-        typer.Argument(metavar="IMAGE|MODEL...", help="Pictures (paths, URLs) or models (folders, owner/name)."),
+        typer.Argument(metavar="TARGET", help="Pictures (paths, URLs) or models (folders, owner/name)."),
     ],
     save: Annotated[
         Path | None,
@@ -25,8 +25,10 @@ def inspect(
             help="Draw each picture with its grid of patches: a file, or a folder for several pictures.",
         ),
     ] = None,
-    patch_size: Annotated[int, typer.Option(help="Side of a patch in pixels.", min=1)] = 16,
-    max_image_size: Annotated[int, typer.Option(help="Longest side of a picture in pixels.", min=1)] = 1024,
+    patch_size: Annotated[int, typer.Option(metavar="PIXELS", help="Side of a patch.", min=1)] = 16,
+    max_image_size: Annotated[
+        int, typer.Option(metavar="PIXELS", help="Longest side of a picture as the model sees it.", min=1)
+    ] = 1024,
     as_json: options.Json = False,
     layout: options.LayoutName = "auto",
     revision: options.Revision = None,

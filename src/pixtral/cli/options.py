@@ -13,50 +13,65 @@ if TYPE_CHECKING:
     from pixtral.assistant import Assistant
 
 Dtype = Annotated[
-    str, typer.Option(help="Number format of the weights: auto (as stored), bfloat16, float16 or float32.")
+    str,
+    typer.Option(metavar="DTYPE", help="Number format of the weights: auto (as stored), bfloat16, float16, float32."),
 ]
 DeviceMap = Annotated[
-    str, typer.Option(help="Where the model runs: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.")
+    str,
+    typer.Option(metavar="DEVICE", help="Where the model runs: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."),
 ]
-LayoutName = Annotated[str, typer.Option(help="Files to read of a folder that holds both layouts: auto, hf, mistral.")]
-Revision = Annotated[str | None, typer.Option(help="Branch, tag or commit on the Hub.", show_default=False)]
+LayoutName = Annotated[
+    str, typer.Option(metavar="LAYOUT", help="Files to read of a folder that holds both layouts: auto, hf, mistral.")
+]
+Revision = Annotated[
+    str | None, typer.Option(metavar="NAME", help="Branch, tag or commit on the Hub.", show_default=False)
+]
 CacheDir = Annotated[
-    str | None, typer.Option(help="Where the Hub's files are kept.", show_default=False, metavar="FOLDER")
+    str | None, typer.Option(metavar="FOLDER", help="Where the Hub's files are kept.", show_default=False)
 ]
 LocalFilesOnly = Annotated[bool, typer.Option("--local-files-only", help="Never use the network.")]
 MaxImageSize = Annotated[
     int | None,
-    typer.Option(help="Scale pictures down to this longest side in pixels; fewer tokens.", min=1, show_default=False),
-]
+    typer.Option(
+        metavar="PIXELS", min=1, show_default=False,
+        help="Scale pictures down to this longest side; fewer tokens.",
+    ),
+]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
-MaxNewTokens = Annotated[int, typer.Option("--max-new-tokens", "-n", help="New tokens at most.", min=1)]
+MaxNewTokens = Annotated[
+    int, typer.Option("--max-new-tokens", "-n", metavar="INTEGER", help="New tokens at most.", min=1)
+]
 Temperature = Annotated[
     float | None,
     typer.Option(
-        help="Draw tokens, the wilder the higher; without it the likeliest one is taken.", min=0.0, show_default=False
+        metavar="NUMBER", min=0.0, show_default=False,
+        help="Draw tokens, the wilder the higher; without it the likeliest one is taken.",
     ),
-]
+]  # fmt: skip
 TopP = Annotated[
     float | None,
     typer.Option(
+        metavar="NUMBER", min=0.0, max=1.0, show_default=False,
         help="Draw among the likeliest tokens that reach this probability together.",
-        min=0.0, max=1.0, show_default=False,
     ),
 ]  # fmt: skip
-TopK = Annotated[int | None, typer.Option(help="Draw among this many likeliest tokens.", min=1, show_default=False)]
+TopK = Annotated[
+    int | None,
+    typer.Option(metavar="INTEGER", min=1, show_default=False, help="Draw among this many likeliest tokens."),
+]
 MinP = Annotated[
     float | None,
     typer.Option(
+        metavar="NUMBER", min=0.0, max=1.0, show_default=False,
         help="Draw among tokens at least this likely, as a share of the likeliest.",
-        min=0.0, max=1.0, show_default=False,
     ),
 ]  # fmt: skip
-Seed = Annotated[int | None, typer.Option(help="Makes drawing repeatable.", show_default=False)]
+Seed = Annotated[int | None, typer.Option(metavar="INTEGER", help="Makes drawing repeatable.", show_default=False)]
 Stop = Annotated[
     list[str] | None,
-    typer.Option(help="Text that ends the answer; may be given several times.", show_default=False, metavar="TEXT"),
+    typer.Option(metavar="TEXT", help="Text that ends the answer; may be given several times.", show_default=False),
 ]
-System = Annotated[str | None, typer.Option(help="System prompt: how to answer.", show_default=False, metavar="TEXT")]
+System = Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt: how to answer.", show_default=False)]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 _PATH_START = re.compile(r"(\.{0,2}|~)[/\\]")
