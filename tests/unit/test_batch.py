@@ -81,7 +81,7 @@ def test_to_refuses() -> None:
         make().to("cpu", copy=True)
     with pytest.raises(TypeError, match="expected a device"):
         make().to(1.5)
-    with pytest.raises(TypeError, match="torch.dtype"):
+    with pytest.raises(TypeError, match=r"torch\.dtype"):
         make().to(dtype="float16")
 
 
@@ -104,7 +104,7 @@ def test_tensor_types() -> None:
 @pytest.mark.parametrize("value", [[[1], [1, 2]], [torch.zeros(1), torch.zeros(2)], [np.zeros(1), np.zeros(2)]])
 @pytest.mark.parametrize("kind", ["pt", "np"])
 def test_ragged_entries_say_what_to_do(value: list[object], kind: str) -> None:
-    with pytest.raises(ValueError, match="'ids' cannot become one tensor .* padding=True"):
+    with pytest.raises(ValueError, match=r"'ids' cannot become one tensor .*padding=True"):
         BatchFeature({"ids": value}, tensor_type=kind)
 
 

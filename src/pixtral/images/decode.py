@@ -16,7 +16,7 @@ from pixtral.images.limits import ImageLimits
 # PostScript and Windows metafiles are programs: decoding EPS starts Ghostscript on untrusted input.
 _REFUSED_FORMATS = frozenset({"EPS", "WMF"})
 
-# What Pillow's plugins raise on damaged data.
+# What Pillow's plugins were seen to raise on damaged data.
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -25,7 +25,7 @@ _DAMAGE = (
     LookupError,
     EOFError,
     ArithmeticError,
-    NotImplementedError,
+    RuntimeError,
     AttributeError,
     MemoryError,
     struct.error,
@@ -111,11 +111,11 @@ def seek(image: Image.Image, page: int) -> None:
     """Go to a page, from 0; ImageError when there is none."""
     if page < 0:
         raise ImageError(f"page is {page}; pages are counted from 0")
-    try:
-        image.seek(page)
-    except _DAMAGE as error:
+    with damage_is_an_image_error(image):
         count = getattr(image, "n_frames", 1)
-        raise ImageError(f"page {page} was asked for, but the image has {count}; they are counted from 0") from error
+        if page >= count:
+            raise ImageError(f"page {page} was asked for, but the image has {count}; they are counted from 0")
+        image.seek(page)
 
 
 def load(image: Image.Image) -> Image.Image:

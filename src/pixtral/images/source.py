@@ -154,6 +154,8 @@ def _read_path(path: Path, limits: ImageLimits) -> bytes:
     try:
         with open(path, "rb") as file:
             return _read_limited(file.read, limits)
+    except ImageError:
+        raise
     except FileNotFoundError as error:
         raise ImageError(f"found no file at {str(path)!r}; check the path") from error
     except (OSError, ValueError) as error:

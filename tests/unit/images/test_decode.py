@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import time
@@ -10,7 +11,7 @@ import zlib
 
 import numpy as np
 import pytest
-from PIL import Image, ImageFile
+from PIL import Image
 
 from pixtral.errors import ImageError, ImageTooLarge
 from pixtral.images.decode import decode
@@ -18,7 +19,7 @@ from pixtral.images.limits import ImageLimits
 
 LIMITS = ImageLimits()
 NOISE = Image.fromarray(np.random.default_rng(0).integers(0, 256, (40, 60, 3), dtype=np.uint8))
-FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "TGA", "ICO", "JPEG2000"]
+FORMATS = ["PNG", "JPEG", "WEBP", "GIF", "TIFF", "BMP", "PPM", "TGA", "PCX", "JPEG2000"]
 
 
 def encoded(kind: str, image: Image.Image = NOISE, **options: object) -> bytes:
@@ -43,7 +44,7 @@ def png_header(width: int, height: int) -> bytes:
 def test_formats(kind: str) -> None:
     image = decode(encoded(kind), LIMITS)
     assert image.size == NOISE.size
-    if kind in ("PNG", "TIFF", "BMP", "PPM", "TGA", "ICO"):
+    if kind in ("PNG", "TIFF", "BMP", "PPM", "TGA", "PCX"):
         np.testing.assert_array_equal(np.asarray(image.convert("RGB")), np.asarray(NOISE))
 
 
@@ -111,10 +112,8 @@ def test_damage_anywhere_gives_pixels_or_an_image_error(kind: str) -> None:
         damaged = np.frombuffer(data, np.uint8).copy()
         places = rng.integers(0, len(damaged) if rng.random() < 0.5 else min(80, len(damaged)), 4)
         damaged[places] = rng.integers(0, 256, len(places))
-        try:
+        with contextlib.suppress(ImageError):
             decode(damaged.tobytes()[: rng.integers(1, len(data) + 1)], limits)
-        except ImageError:
-            pass
 
 
 def test_pages() -> None:
@@ -137,10 +136,6 @@ def test_the_first_frame_of_an_animation(kind: str) -> None:
     data = encoded(kind, frames[0], save_all=True, append_images=frames[1:], lossless=True, duration=50)
     assert decode(data, LIMITS).convert("RGB").getpixel((0, 0)) == (255, 0, 0)
     assert decode(data, LIMITS, 2).convert("RGB").getpixel((0, 0)) == (0, 0, 255)
-
-
-def test_truncation_is_an_error_whatever_the_process_says(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert ImageFile.LOAD_TRUNCATED_IMAGES is False  # nothing here switches it on
 
 
 @pytest.mark.parametrize("wrong", [{"max_pixels": 0}, {"max_bytes": -1}, {"timeout": 0.0}, {"max_redirects": -1}])
