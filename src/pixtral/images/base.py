@@ -85,7 +85,8 @@ class BaseImageProcessor(ABC):
             `pixel_values`: (N, 3, Hmax, Wmax) float32, zero to the right of and below smaller images; (N, Hmax, Wmax,
             3) for data_format="channels_last"; a list of single images for do_pad=False; uint8 when there is neither
             rescaling nor normalisation. `image_sizes`: N times (height, width) in pixels before padding, multiples of
-            the patch. With return_tensors "pt" or "np" both are tensors or arrays, the sizes int64 (N, 2).
+            the patch. With return_tensors "pt" or "np" both are tensors or arrays, the sizes int64 (N, 2). Only the pixels
+            are on `device`.
 
         Raises:
             ImageError: an image that cannot be read; the message gives its place in the list.
@@ -104,7 +105,9 @@ class BaseImageProcessor(ABC):
         if settings.channels_last:
             values = [_channels_last(value) for value in values] if isinstance(values, list) else _channels_last(values)
         batch = BatchFeature({"pixel_values": values, "image_sizes": sizes}, tensor_type=settings.return_tensors)
-        return batch.to(settings.device) if settings.device is not None and settings.return_tensors == "pt" else batch
+        if settings.device is not None and settings.return_tensors == "pt":
+            batch["pixel_values"] = batch["pixel_values"].to(settings.device)
+        return batch
 
     def grid_of(self, width: int, height: int, **options: Unpack[ImageOptions]) -> Grid:
         """The patch grid that an image of width x height pixels gets, without making it."""

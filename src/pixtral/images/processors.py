@@ -119,6 +119,13 @@ def _resize(images: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Ten
         return torch.nn.functional.interpolate(images, size=size, mode=mode)
     if images.device.type == "cpu":  # torch has a kernel for 8 bits on the CPU only
         return torch.nn.functional.interpolate(images, size=size, mode=mode, align_corners=False, antialias=True)
+    return _resize_float(images, size, mode)
+
+
+def _resize_float(images: torch.Tensor, size: tuple[int, int], mode: str) -> torch.Tensor:
+    """The same through float32, for devices without an 8-bit kernel; single values may differ by 1."""
+    import torch
+
     resized = torch.nn.functional.interpolate(images.float(), size=size, mode=mode, align_corners=False, antialias=True)
     return resized.clamp_(0, 255).round_().to(torch.uint8)
 

@@ -1,0 +1,266 @@
+"""Downloads, against servers on loopback that answer well, badly, slowly or for ever."""
+
+from __future__ import annotations
+
+import io
+import socket
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from pixtral.errors import ImageError, ImageFetchError, ImageTooLarge
+from pixtral.images import fetch as module
+from pixtral.images.fetch import fetch
+from pixtral.images.limits import ImageLimits
+from pixtral.images.source import load_image
+
+PIXELS = np.random.default_rng(0).integers(0, 256, (20, 30, 3), dtype=np.uint8)
+_BUFFER = io.BytesIO()
+Image.fromarray(PIXELS).save(_BUFFER, "PNG")
+PNG = _BUFFER.getvalue()
+LIMITS = ImageLimits(timeout=5.0)
+
+
+class Handler(BaseHTTPRequestHandler):
+    protocol_version = "HTTP/1.1"
+    seen: list[tuple[str, dict[str, str]]]
+
+    def do_GET(self) -> None:
+        type(self).seen.append((self.path, dict(self.headers)))
+        route = self.path.split("?")[0].strip("/").split("/")[0] or "image"
+        try:
+            getattr(self, f"send_{route}")()
+        except OSError:
+            self.close_connection = True  # the client has had enough
+
+    def reply(self, status: int, body: bytes = b"", **headers: str) -> None:
+        self.send_response(status)
+        for name, value in {"Content-Length": str(len(body)), **headers}.items():
+            self.send_header(name.replace("_", "-"), value)
+        self.end_headers()
+        self.wfile.write(body)
+
+    def send_image(self) -> None:
+        self.reply(200, PNG, Content_Type="image/png")
+
+    def send_until_closed(self) -> None:
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        self.wfile.write(PNG)
+        self.close_connection = True
+
+    def send_chunked(self) -> None:
+        self.send_response(200)
+        self.send_header("Transfer-Encoding", "chunked")
+        self.end_headers()
+        for at in range(0, len(PNG), 100):
+            part = PNG[at : at + 100]
+            self.wfile.write(b"%x\r\n%s\r\n" % (len(part), part))
+        self.wfile.write(b"0\r\n\r\n")
+
+    def send_missing(self) -> None:
+        self.reply(404, b"nothing here")
+
+    def send_text(self) -> None:
+        self.reply(200, b"<html>log in first</html>")
+
+    def send_empty(self) -> None:
+        self.reply(200)
+
+    def send_hops(self) -> None:
+        left = int(self.path.rsplit("/", 1)[1])
+        self.reply(302, Location=f"/hops/{left - 1}" if left else "/image")
+
+    def send_circle(self) -> None:
+        self.reply(307, Location="/circle")
+
+    def send_elsewhere(self) -> None:
+        self.reply(301, Location="file:///etc/passwd")
+
+    def send_announced(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(1 << 30))
+        self.end_headers()
+        self.wfile.write(PNG)
+
+    def send_endless(self) -> None:
+        self.send_response(200)
+        self.send_header("Connection", "close")
+        self.end_headers()
+        while True:
+            self.wfile.write(bytes(1 << 16))
+
+    def send_short(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(PNG)))
+        self.end_headers()
+        self.wfile.write(PNG[:-50])
+        self.close_connection = True
+
+    def send_silence(self) -> None:
+        time.sleep(3)
+
+    def send_drops(self) -> None:
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(PNG)))
+        self.end_headers()
+        for byte in PNG:
+            self.wfile.write(bytes([byte]))
+            self.wfile.flush()
+            time.sleep(0.05)
+
+    def send_headers_slowly(self) -> None:
+        self.wfile.write(b"HTTP/1.1 200 OK\r\n")
+        for _ in range(60):
+            self.wfile.write(b"X-Wait: 1\r\n")
+            time.sleep(0.05)
+
+    def log_message(self, *args: object) -> None:
+        return
+
+
+@pytest.fixture(scope="module")
+def server() -> Iterator[str]:
+    Handler.seen = []
+    with ThreadingHTTPServer(("127.0.0.1", 0), Handler) as running:
+        running.daemon_threads = True
+        running.block_on_close = False
+        threading.Thread(target=running.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True).start()
+        yield f"http://127.0.0.1:{running.server_address[1]}"
+        running.shutdown()
+
+
+@pytest.mark.parametrize("route", ["/", "/image", "/until_closed", "/chunked", "/hops/2", "/image?size=large&x=1"])
+def test_good_answers(server: str, route: str) -> None:
+    assert fetch(server + route, LIMITS) == PNG
+    np.testing.assert_array_equal(np.asarray(load_image(server + route, limits=LIMITS)), PIXELS)
+
+
+def test_the_request(server: str) -> None:
+    fetch(f"{server}/image/a b/ü?q=ä b#part", LIMITS)
+    path, headers = Handler.seen[-1]
+    assert path == "/image/a%20b/%C3%BC?q=%C3%A4%20b"
+    assert headers["User-Agent"].startswith("pixtral")
+    assert headers["Host"] == server.removeprefix("http://")
+
+
+@pytest.mark.parametrize(
+    ("route", "kind", "message"),
+    [
+        ("/missing", ImageFetchError, "answered 404 Not Found; expected 200"),
+        ("/text", ImageError, "begin with b'<html>log in'"),
+        ("/empty", ImageError, "found 0 bytes"),
+        ("/circle", ImageFetchError, "redirects more than 3 times.*max_redirects"),
+        ("/hops/4", ImageFetchError, "redirects more than 3 times"),
+        ("/elsewhere", ImageFetchError, "'file:///etc/passwd'; expected a URL that begins with http"),
+        ("/short", ImageFetchError, r"sent \d+ of \d+|sent [\d,]+ of [\d,]+ bytes"),
+    ],
+)
+def test_bad_answers(server: str, route: str, kind: type[ImageError], message: str) -> None:
+    with pytest.raises(ImageError, match=message) as caught:
+        load_image(server + route, limits=LIMITS)
+    assert type(caught.value) is kind
+
+
+@pytest.mark.parametrize("route", ["/announced", "/endless"])
+def test_a_huge_answer_is_not_read(server: str, route: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(ImageTooLarge, match=r"more than 1,000,000|1,073,741,824"):
+        fetch(server + route, ImageLimits(max_bytes=1_000_000, timeout=5))
+    assert time.monotonic() - started < 4
+
+
+@pytest.mark.parametrize("route", ["/silence", "/drops", "/headers_slowly"])
+def test_the_whole_exchange_has_one_time_limit(server: str, route: str) -> None:
+    started = time.monotonic()
+    with pytest.raises(ImageFetchError, match=r"not received within 0\.4 seconds.*timeout"):
+        fetch(server + route, ImageLimits(timeout=0.4))
+    assert time.monotonic() - started < 2
+
+
+def test_errors_are_oserrors_too(server: str) -> None:
+    with pytest.raises(OSError, match="404"):
+        fetch(f"{server}/missing", LIMITS)
+
+
+def test_nobody_listens() -> None:
+    with socket.socket() as bound:
+        bound.bind(("127.0.0.1", 0))
+        with pytest.raises(ImageFetchError, match=r"could not be fetched \(.*refused"):
+            fetch(f"http://127.0.0.1:{bound.getsockname()[1]}/a.png", LIMITS)
+
+
+def test_a_name_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
+    def unknown(*args: object, **kwargs: object) -> list[object]:
+        raise socket.gaierror(-2, "Name or service not known")
+
+    monkeypatch.setattr(module.socket, "getaddrinfo", unknown)
+    with pytest.raises(ImageFetchError, match="Name or service not known"):
+        fetch("http://nowhere.invalid/a.png", LIMITS)
+
+
+def test_remote_can_be_forbidden(server: str) -> None:
+    with pytest.raises(ImageFetchError, match="allow_remote is False"):
+        fetch(server, ImageLimits(allow_remote=False))
+
+
+@pytest.mark.parametrize(
+    "address",
+    ["127.0.0.1", "10.1.2.3", "192.168.0.9", "169.254.169.254", "::1", "fe80::1%eth0", "::ffff:10.0.0.1", "0.0.0.0"],
+)
+def test_private_addresses_can_be_forbidden(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By address, so that a public name which leads inside is caught as well, and before a connection is made."""
+    family = socket.AF_INET6 if ":" in address else socket.AF_INET
+
+    def lookup(*args: object, **kwargs: object) -> list[object]:
+        return [(family, socket.SOCK_STREAM, 6, "", (address, 80))]
+
+    monkeypatch.setattr(module.socket, "getaddrinfo", lookup)
+    with pytest.raises(ImageFetchError, match=r"is not a public address.*allow_private"):
+        fetch("http://inside.example.com/a.png", ImageLimits(allow_private=False))
+
+
+def test_public_addresses_are_public() -> None:
+    assert module._is_public("93.184.216.34") and module._is_public("2606:4700::6810:84e5")
+
+
+def test_a_server_that_speaks_nonsense() -> None:
+    def nonsense(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(b"hello\r\n\r\n")
+
+    _against(nonsense, "could not be fetched")
+
+
+def test_a_server_that_hangs_up() -> None:
+    def hang_up(listener: socket.socket) -> None:
+        listener.accept()[0].close()
+
+    _against(hang_up, "could not be fetched")
+
+
+def test_https_to_a_server_without_it() -> None:
+    def plain(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(1000)
+            connection.sendall(b"HTTP/1.1 400 Bad Request\r\n\r\n")
+
+    _against(plain, "could not be fetched", scheme="https")
+
+
+def _against(behaviour: Callable[[socket.socket], None], message: str, scheme: str = "http") -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        thread = threading.Thread(target=behaviour, args=[listener], daemon=True)
+        thread.start()
+        with pytest.raises(ImageFetchError, match=message):
+            fetch(f"{scheme}://127.0.0.1:{listener.getsockname()[1]}/a.png", LIMITS)
+        thread.join(5)
