@@ -50,18 +50,18 @@ def run_padded(
 ) -> dict[str, Any]:
     """Pack, run the decoder, pad: (B, S, C) embeddings -> the fields of CausalLMOutputWithPast.
 
-    A cache is kept when asked for, or by the configuration's `use_cache` where no gradients are computed.
+    A cache is kept when asked for, or by the configuration's `use_cache` except in training.
     """
     if inputs_embeds.dim() != 3:
         raise PromptError(f"found input of shape {tuple(inputs_embeds.shape)}; expected (batch, tokens) ids")
     batch, length = inputs_embeds.shape[:2]
-    padding = Padding(attention_mask, (batch, length), inputs_embeds.device)
     cache = past_key_values
     if cache is not None and len(cache) != batch:
         raise PromptError(f"past_key_values holds {len(cache)} sequences, the input {batch}")
     if use_cache is None:
-        use_cache = model.text_config.use_cache and not torch.is_grad_enabled()
+        use_cache = model.text_config.use_cache and not (model.decoder.training and torch.is_grad_enabled())
     earlier = list(cache.lengths) if cache is not None else [0] * batch
+    padding = Padding(attention_mask, (batch, length), earlier, inputs_embeds.device)
     past_columns = max(earlier, default=0)
     if attention_mask is not None:
         past_columns = max(past_columns, attention_mask.shape[1] - length) if cache is not None else 0

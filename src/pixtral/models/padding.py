@@ -18,13 +18,20 @@ class Padding:
         attention_mask: (B, S) or, with earlier tokens in a cache, (B, earlier + S), of which the last S columns count;
             nonzero marks a token. None: every place holds one.
         shape: B and S of this call's input.
+        earlier: tokens of each sequence in the cache, which the mask's earlier columns must agree with.
         device: of the input.
 
     Raises:
-        PromptError: the mask does not fit the input.
+        PromptError: the mask does not fit the input or the cache.
     """
 
-    def __init__(self, attention_mask: Tensor | None, shape: tuple[int, int], device: torch.device) -> None:
+    def __init__(
+        self,
+        attention_mask: Tensor | None,
+        shape: tuple[int, int],
+        earlier: Sequence[int],
+        device: torch.device,
+    ) -> None:
         batch, length = shape
         if attention_mask is None:
             attention_mask = torch.ones(batch, length, dtype=torch.bool, device=device)
@@ -32,6 +39,12 @@ class Padding:
             raise PromptError(
                 f"found an attention_mask of shape {tuple(attention_mask.shape)} for an input of {batch} x {length} "
                 "tokens; expected one row for each prompt and a column for each token"
+            )
+        past = attention_mask[:, : attention_mask.shape[1] - length].bool().sum(1).tolist()
+        if past != list(earlier) and attention_mask.shape[1] > length:
+            raise PromptError(
+                f"found {past} earlier tokens in the attention_mask, but past_key_values holds {list(earlier)}; pass "
+                "the mask of all tokens in the cache and of the new ones, or of the new ones alone"
             )
         self.real = attention_mask[:, attention_mask.shape[1] - length :].to(device).bool()  # (B, S)
         self.lengths: tuple[int, ...] = tuple(self.real.sum(1).tolist())
@@ -48,6 +61,12 @@ class Padding:
     def positions(self, earlier: Sequence[int], position_ids: Tensor | None) -> Tensor:
         """(N,) int64: each token's place in its sequence, padding not counted, after `earlier[i]` tokens."""
         if position_ids is not None:
+            batch, length = self.real.shape
+            if position_ids.shape not in ((batch, length), (1, length), (length,)):
+                raise PromptError(
+                    f"found position_ids of shape {tuple(position_ids.shape)}, expected {tuple(self.real.shape)}: one "
+                    "place for each token of this call"
+                )
             return self.pack(position_ids.expand(self.real.shape).to(self.real.device))
         start = torch.tensor(earlier, device=self.real.device)[:, None]
         return self.pack(self.real.long().cumsum(1) - 1 + start)
