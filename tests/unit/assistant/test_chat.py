@@ -1,0 +1,268 @@
+"""chat(), streams and conversations on the embedded model."""
+
+from __future__ import annotations
+
+import random
+
+import pytest
+import torch
+from oracle import greedy
+from PIL import Image
+
+from pixtral.assets import demo_picture_path
+from pixtral.assistant import Answer
+from pixtral.assistant.chat import sampling
+from pixtral.assistant.prompt import prepare
+from pixtral.errors import GenerationError, ImageError, PromptError
+
+QUESTION = "What is in the picture?"
+
+
+def test_the_answer_is_that_of_the_plain_loop(assistant, picture):
+    prompt = prepare(assistant.processor, QUESTION, picture, None, None, None)
+    tokenizer = assistant.processor.tokenizer
+    ids = greedy(assistant.model, prompt.ids, prompt.pixels, 24, (tokenizer.eos_token_id,))
+    answer = assistant.chat(QUESTION, picture, max_new_tokens=24)
+    assert answer.text == tokenizer.decode(ids, skip_special_tokens=True)
+    assert answer.text.strip()
+    assert answer.usage.prompt_tokens == len(prompt.ids)
+    assert answer.usage.image_tokens == prompt.image_tokens == 70
+    assert answer.usage.completion_tokens == len(ids)
+    assert answer.finish_reason == ("stop" if ids[-1] == tokenizer.eos_token_id else "length")
+
+
+def test_the_picture_matters(assistant, picture):
+    plain = Image.new("RGB", picture.size, (120, 10, 10))
+    assert assistant.chat(QUESTION, picture).text != assistant.chat(QUESTION, plain).text
+
+
+def test_several_pictures_are_all_seen(assistant, picture):
+    other = Image.new("RGB", (64, 64), (0, 0, 200))
+    calls = []
+    encode = assistant.model.encode_images
+
+    def counted(images, *rest):
+        calls.append([tuple(image.shape) for image in images])
+        return encode(images, *rest)
+
+    assistant.model.encode_images = counted
+    try:
+        answer = assistant.chat(QUESTION, [picture, other], max_new_tokens=4)
+    finally:
+        del assistant.model.encode_images
+    assert calls == [[(3, 112, 144), (3, 64, 64)]]  # once, both together
+    assert answer.usage.image_tokens == 7 * 10 + 4 * 5
+
+
+def test_a_stream_gives_the_same_text_in_pieces(assistant, picture):
+    whole = assistant.chat(QUESTION, picture)
+    stream = assistant.chat(QUESTION, picture, stream=True)
+    pieces = list(stream)
+    assert "".join(pieces) == whole.text == stream.answer.text
+    assert len(pieces) > 1
+    assert stream.answer.usage == whole.usage
+    assert stream.answer.finish_reason == whole.finish_reason
+
+
+def test_asking_for_the_answer_runs_the_rest_of_the_stream(assistant, picture):
+    stream = assistant.chat(QUESTION, picture, stream=True)
+    first = next(stream)
+    assert stream.answer.text.startswith(first)
+    assert stream.answer is stream.answer
+    assert list(stream) == []
+
+
+def test_a_stream_can_be_stopped(assistant, picture):
+    stream = assistant.chat(QUESTION, picture, stream=True, max_new_tokens=100)
+    first = next(stream)
+    stream.stop()
+    assert stream.answer.text == first
+    assert stream.answer.finish_reason == "abort"
+    assert stream.answer.messages[-1] == {"role": "assistant", "content": first}
+    never = assistant.chat(QUESTION, picture, stream=True)
+    never.stop()
+    assert never.answer.text == ""
+    assert never.answer.usage.completion_tokens == 0
+
+
+def test_a_broken_stream_has_no_answer(assistant, picture, monkeypatch):
+    stream = assistant.chat(QUESTION, picture, stream=True)
+    monkeypatch.setattr(assistant.model, "encode_images", lambda images: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        next(stream)
+    with pytest.raises(GenerationError, match="broken off"):
+        _ = stream.answer
+
+
+def test_length_ends_an_answer(assistant, picture):
+    answer = assistant.chat(QUESTION, picture, max_new_tokens=2)
+    assert answer.finish_reason == "length"
+    assert answer.usage.completion_tokens == 2
+
+
+def test_a_stop_string_ends_an_answer_and_is_no_part_of_it(assistant, picture):
+    whole = assistant.chat(QUESTION, picture).text
+    middle = len(whole) // 2
+    stop = whole[middle : middle + 3]
+    answer = assistant.chat(QUESTION, picture, stop=stop)
+    assert answer.text == whole[: whole.index(stop)]
+    assert answer.finish_reason == "stop"
+    assert "".join(assistant.chat(QUESTION, picture, stop=["@@", stop], stream=True)) == answer.text
+    with pytest.raises(GenerationError, match="stop is"):
+        assistant.chat(QUESTION, stop=[""])
+
+
+def test_timings_add_up(assistant, picture):
+    timings = assistant.chat(QUESTION, picture, max_new_tokens=6).timings
+    parts = timings.prepare + timings.image + timings.prompt
+    assert 0 < parts <= timings.first_token <= timings.total
+    assert timings.image > 0
+    assert timings.per_token > 0
+    assert timings.load > 0
+    text = assistant.chat("Hello", max_new_tokens=1).timings
+    assert text.per_token == 0
+
+
+def test_a_seed_makes_drawing_repeatable(assistant, picture):
+    def draw(seed):
+        random.seed(seed)
+        torch.manual_seed(seed * 7)
+        return assistant.chat(QUESTION, picture, temperature=5.0, seed=seed, max_new_tokens=12).text
+
+    assert draw(1) == draw(1)
+    assert len({draw(seed) for seed in range(4)}) > 1
+
+
+def test_without_a_temperature_the_likeliest_token_is_taken():
+    given = {"temperature": None, "top_p": None, "top_k": None, "min_p": None, "repetition_penalty": None, "seed": 3}
+    rest = {"max_new_tokens": 7, "ends": (2,)}
+    params = sampling(**given, **rest)
+    assert params.greedy
+    assert params.max_tokens == 7
+    assert params.stop_token_ids == (2,)
+    assert sampling(**{**given, "top_p": 0.5}, **rest).temperature == 1
+    assert sampling(**{**given, "temperature": 0.3, "top_k": 5, "min_p": 0.1}, **rest).temperature == 0.3
+    assert sampling(**{**given, "repetition_penalty": 1.2}, **rest).repetition_penalty == 1.2
+
+
+@pytest.mark.parametrize(
+    "wrong", [{"temperature": -1}, {"top_p": 2}, {"max_new_tokens": 0}, {"repetition_penalty": 0}, {"top_k": 1.5}]
+)
+def test_options_out_of_range_are_refused(assistant, wrong):
+    with pytest.raises(GenerationError, match=r"is .*expected"):
+        assistant.chat("Hello", **wrong)
+
+
+def test_unknown_options_are_refused(assistant):
+    with pytest.raises(TypeError):
+        assistant.chat("Hello", max_tokens=3)
+
+
+def test_a_prompt_longer_than_the_context_is_refused_before_anything_runs(assistant, picture, monkeypatch):
+    monkeypatch.setattr(assistant.model.config.text_config, "max_position_embeddings", 80)
+    monkeypatch.setattr(assistant.model, "encode_images", lambda images: pytest.fail("the tower ran"))
+    text = "word " * 60
+    with pytest.raises(PromptError, match=r"\d+ tokens, 70 of them for 1 image\(s\), .* context of the model is 80"):
+        assistant.chat(text, picture)
+    with pytest.raises(PromptError, match=r"\d+ tokens, but .*shorten the text$"):
+        assistant.chat(text * 2)
+    estimate = assistant.estimate(text, picture)
+    assert not estimate.fits
+    assert estimate.context_length == 80
+
+
+def test_the_context_ends_an_answer(assistant, monkeypatch):
+    monkeypatch.setattr(assistant.model.config.text_config, "max_position_embeddings", 14)
+    answer = assistant.chat("Hello, what is it?", max_new_tokens=50)
+    assert answer.usage.total_tokens <= 14
+
+
+def test_an_estimate_is_what_the_answer_takes(assistant, picture):
+    estimate = assistant.estimate(QUESTION, [picture, picture], system="Be brief.", max_new_tokens=10)
+    answer = assistant.chat(QUESTION, [picture, picture], system="Be brief.", max_new_tokens=10)
+    assert estimate.prompt_tokens == answer.usage.prompt_tokens
+    assert estimate.image_tokens == answer.usage.image_tokens
+    assert estimate.images == answer.images
+    text = assistant.model.config.text_config
+    per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * 4
+    assert estimate.cache_bytes == (estimate.prompt_tokens + 10) * per_token
+
+
+def test_messages_go_on(assistant, picture):
+    first = assistant.chat(QUESTION, picture)
+    assert [message["role"] for message in first.messages] == ["user", "assistant"]
+    assert first.messages[-1]["content"] == first.text
+    second = assistant.chat([*first.messages, {"role": "user", "content": "How many shapes are there?"}])
+    assert second.usage.image_tokens == first.usage.image_tokens
+    assert second.usage.prompt_tokens > first.usage.total_tokens
+    assert [message["role"] for message in second.messages] == ["user", "assistant"] * 2
+
+
+def test_an_answer_can_be_begun(assistant, picture):
+    whole = assistant.chat(QUESTION, picture).text
+    begun = whole[: len(whole) // 2].rstrip()
+    content = [{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}]
+    messages = [{"role": "user", "content": content}, {"role": "assistant", "content": begun}]
+    answer = assistant.chat(messages, max_new_tokens=20)
+    assert answer.messages[-1] == {"role": "assistant", "content": begun + answer.text}
+    assert len(answer.messages) == 2
+
+
+def test_a_conversation_remembers(assistant, picture):
+    conversation = assistant.conversation(max_new_tokens=20)
+    first = conversation.ask(QUESTION, picture)
+    second = conversation.ask("How many shapes are there?")
+    by_hand = assistant.chat([*first.messages, {"role": "user", "content": "How many shapes are there?"}])
+    assert isinstance(second, Answer)
+    assert second.text == by_hand.text
+    assert conversation.messages == second.messages
+    assert len(conversation.messages) == 4
+    conversation.reset()
+    assert conversation.messages == []
+
+
+def test_options_of_a_conversation_can_be_changed_for_a_turn(assistant):
+    conversation = assistant.conversation("Be brief.", max_new_tokens=2)
+    assert conversation.ask("Hello").usage.completion_tokens <= 2
+    assert conversation.messages[0] == {"role": "system", "content": "Be brief."}
+    assert conversation.ask("Hello", max_new_tokens=1).usage.completion_tokens == 1
+    conversation.reset()
+    assert conversation.messages == [{"role": "system", "content": "Be brief."}]
+
+
+def test_a_streamed_turn_counts_when_it_is_complete(assistant, picture):
+    conversation = assistant.conversation(max_new_tokens=20)
+    stream = conversation.ask(QUESTION, picture, stream=True)
+    next(stream)
+    assert conversation.messages == []
+    assert stream.answer.messages == conversation.messages
+
+
+def test_after_an_error_a_conversation_is_as_before(assistant, picture):
+    conversation = assistant.conversation(max_new_tokens=5)
+    conversation.ask(QUESTION, picture)
+    before = list(conversation.messages)
+    with pytest.raises(ImageError):
+        conversation.ask("And this?", images="nowhere.png")
+    with pytest.raises(PromptError):
+        conversation.ask(" ")
+    assert conversation.messages == before
+
+
+def test_pictures_are_read_once(assistant, tmp_path):
+    path = tmp_path / "picture.png"
+    path.write_bytes(demo_picture_path().read_bytes())
+    conversation = assistant.conversation(max_new_tokens=3)
+    conversation.ask(QUESTION, path)
+    path.unlink()
+    assert conversation.ask("And now?").usage.image_tokens == 70
+
+
+def test_role_order_is_the_template_s(assistant):
+    with pytest.raises(PromptError):
+        assistant.chat([{"role": "assistant", "content": "Hi"}, {"role": "user", "content": "Hello"}])
+
+
+def test_it_says_what_it_is(assistant):
+    assert "float32" in repr(assistant)
+    assert "tiny" in repr(assistant)

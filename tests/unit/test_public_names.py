@@ -1,0 +1,100 @@
+"""The public names: all there, all lazy, one version, and an import that costs nothing."""
+
+from __future__ import annotations
+
+import ast
+import re
+import subprocess
+import sys
+import time
+from importlib import metadata
+from pathlib import Path
+
+import pytest
+
+import pixtral
+
+ROOT = Path(__file__).parents[2]
+HEAVY = ("torch", "numpy", "PIL", "mistral_common", "tokenizers", "huggingface_hub", "jinja2", "typer", "rich")
+
+
+def seconds(code: str, *, times: int) -> float:
+    """The fastest of several runs of a fresh interpreter."""
+    best = float("inf")
+    for _ in range(times):
+        start = time.perf_counter()
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+        best = min(best, time.perf_counter() - start)
+    return best
+
+
+@pytest.mark.parametrize("name", pixtral.__all__)
+def test_every_name_resolves(name):
+    value = getattr(pixtral, name)
+    assert value is getattr(pixtral, name)
+    if isinstance(value, type) and name != "MistralCommonBackend":
+        assert value.__name__ == name
+        assert value.__doc__, f"{name} has no docstring"
+
+
+def test_the_lists_of_names_agree():
+    home = set(pixtral._HOME) | {"__version__"}
+    tree = ast.parse(Path(pixtral.__file__).read_text())
+    typed = {
+        alias.asname
+        for node in tree.body
+        if isinstance(node, ast.If)
+        for statement in node.body
+        if isinstance(statement, ast.ImportFrom)
+        for alias in statement.names
+    }
+    assert set(pixtral.__all__) == home
+    assert typed == set(pixtral._HOME)
+    assert pixtral.__all__ == sorted(pixtral.__all__)
+    assert set(pixtral.__all__) <= set(dir(pixtral))
+
+
+def test_from_import_and_star_import():
+    namespace: dict[str, object] = {}
+    exec("from pixtral import *", namespace)
+    assert set(pixtral.__all__) <= set(namespace)
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="no attribute 'AutoModel'"):
+        _ = pixtral.AutoModel
+    with pytest.raises(ImportError):
+        exec("from pixtral import AutoModel", {})
+
+
+def test_the_alias_is_the_same_class():
+    assert pixtral.MistralCommonBackend is pixtral.MistralCommonTokenizer
+
+
+def test_one_version():
+    project = re.search(r'^version = "([^"]+)"', (ROOT / "pyproject.toml").read_text(), re.MULTILINE)
+    changelog = re.search(r"^## \[(\d[^\]]*)\]", (ROOT / "CHANGELOG.md").read_text(), re.MULTILINE)
+    assert project is not None
+    assert changelog is not None
+    assert pixtral.__version__ == project[1] == changelog[1]
+    try:
+        installed = metadata.version("pixtral")
+    except metadata.PackageNotFoundError:
+        return
+    assert installed == pixtral.__version__
+
+
+def test_importing_loads_nothing_heavy():
+    code = f"import sys, pixtral; print([name for name in {HEAVY!r} if name in sys.modules])"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_errors_and_configurations_need_no_torch():
+    code = "import sys, pixtral; pixtral.PixtralError, pixtral.LlavaConfig, pixtral.ImageLimits; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "False"
+
+
+def test_importing_takes_little_time():
+    assert seconds("import pixtral", times=3) - seconds("pass", times=3) < 0.15
