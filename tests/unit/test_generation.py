@@ -376,6 +376,23 @@ def test_streamer_hears_the_end_after_an_error(model, batch):
     assert recorder.ends == 1
 
 
+def test_step_by_step(model, batch):
+    """generate_steps() is generate(); leaving it early keeps what is there and ends the stream."""
+    recorder = Recorder()
+    plain = model.generate(**batch.inputs(), max_new_tokens=5)
+    run = model.generate_steps(**batch.inputs(), max_new_tokens=5, streamer=recorder)
+    steps = [step.tokens for step in run]
+    assert run.result().equal(plain)
+    assert [list(column) for column in zip(*steps, strict=True)] == new_tokens(plain, batch)
+    assert recorder.values[1:] == steps and recorder.ends == 1
+    run = model.generate_steps(**batch.inputs(), max_new_tokens=5, streamer=(recorder := Recorder()))
+    for _ in run:
+        break
+    assert run.result().equal(plain[:, :-4])
+    assert [sequence.finish_reason for sequence in run.sequences] == [None] * 3
+    assert recorder.ends == 1
+
+
 def test_criteria_end_rows_or_everything(model, batch):
     length = batch.input_ids.shape[1]
     scores_seen = []
@@ -396,6 +413,17 @@ def test_criteria_end_rows_or_everything(model, batch):
     bare.__class__ = Model
     with pytest.raises(GenerationError, match="pad_token_id"):
         bare.generate(**batch.inputs(), max_new_tokens=6, stopping_criteria=[rows])
+
+
+def test_processors_find_their_rows_when_others_have_ended(model, batch):
+    def force(ids, scores):
+        assert ids.shape[0] == scores.shape[0] == 3
+        forced = torch.full_like(scores, float("-inf"))
+        forced[torch.arange(3), 20 + torch.arange(3)] = 0.0
+        return forced
+
+    output = model.generate(**batch.inputs(), max_new_tokens=3, logits_processor=force, eos_token_id=20)
+    assert new_tokens(output, batch) == [[20, 0, 0], [21, 21, 21], [22, 22, 22]]
 
 
 def test_result_is_usable_for_training_and_the_mode_stays(model, batch):

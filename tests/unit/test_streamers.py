@@ -67,6 +67,41 @@ def test_pieces_join_to_the_text_and_are_whole_characters():
     assert len([piece for piece in streamer.pieces if piece]) > len(TEXT) * 0.9
 
 
+class ByteLevel(Bytes):
+    """As the package's own tokenizers show themselves: bytes of every id."""
+
+    byte_level = True
+    joins_over_special = False
+
+    def id_to_bytes(self, token_id):
+        return bytes([token_id]) if token_id < 256 else None
+
+    def ids_to_text(self, ids, skip_special_tokens):
+        return self.decode(ids, skip_special_tokens)
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_any_bytes_exactly_with_a_byte_level_tokenizer(seed):
+    random.seed(seed)
+    ids = [random.choice([random.randrange(256), 0xE6, 0x97, 0xA5, 300]) for _ in range(200)] + [0xE6]
+    for skip in (False, True):
+        streamer = Collect(ByteLevel(), skip_special_tokens=skip)
+        stream(streamer, ids[:10], ids[10:])
+        whole = "".join(ByteLevel().decode(run) for run in split_at_special(ids, skip))
+        assert "".join(streamer.pieces) == whole
+        assert streamer.ends == 1
+
+
+def split_at_special(ids, skip):
+    runs = [[]]
+    for token in ids:
+        if token >= 256:
+            runs += [[] if skip else [token], []]
+        else:
+            runs[-1].append(token)
+    return runs
+
+
 @pytest.mark.parametrize("seed", range(20))
 def test_any_bytes_and_special_tokens(seed):
     random.seed(seed)

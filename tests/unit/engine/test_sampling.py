@@ -16,6 +16,7 @@ KINDS = [
     SamplingParams(),
     SamplingParams(temperature=0.5, top_k=3),
     SamplingParams(top_p=0.6),
+    SamplingParams(top_p=0.0),
     SamplingParams(min_p=0.3),
     SamplingParams(temperature=2.0, top_k=12, top_p=0.8, min_p=0.05),
     SamplingParams(top_k=1),
