@@ -49,6 +49,7 @@ def test_missing_entries_name_what_is_there() -> None:
     with pytest.raises(AttributeError, match="is a method"):
         make().keys = 3  # type: ignore[method-assign, assignment]
     assert not hasattr(BatchFeature(), "anything")
+    assert not hasattr(BatchFeature.__new__(BatchFeature), "anything")  # not even while it is being rebuilt
 
 
 def test_pickle_and_copies() -> None:

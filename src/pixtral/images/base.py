@@ -85,8 +85,8 @@ class BaseImageProcessor(ABC):
             `pixel_values`: (N, 3, Hmax, Wmax) float32, zero to the right of and below smaller images; (N, Hmax, Wmax,
             3) for data_format="channels_last"; a list of single images for do_pad=False; uint8 when there is neither
             rescaling nor normalisation. `image_sizes`: N times (height, width) in pixels before padding, multiples of
-            the patch. With return_tensors "pt" or "np" both are tensors or arrays, the sizes int64 (N, 2). Only the pixels
-            are on `device`.
+            the patch unless do_resize=False. With return_tensors "pt" or "np" both are tensors or arrays, the sizes
+            int64 (N, 2). `device` is where the pixels are then; sizes stay on the host, which reads them.
 
         Raises:
             ImageError: an image that cannot be read; the message gives its place in the list.

@@ -17,6 +17,7 @@ from pixtral.images.limits import ImageLimits, shortened
 _HEADERS = {"User-Agent": "pixtral-python/1.0", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CHUNK = 1 << 16
+_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
 
 
 def fetch(url: str, limits: ImageLimits) -> bytes:
@@ -174,7 +175,11 @@ def _split(url: str) -> SplitResult:
 
 
 def _is_public(address: str) -> bool:
+    """Whether an address is reachable by everyone; an IPv4 address inside an IPv6 one counts for itself."""
     parsed = ipaddress.ip_address(address.split("%")[0])
-    mapped = getattr(parsed, "ipv4_mapped", None)
-    checked = parsed if mapped is None else mapped
+    checked: ipaddress.IPv4Address | ipaddress.IPv6Address = parsed
+    if isinstance(parsed, ipaddress.IPv6Address):
+        checked = parsed.ipv4_mapped or parsed.sixtofour or parsed
+        if parsed in _NAT64:
+            checked = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
     return checked.is_global and not checked.is_multicast

@@ -212,7 +212,19 @@ def test_remote_can_be_forbidden(server: str) -> None:
 
 @pytest.mark.parametrize(
     "address",
-    ["127.0.0.1", "10.1.2.3", "192.168.0.9", "169.254.169.254", "::1", "fe80::1%eth0", "::ffff:10.0.0.1", "0.0.0.0"],
+    [
+        "127.0.0.1",
+        "10.1.2.3",
+        "192.168.0.9",
+        "169.254.169.254",
+        "::1",
+        "fe80::1%eth0",
+        "::ffff:10.0.0.1",
+        "2002:a00:1::",
+        "64:ff9b::a00:1",
+        "224.0.0.1",
+        "0.0.0.0",
+    ],
 )
 def test_private_addresses_can_be_forbidden(address: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """By address, so that a public name which leads inside is caught as well, and before a connection is made."""
@@ -226,8 +238,11 @@ def test_private_addresses_can_be_forbidden(address: str, monkeypatch: pytest.Mo
         fetch("http://inside.example.com/a.png", ImageLimits(allow_private=False))
 
 
-def test_public_addresses_are_public() -> None:
-    assert module._is_public("93.184.216.34") and module._is_public("2606:4700::6810:84e5")
+@pytest.mark.parametrize(
+    "address", ["93.184.216.34", "2606:4700::6810:84e5", "::ffff:93.184.216.34", "64:ff9b::808:808"]
+)
+def test_public_addresses_are_public(address: str) -> None:
+    assert module._is_public(address)
 
 
 def test_a_server_that_speaks_nonsense() -> None:
