@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from pixtral.configuration import LlavaConfig, MistralConfig
-from pixtral.errors import ConfigError, PromptError
+from pixtral.errors import ConfigError, ImageError, PromptError
 from pixtral.models.base import PixtralModule
 from pixtral.models.layers import activation
 from pixtral.models.mistral import MistralModel
@@ -180,6 +180,8 @@ class LlavaForConditionalGeneration(PixtralModule):
         """Features of a padded batch of images; `pooler_output` has one (patches, text hidden) tensor per image."""
         trace = Trace.wanted(True, None)
         images = crop_images(pixel_values, image_sizes)
+        if not images:
+            raise ImageError("found no images in pixel_values; get_image_features() needs at least one")
         features = self.encode_images(images, vision_feature_layer, vision_feature_select_strategy, trace)
         assert trace.hidden_states is not None
         states = tuple(x[None] for x in trace.hidden_states)

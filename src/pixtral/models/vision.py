@@ -118,7 +118,12 @@ class PixtralVisionModel(PixtralModule):
 
         Returns:
             (N, C): the patches of all images one after another, N = sum of rows * columns.
+
+        Raises:
+            ImageError: there are no images, or one has another number of channels or is smaller than a patch.
         """
+        if not images:
+            raise ImageError("found no images; the vision tower needs at least one: leave the call out for text alone")
         grids = [self.grid(pixels) for pixels in images]
         x = self.ln_pre(torch.cat([self.embed_patches(pixels) for pixels in images]))
         packing = Packing.full([rows * cols for rows, cols in grids], causal=False)
