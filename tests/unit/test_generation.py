@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 
+import numpy as np
 import pytest
 import torch
 from oracle import greedy
@@ -175,6 +176,27 @@ def test_settings_without_effect_warn(model, batch):
         model.generate(**batch.inputs(), max_new_tokens=2, min_new_tokens=5)
 
 
+def test_numbers_of_numpy(model, batch):
+    settings = {"do_sample": True, "seed": 1, "eos_token_id": [5]}
+    plain = model.generate(**batch.inputs(), max_new_tokens=3, temperature=0.5, top_k=9, **settings)
+    theirs = {"max_new_tokens": np.int64(3), "temperature": np.float32(0.5), "top_k": np.int32(9)}
+    settings["eos_token_id"] = torch.tensor([5])
+    assert model.generate(**batch.inputs(), **theirs, **settings).equal(plain)
+
+
+def test_generation_config_is_honoured_or_refused(tmp_path):
+    neutral = {"num_beams": 1, "length_penalty": 1.0, "suppress_tokens": [], "cache_implementation": None}
+    origin = {"_from_model_config": True, "transformers_version": "4.45.0", "a_field_of_tomorrow": None}
+    config = GenerationConfig.from_dict({"eos_token_id": [2, 4], "top_p": 0.9, **neutral, **origin})
+    assert config == GenerationConfig(eos_token_id=[2, 4], top_p=0.9)
+    config.save_pretrained(tmp_path)
+    assert GenerationConfig.from_pretrained(tmp_path) == config
+    assert config.to_dict() == {"eos_token_id": [2, 4], "top_p": 0.9}
+    for wrong in ({"num_beams": 4}, {"length_penalty": 2.0}, {"a_field_of_tomorrow": 1}, {"suppress_tokens": [3]}):
+        with pytest.raises(ConfigError, match=next(iter(wrong))):
+            GenerationConfig.from_dict(wrong)
+
+
 def test_neutral_values_of_settings_that_are_not_implemented(model, batch):
     plain = model.generate(**batch.inputs(), max_new_tokens=2)
     neutral = {
@@ -211,7 +233,8 @@ def test_neutral_values_of_settings_that_are_not_implemented(model, batch):
         ({"eos_token_id": "</s>"}, GenerationError, "eos_token_id"),
         ({"eos_token_id": [1, -1]}, GenerationError, "eos_token_id"),
         ({"pad_token_id": [1, 2]}, GenerationError, "pad_token_id"),
-        ({"stop_strings": "x"}, GenerationError, "tokenizer"),
+        ({"stop_strings": "x"}, GenerationError, "need the tokenizer, found none"),
+        ({"stop_strings": "x", "tokenizer": 1}, GenerationError, "found a int"),
         ({"stop_strings": [""], "tokenizer": 1}, GenerationError, "stop"),
         ({"seed": "a"}, GenerationError, "seed"),
         ({"generator": 3}, GenerationError, "torch.Generator"),

@@ -64,9 +64,12 @@ class Generation:
         ]
         self._stops: dict[tuple[str, ...], StopStrings] = {}
         for p in params:
-            if p.stop and tokenizer is None:
-                raise GenerationError(f"stop strings {list(p.stop)} need the tokenizer; pass tokenizer=...")
-            if p.stop and tokenizer is not None:
+            if p.stop:
+                if tokenizer is None or not hasattr(tokenizer, "decode"):
+                    found = "none" if tokenizer is None else f"a {type(tokenizer).__name__}"
+                    raise GenerationError(
+                        f"stop strings {list(p.stop)} need the tokenizer, found {found}; pass tokenizer=..."
+                    )
                 self._stops[p.stop] = StopStrings(p.stop, tokenizer)
         self._seen: Tensor | None = None
         self._runner = Runner(

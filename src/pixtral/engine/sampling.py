@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+import numbers
 from collections.abc import Sequence
 
 import torch
@@ -66,14 +67,14 @@ class SamplingParams:
 
 
 def _check_number(name: str, value: object, low: float, high: float, hint: str) -> None:
-    good = isinstance(value, (int, float)) and not isinstance(value, bool) and low <= value <= high
+    good = isinstance(value, numbers.Real) and not isinstance(value, bool) and low <= float(value) <= high
     if not good or value == math.inf:
         span = f"a number from {low:g} to {high:g}" if high < math.inf else f"a number, at least {low:g}"
         raise GenerationError(f"{name} is {value!r}, expected {span}; {hint}")
 
 
 def _check_integer(name: str, value: object, low: int, hint: str) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not low <= value < 2**64:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not low <= int(value) < 2**64:
         raise GenerationError(f"{name} is {value!r}, expected an integer of at least {low}; {hint}")
 
 

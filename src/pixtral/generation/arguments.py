@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import numbers
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -223,7 +224,7 @@ def _warn(message: str) -> None:
 
 
 def _positive(value: object) -> bool:
-    return isinstance(value, (int, float)) and value > 0
+    return isinstance(value, numbers.Real) and float(value) > 0
 
 
 def _flag(name: str, value: object) -> bool:
@@ -235,15 +236,15 @@ def _flag(name: str, value: object) -> bool:
 def _count(name: str, value: object, low: int) -> int:
     if value is None:
         return low
-    if not isinstance(value, int) or isinstance(value, bool) or value < low:
+    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or int(value) < low:
         raise GenerationError(f"{name} is {value!r}, expected an integer of at least {low}")
-    return value
+    return int(value)
 
 
 def _tokens(name: str, value: object) -> tuple[int, ...]:
     """Token ids from None, an integer, several, or a tensor of them."""
     values = value.tolist() if isinstance(value, Tensor) else value
     several: list[Any] = [] if values is None else list(values) if isinstance(values, (list, tuple)) else [values]
-    if any(not isinstance(token, int) or isinstance(token, bool) or token < 0 for token in several):
+    if any(not isinstance(token, numbers.Integral) or isinstance(token, bool) or token < 0 for token in several):
         raise GenerationError(f"{name} is {value!r}, expected token ids, which are integers and not negative")
-    return tuple(several)
+    return tuple(map(int, several))
