@@ -134,7 +134,7 @@ def write_hf(
     """A random network in Hugging Face's layout; returns its state_dict."""
     config = copy.deepcopy(config or llava_dict())
     state = random_llava(config).state_dict()
-    if config["tie_word_embeddings"]:
+    if config["tie_word_embeddings"] or config["text_config"].get("tie_word_embeddings"):
         del state["lm_head.weight"]
     write_weights(folder, {prefixed(name, style): value for name, value in state.items()}, "model", shards, index)
     (folder / "config.json").write_text(json.dumps(config))

@@ -16,6 +16,7 @@ from pixtral.checkpoints.placement import DeviceMap
 from pixtral.checkpoints.save import save_model
 from pixtral.configuration import Config, GenerationConfig, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.errors import ConfigError, refuse_unknown
+from pixtral.generation import GenerationMixin
 from pixtral.models import llava, mistral, vision
 from pixtral.models.base import PixtralModule
 
@@ -127,10 +128,8 @@ class PretrainedModel(PixtralModule):
         """Take defaults of generation; a model that does not generate has none."""
 
 
-class GenerativeModel(PretrainedModel):
-    """A public model that writes text."""
-
-    generation_config: GenerationConfig
+class GenerativeModel(GenerationMixin, PretrainedModel):
+    """A public model that writes text; `generation_config` holds its defaults."""
 
     def __init__(self, config: LlavaConfig | MistralConfig) -> None:
         super().__init__(config)

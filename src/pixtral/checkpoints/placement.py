@@ -48,7 +48,7 @@ def parse_device(device_map: DeviceMap) -> torch.device:
         best = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
         return torch.device(best)
     try:
-        device = torch.device(device_map)
+        device = torch.device("cuda", device_map) if isinstance(device_map, int) else torch.device(device_map)
     except (RuntimeError, TypeError) as error:
         raise ConfigError(
             f"device_map is {device_map!r}; expected None, 'auto', 'cpu', 'cuda', a torch.device, or {{'': device}}"
