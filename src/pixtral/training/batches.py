@@ -9,8 +9,9 @@ from __future__ import annotations
 import pathlib
 import queue
 import threading
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import dataclass, field
+from typing import TypeVar
 
 import numpy as np
 import torch
@@ -19,6 +20,8 @@ from tokenizers import Tokenizer
 from pixtral.images.geometry import expand, image_grid
 from pixtral.training.pictures import SIDES, draw, sample_scene, sample_size
 from pixtral.training.questions import Question, conversation
+
+T = TypeVar("T")
 
 BOS, EOS, INST, END_INST, IMG, BREAK, IMG_END = 1, 2, 3, 4, 10, 12, 13
 MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -127,9 +130,9 @@ def make_batch(encoder: Encoder, stage: Stage, rng: np.random.Generator, size: i
     )
 
 
-def prefetch(make: Callable[[int], Batch], start: int, depth: int = 4) -> Iterator[Batch]:
+def prefetch(make: Callable[[int], T], start: int, depth: int = 4) -> Generator[T, None, None]:
     """Yield make(start), make(start + 1), ... for ever, made ahead of time by one thread."""
-    ready: queue.Queue[Batch | BaseException] = queue.Queue(maxsize=depth)
+    ready: queue.Queue[T | BaseException] = queue.Queue(maxsize=depth)
     stop = threading.Event()
 
     def work() -> None:

@@ -6,7 +6,8 @@ before it. So one forward pass over the right answers tells which would have bee
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import contextlib
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -21,10 +22,19 @@ HELD_OUT_SEED = 2**40
 """Seeds from here on are never used in training."""
 
 
+@contextlib.contextmanager
+def training_precision(bfloat16: bool) -> Iterator[None]:
+    """Matrix products in bfloat16 where asked for, weights and sums in float32.
+
+    The fused attention kernel's backward pass in bfloat16 is several times slower on CPU than the plain one.
+    """
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16), sdpa_kernel(SDPBackend.MATH):
+        yield
+
+
 def batch_logits(model: Any, batch: Batch, bfloat16: bool) -> torch.Tensor:
     """Logits (R, V) float32 at the positions of the batch where a token of an answer is predicted."""
-    # The fused kernel's backward pass in bfloat16 is several times slower on CPU than the plain one.
-    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=bfloat16), sdpa_kernel(SDPBackend.MATH):
+    with training_precision(bfloat16):
         features = model.encode_images(list(batch.pixels))
         embeds = model.embed(batch.ids, features)
         packing = Packing(q_lens=batch.lengths, kv_lens=batch.lengths, causal=True)

@@ -18,8 +18,10 @@ import numpy as np
 import torch
 from torch import nn
 
+from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.training.batches import Batch, Encoder, Stage, make_batch, prefetch
-from pixtral.training.evaluate import accuracy, batch_logits
+from pixtral.training.evaluate import accuracy, batch_logits, training_precision
+from pixtral.training.warmup import LabelledPictures, Probe, make_labelled, probe_loss
 
 _NAMING = {"describe": 1.0, "colour": 1.0, "shape": 1.0}
 _PLACING = {**_NAMING, "position": 1.0}
@@ -29,7 +31,6 @@ _EVERYTHING = {
 }  # fmt: skip
 
 STAGES = (
-    Stage((1,), _NAMING, 1, {"colour": 0.85, "shape": 0.5}, sides=(64, 96), alone=(0.25, 0.45)),
     Stage((1,), _NAMING, 1, {"colour": 0.9, "shape": 0.75}, sides=(64, 128)),
     Stage((1, 2), _PLACING, 3, {"colour": 0.88, "shape": 0.8, "position": 0.6}),
     Stage((1, 2, 3), _COUNTING, 4, {"colour": 0.9, "shape": 0.85, "position": 0.75, "count": 0.75}),
@@ -37,8 +38,14 @@ STAGES = (
 )
 """The curriculum. A task mixture from the start stays at chance for a long time; this does not."""
 
-LATEST = (0.15, 0.25, 0.45, 0.6, 1.0)
+LATEST = (0.3, 0.45, 0.6, 1.0)
 """Fraction of the time after which a stage ends even if its goal is not reached."""
+
+LESSONS_GOAL = {"colour": 0.93, "shape": 0.85, "middle": 0.9, "place": 0.6}
+"""Share of right patch labels at which the tower's first lessons end (see `warmup`)."""
+
+LESSONS_LATEST = 0.25
+"""Fraction of the time after which the first lessons end in any case."""
 
 
 @dataclass(frozen=True)
@@ -58,8 +65,10 @@ class Plan:
 
 @dataclass
 class State:
-    """Where a run stands."""
+    """Where a run stands; `learning` is false until the tower's first lessons are over."""
 
+    learning: bool = False
+    lessons: int = 0
     step: int = 0
     stage: int = 0
     pictures: int = 0
@@ -91,10 +100,14 @@ def learning_rate(plan: Plan, step: int, progress: float) -> float:
 class Trainer:
     """Owns model, optimiser and state of a run, and its folder."""
 
-    def __init__(self, model: nn.Module, encoder: Encoder, plan: Plan, folder: pathlib.Path) -> None:
+    def __init__(
+        self, model: LlavaForConditionalGeneration, encoder: Encoder, plan: Plan, folder: pathlib.Path
+    ) -> None:
         self.model, self.encoder, self.plan, self.folder = model, encoder, plan, folder
-        matrices = [p for p in model.parameters() if p.dim() > 1]
-        vectors = [p for p in model.parameters() if p.dim() == 1]
+        self.probe = Probe(model.config.vision_config.hidden_size)
+        parameters = [*model.parameters(), *self.probe.parameters()]
+        matrices = [p for p in parameters if p.dim() > 1]
+        vectors = [p for p in parameters if p.dim() == 1]
         groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.95))
         self.state = State()
@@ -109,7 +122,12 @@ class Trainer:
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = self.checkpoint.with_suffix(".tmp")
         torch.save(
-            {"model": self.model.state_dict(), "optimizer": self.optimizer.state_dict(), "state": vars(self.state)},
+            {
+                "model": self.model.state_dict(),
+                "probe": self.probe.state_dict(),
+                "optimizer": self.optimizer.state_dict(),
+                "state": vars(self.state),
+            },
             draft,
         )
         os.replace(draft, self.checkpoint)
@@ -120,6 +138,7 @@ class Trainer:
             return False
         saved = torch.load(self.checkpoint, weights_only=True)
         self.model.load_state_dict(saved["model"])
+        self.probe.load_state_dict(saved["probe"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.state = State(**saved["state"])
         return True
@@ -130,19 +149,34 @@ class Trainer:
         rng = np.random.default_rng([self.plan.seed, stage, number])
         return make_batch(self.encoder, STAGES[stage], rng, self.plan.batch_size)
 
+    def lesson(self, number: int) -> LabelledPictures:
+        """Batch `number` of the tower's first lessons."""
+        return make_labelled(np.random.default_rng([self.plan.seed, 2**20, number]), self.plan.batch_size)
+
+    def study(self, batch: LabelledPictures) -> dict[str, float]:
+        """One update of the tower from patch labels; the share of right ones."""
+        with training_precision(self.plan.bfloat16):
+            loss, right = probe_loss(self.model.model.vision_tower, self.probe, batch)
+        self._update(loss, self.state.lessons)
+        self.state.lessons += 1
+        return {**right, "loss": loss.item()}
+
     def step(self, batch: Batch) -> float:
         """One update of the weights; the loss."""
-        rate = learning_rate(self.plan, self.state.step, self.state.minutes / self.plan.minutes)
+        loss = nn.functional.cross_entropy(batch_logits(self.model, batch, self.plan.bfloat16), batch.targets)
+        self._update(loss, self.state.step)
+        self.state.step += 1
+        self.state.pictures += len(batch.lengths)
+        return loss.item()
+
+    def _update(self, loss: torch.Tensor, step: int) -> None:
+        rate = learning_rate(self.plan, step, self.state.minutes / self.plan.minutes)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        loss = nn.functional.cross_entropy(batch_logits(self.model, batch, self.plan.bfloat16), batch.targets)
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
-        self.state.step += 1
-        self.state.pictures += len(batch.lengths)
-        return loss.item()
 
     def report(self, loss: float, log: Callable[[str], None], size: int = 96) -> dict[str, float]:
         """Measure on held-out pictures of the current stage, log a line, remember it, save."""
@@ -165,9 +199,33 @@ class Trainer:
 
     def run(self, log: Callable[[str], None] = print) -> None:
         """Train until the time of the plan is used up."""
+        if not self.state.learning:
+            self._run_lessons(log)
         while self.state.minutes < self.plan.minutes:
             self._run_stage(log)
         self.report(0.0, log, 300)
+
+    def _run_lessons(self, log: Callable[[str], None], every: int = 50) -> None:
+        """Teach the tower patch by patch until the goal is reached or the time is over."""
+        last, sums, saved = time.monotonic(), dict[str, float](), self.state.minutes
+        lessons = prefetch(self.lesson, self.state.lessons)
+        for batch in lessons:
+            for name, value in self.study(batch).items():
+                sums[name] = sums.get(name, 0.0) + value / every
+            now = time.monotonic()
+            self.state.minutes, last = self.state.minutes + (now - last) / 60, now
+            over = self.state.minutes >= LESSONS_LATEST * self.plan.minutes
+            if self.state.lessons % every == 0:
+                scores = " ".join(f"{name}={value:.3f}" for name, value in sums.items())
+                log(f"{self.state.minutes:6.1f} min lessons {self.state.lessons} {scores}")
+                over = over or all(sums.get(name, 0.0) >= value for name, value in LESSONS_GOAL.items())
+                sums = {}
+            if over or self.state.minutes - saved > self.plan.report_minutes:
+                self.state.learning, saved = over, self.state.minutes
+                self.save()
+            if over:
+                break
+        lessons.close()
 
     def _run_stage(self, log: Callable[[str], None]) -> None:
         """Train on the current stage until its goal is reached or its time is over."""
@@ -189,4 +247,4 @@ class Trainer:
             if self.state.stage + 1 < len(STAGES) and (reached or self.state.minutes >= end):
                 self.state.stage += 1
                 break
-        batches.close()  # type: ignore[attr-defined]
+        batches.close()

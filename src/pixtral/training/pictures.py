@@ -195,13 +195,19 @@ def _coverage(thing: Thing, left: int, top: int, side: int) -> npt.NDArray[np.fl
 
 def draw(scene: Scene) -> Pixels:
     """Paint a scene: uint8 RGB of shape (height, width, 3)."""
+    return draw_labelled(scene)[0]
+
+
+def draw_labelled(scene: Scene) -> tuple[Pixels, npt.NDArray[np.int64]]:
+    """Paint a scene, and say of every pixel which thing it belongs to: (height, width) indices, -1 for none."""
     width, height = scene.width, scene.height
     first, second = (np.array(end, dtype=np.float32) for end in scene.background)
     across = np.linspace(-1, 1, width, dtype=np.float32)[None, :] * math.cos(scene.slope)
     along = np.linspace(-1, 1, height, dtype=np.float32)[:, None] * math.sin(scene.slope)
     blend = np.clip((across + along) / 2.8 + 0.5, 0, 1)[:, :, None]
     canvas = first * (1 - blend) + second * blend
-    for thing in scene.things:
+    owners = np.full((height, width), -1, dtype=np.int64)
+    for index, thing in enumerate(scene.things):
         left, top = math.floor(thing.x - thing.radius) - 1, math.floor(thing.y - thing.radius) - 1
         side = math.ceil(2 * thing.radius) + 4
         cover = _coverage(thing, left, top, side)
@@ -209,8 +215,9 @@ def draw(scene: Scene) -> Pixels:
         cover = cover[y0 - top : y1 - top, x0 - left : x1 - left, None]
         part = canvas[y0:y1, x0:x1]
         canvas[y0:y1, x0:x1] = part * (1 - cover) + np.array(thing.rgb, dtype=np.float32) * cover
+        owners[y0:y1, x0:x1][cover[:, :, 0] > 0.5] = index
     if scene.noise:
         grain = np.random.default_rng(scene.seed).standard_normal((height, width, 1), dtype=np.float32)
         canvas = canvas + scene.noise * grain
     pixels: Pixels = np.clip(canvas + 0.5, 0, 255).astype(np.uint8)
-    return pixels
+    return pixels, owners

@@ -63,11 +63,20 @@ def test_a_repeated_batch_is_learnt(encoder, tmp_path):
 
 def test_the_time_ends_the_run_and_the_state_is_kept(encoder, tmp_path):
     learner = trainer(encoder, tmp_path)
-    learner.state.minutes = PLAN.minutes - 1e-6
+    learner.state.minutes, learner.state.learning = PLAN.minutes - 1e-6, True
     lines: list[str] = []
     learner.run(lines.append)
     assert learner.state.step == 1 and len(lines) == 1 and "colour=" in lines[0]
     assert trainer(encoder, tmp_path).resume()
+
+
+def test_first_lessons_end_in_time_and_are_not_repeated(encoder, tmp_path):
+    learner = trainer(encoder, tmp_path)
+    learner.state.minutes = PLAN.minutes - 1e-6
+    learner.run(lambda line: None)
+    assert learner.state.lessons == 1 and learner.state.learning and learner.state.step == 0
+    later = trainer(encoder, tmp_path)
+    assert later.resume() and later.state.learning
 
 
 def test_learning_rate_warms_up_holds_and_falls():
