@@ -10,6 +10,7 @@ import torch
 from oracle import greedy
 from random_models import IMG, MIXED, PATCH, llava_dict, random_batch, random_llava
 
+from pixtral import pretrained
 from pixtral.configuration import GenerationConfig
 from pixtral.errors import ConfigError, GenerationError, ImageError, PromptError, UnknownArgument
 from pixtral.generation import GenerationMixin
@@ -344,6 +345,14 @@ def test_text_model(batch):
     assert text.generate(inputs=ids, max_new_tokens=3, eos_token_id=[]).shape == (1, ids.shape[1] + 3)
     with pytest.raises(UnknownArgument, match="reads text only"):
         text.generate(ids, pixel_values=batch.pixel_values, max_new_tokens=3)
+
+
+def test_public_classes(model, batch):
+    public = pretrained.LlavaForConditionalGeneration(model.config).eval()
+    public.load_state_dict(model.state_dict())
+    public.generation_config = GenerationConfig(max_new_tokens=3, pad_token_id=0)
+    assert public.generate(**batch.inputs()).equal(model.generate(**batch.inputs(), max_new_tokens=3))
+    assert issubclass(pretrained.MistralForCausalLM, GenerationMixin)
 
 
 # --- outputs

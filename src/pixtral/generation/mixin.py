@@ -22,7 +22,7 @@ from pixtral.generation.run import LogitsProcessor, Run, StoppingCriterion, Stre
 class GenerationMixin:
     """Adds generate() to a model with the packed interface."""
 
-    generation_config: GenerationConfig | None = None
+    generation_config: GenerationConfig
 
     def generate(
         self,
@@ -122,9 +122,8 @@ class GenerationMixin:
 
     def default_generation_config(self) -> GenerationConfig:
         """The model's `generation_config`, or the special tokens of its configuration where it has none."""
-        if self.generation_config is not None:
-            return self.generation_config
-        return GenerationConfig.from_model_config(cast(Any, self).config)
+        own: GenerationConfig | None = getattr(self, "generation_config", None)
+        return GenerationConfig.from_model_config(cast(Any, self).config) if own is None else own
 
 
 def _functions(name: str, given: Any) -> list[Any]:
