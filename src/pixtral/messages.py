@@ -24,7 +24,7 @@ from pixtral.message_parts import (
 
 __all__ = [
     "ROLES", "ImagePart", "Message", "Part", "TextPart", "ToolCall",
-    "fill_images", "image_sources", "is_batch", "normalize", "to_openai",
+    "fill_images", "first_missing", "image_sources", "is_batch", "normalize", "to_openai",
 ]  # fmt: skip
 
 ROLES = ("system", "user", "assistant", "tool")
@@ -84,6 +84,11 @@ def normalize(conversation: object) -> list[Message]:
 def image_sources(messages: Sequence[Message]) -> list[object | None]:
     """The source of every image, in reading order; None for one that is handed over separately."""
     return [image.source for message in messages for image in message.images]
+
+
+def first_missing(sources: Sequence[object | None]) -> int | None:
+    """The place of the first image that has no source."""
+    return next((place for place, source in enumerate(sources) if source is None), None)
 
 
 def fill_images(messages: Sequence[Message], images: Sequence[object]) -> list[Message]:

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
 from pixtral.errors import PromptError, refuse_unknown
-from pixtral.messages import Message, image_sources, is_batch, normalize
+from pixtral.messages import Message, first_missing, image_sources, is_batch, normalize
 from pixtral.text import huggingface_chat, mistral_chat
 from pixtral.text.control import TokenFinder
 from pixtral.text.huggingface import HuggingFaceTokenizer
@@ -58,10 +58,10 @@ class Prompts:
     def need_sources(self) -> None:
         """Refuse image parts whose picture is nowhere."""
         for index, prompt in enumerate(self.prompts):
-            if None in prompt.sources:
+            if (missing := first_missing(prompt.sources)) is not None:
                 where = f"conversation {index}, image" if self.batched else "image"
                 raise PromptError(
-                    f"{where} {list(prompt.sources).index(None)} has no source; give the part 'url', 'path', 'base64' "
+                    f"{where} {missing} has no source; give the part 'url', 'path', 'base64' "
                     "or 'image', or pass images=[...]"
                 )
 

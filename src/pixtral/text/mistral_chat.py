@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from pixtral.errors import PromptError, nearest
-from pixtral.messages import Message, fill_images, image_sources, is_batch, normalize, to_openai
+from pixtral.messages import Message, fill_images, first_missing, image_sources, is_batch, normalize, to_openai
 from pixtral.text.mistral_images import PLACEHOLDER, image_entries
 from pixtral.text.refusals import Refused
 from pixtral.text.tools import tool_schemas
@@ -111,9 +111,9 @@ def encode(
     sources = image_sources(messages)
     if sources and tokenizer.tokenizer.instruct_tokenizer.image_encoder is None:
         raise PromptError(f"the conversation has {len(sources)} image(s) but {tokenizer!r} knows no images")
-    if not placeholders and None in sources:
+    if not placeholders and (missing := first_missing(sources)) is not None:
         raise PromptError(
-            f"image {sources.index(None)} has no source; give the part 'url', 'path', 'base64' or 'image', "
+            f"image {missing} has no source; give the part 'url', 'path', 'base64' or 'image', "
             "or pass images=[...]"
         )
     pictures = [None] * len(sources) if placeholders else [_load(tokenizer, source) for source in sources]
