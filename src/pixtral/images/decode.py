@@ -26,6 +26,7 @@ _DAMAGE = (
     EOFError,
     ArithmeticError,
     RuntimeError,
+    AssertionError,
     AttributeError,
     MemoryError,
     struct.error,
@@ -88,6 +89,8 @@ def _first_that_opens(data: bytes, formats: list[str]) -> Image.Image | None:
                 return image
         except (SyntaxError, IndexError, TypeError, struct.error):
             continue  # this plugin's way to say that the file is another's
+        except Image.DecompressionBombError as error:
+            raise _beyond_pillow(error) from error
         except _DAMAGE as error:
             raise ImageError(
                 f"found a {name} image with a corrupt header ({error}); expected an intact file"
@@ -132,6 +135,8 @@ def damage_is_an_image_error(image: Image.Image) -> Iterator[None]:
         yield
     except ImageError:
         raise
+    except Image.DecompressionBombError as error:
+        raise _beyond_pillow(error) from error
     except _DAMAGE as error:
         kind = getattr(image, "format", None) or image.mode
         width, height = image.size
@@ -139,6 +144,11 @@ def damage_is_an_image_error(image: Image.Image) -> Iterator[None]:
             f"found a {width}x{height} {kind} image whose data is truncated or corrupt ({error}); "
             "expected an intact file; copy or download it again"
         ) from error
+
+
+def _beyond_pillow(error: Image.DecompressionBombError) -> ImageTooLarge:
+    """For the formats (WebP, frames of GIF) in which Pillow applies its own process-wide limit as well."""
+    return ImageTooLarge(f"found an image or a frame in it beyond Pillow's own limit ({error}); scale it down")
 
 
 def too_many_bytes(found: str, limits: ImageLimits) -> ImageTooLarge:

@@ -8,6 +8,7 @@ import numpy as np
 from PIL import Image
 
 from pixtral.errors import ImageError
+from pixtral.images.decode import damage_is_an_image_error
 
 _ORIENTATION = 0x0112  # the EXIF tag
 _UPRIGHT = {
@@ -45,6 +46,11 @@ def to_rgb(image: Image.Image) -> Image.Image:
     Raises:
         ImageError: for a mode without a meaning in RGB (LAB), or grey values outside every range.
     """
+    with damage_is_an_image_error(image):
+        return _converted(image)
+
+
+def _converted(image: Image.Image) -> Image.Image:
     if image.mode in _WIDE or image.mode.startswith("I;16"):
         return _wide_grey(image).convert("RGB")
     if image.mode in ("RGBa", "La"):

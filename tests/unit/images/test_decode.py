@@ -116,6 +116,16 @@ def test_damage_anywhere_gives_pixels_or_an_image_error(kind: str) -> None:
             decode(damaged.tobytes()[: rng.integers(1, len(data) + 1)], limits)
 
 
+def test_pillows_own_limit_is_an_image_error_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow applies it inside the WebP plugin, whatever ours is."""
+    data = encoded("WEBP", Image.new("RGB", (300, 300)))
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 100)
+    try:
+        assert decode(data, LIMITS).size == (300, 300)  # a Pillow whose plugin does not check
+    except ImageTooLarge as error:
+        assert "Pillow's own limit" in str(error)
+
+
 def test_pages() -> None:
     pages = [Image.new("RGB", (4 + page, 3), (page, 0, 0)) for page in range(3)]
     data = encoded("TIFF", pages[0], save_all=True, append_images=pages[1:])

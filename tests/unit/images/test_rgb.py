@@ -92,6 +92,13 @@ def test_modes_without_a_way_to_rgb_are_refused(monkeypatch: pytest.MonkeyPatch)
         to_rgb(Image.new("LAB", (1, 1)))
 
 
+def test_a_palette_image_without_palette() -> None:
+    image = Image.new("P", (1, 1))
+    image.palette = None
+    with pytest.raises(ImageError, match="truncated or corrupt"):
+        to_rgb(image)
+
+
 def test_scaling_is_to_the_nearest() -> None:
     values = np.arange(65536, dtype=np.uint16)
     np.testing.assert_array_equal(scale_to_8_bits(values), np.rint(values / 257).astype(np.uint8))
