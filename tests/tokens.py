@@ -39,9 +39,7 @@ def small_tekken(size: int = 3000, specials: tuple[str, ...] = SPECIAL) -> pathl
     full = json.loads(TEKKEN.read_text(encoding="utf-8"))
     count = len(specials) + 4  # the rest are fillers
     full["vocab"] = full["vocab"][: size - count]
-    full["config"].update(
-        num_vocab_tokens=size - count, default_vocab_size=size, default_num_special_tokens=count
-    )
+    full["config"].update(num_vocab_tokens=size - count, default_vocab_size=size, default_num_special_tokens=count)
     full["special_tokens"] = [{"rank": i, "token_str": s, "is_control": True} for i, s in enumerate(specials)]
     folder = pathlib.Path(tempfile.mkdtemp(dir=_folders.name))
     (folder / "tekken.json").write_text(json.dumps(full), encoding="utf-8")

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from pixtral.errors import PromptError, nearest
 
@@ -85,7 +86,8 @@ def _image_source(given: Mapping[str, object], kind: str, where: str) -> object 
     if not isinstance(value, (str, bytes)) or not value or (isinstance(value, bytes) and key != "base64"):
         raise PromptError(f"{where} has {key}={value!r}; expected a non-empty string")
     if key == "path":
-        return value if str(value).startswith("file://") else Path(str(value))
+        text = str(value)
+        return Path(unquote(urlsplit(text).path)) if text.startswith("file://") else Path(text)
     if key == "base64":
         text = value.decode("ascii", "replace") if isinstance(value, bytes) else value
         return text if text.startswith("data:") else f"data:image/unknown;base64,{text}"

@@ -196,7 +196,7 @@ class PixtralProcessor:
             return texts if made.batched else texts[0]
         made.need_sources()
         text_options, image_options = split_options(options, "apply_chat_template()")
-        special = text_options.pop("add_special_tokens", True)
+        special = text_options.pop("add_special_tokens", True) and self.layout == "hf"  # the other's are complete
         ids = [prompts.with_special_tokens(self.tokenizer, list(prompt.ids), special) for prompt in made.prompts]
         per_prompt = [list(prompt.sources) for prompt in made.prompts]
         result = self._assemble(ids, per_prompt if any(per_prompt) else None, text_options, image_options)

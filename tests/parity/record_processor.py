@@ -20,7 +20,11 @@ from tokens import small_hf  # noqa: E402
 
 def listed(output: Any) -> dict[str, Any]:
     """ids, masks and sizes as lists; of the pixels their shape and their sum, which tells one image from another."""
-    result = {key: value.tolist() if hasattr(value, "tolist") else value for key, value in output.items() if key != "pixel_values"}
+    result = {
+        key: value.tolist() if hasattr(value, "tolist") else value
+        for key, value in output.items()
+        if key != "pixel_values"
+    }
     if "pixel_values" in output:
         pixels = output["pixel_values"]
         result["pixels"] = [list(pixels.shape), round(float(pixels.double().sum()), 3)]
@@ -33,7 +37,9 @@ def main() -> None:
 
     processor = AutoProcessor.from_pretrained(small_hf())
     calls = [listed(processor(**make_images(call))) for call in CALLS]
-    chats = [listed(processor.apply_chat_template(**make_images(chat), tokenize=True, return_dict=True)) for chat in CHATS]
+    chats = [
+        listed(processor.apply_chat_template(**make_images(chat), tokenize=True, return_dict=True)) for chat in CHATS
+    ]
     refused = []
     for call in REFUSED:
         try:
@@ -43,7 +49,13 @@ def main() -> None:
             refused.append(type(error).__name__)
     sizes = [(1030, 1080), (16, 16), (4000, 3000), (1024, 1024), (1025, 700)]
     tokens = [[*size, processor._get_num_multimodal_tokens([size]).num_image_tokens[0]] for size in sizes]
-    recorded = {"transformers": transformers.__version__, "calls": calls, "chats": chats, "refused": refused, "tokens": tokens}
+    recorded = {
+        "transformers": transformers.__version__,
+        "calls": calls,
+        "chats": chats,
+        "refused": refused,
+        "tokens": tokens,
+    }
     target = HERE / "golden" / "processor" / "cases.json"
     target.parent.mkdir(parents=True, exist_ok=True)
     target.write_text(json.dumps(recorded, separators=(",", ":")) + "\n", encoding="utf-8")

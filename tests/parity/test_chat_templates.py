@@ -121,7 +121,11 @@ def test_helpers_of_templates(source_text: str) -> None:
 
 
 def weather(
-    city: str, days: int = 1, unit: Literal["C", "F"] = "C", tags: list[str] | None = None, extra: dict[str, float] = {}  # noqa: B006
+    city: str,
+    days: int = 1,
+    unit: Literal["C", "F"] = "C",
+    tags: list[str] | None = None,
+    extra: dict[str, float] = {},  # noqa: B006
 ) -> str | int:
     """Tell the weather.
 

@@ -13,7 +13,9 @@ from tokens import small_hf, small_tekken
 
 from pixtral.processing import AutoProcessor, PixtralProcessor
 
-RECORDED = json.loads((pathlib.Path(__file__).parent / "golden" / "processor" / "cases.json").read_text(encoding="utf-8"))
+RECORDED = json.loads(
+    (pathlib.Path(__file__).parent / "golden" / "processor" / "cases.json").read_text(encoding="utf-8")
+)
 
 
 @pytest.fixture(scope="module")

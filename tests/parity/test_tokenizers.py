@@ -106,14 +106,19 @@ def test_overflow_and_truncation_side(monkeypatch: pytest.MonkeyPatch, ours: Any
     same(ours(BATCH, **options), theirs(BATCH, **options))
     ids = list(range(20, 40))
     for strategy in ("longest_first", "do_not_truncate"):
-        assert ours.truncate_sequences(ids, None, 7, strategy, 3) == theirs.truncate_sequences(ids, None, 7, strategy, 3)
+        assert ours.truncate_sequences(ids, None, 7, strategy, 3) == theirs.truncate_sequences(
+            ids, None, 7, strategy, 3
+        )
 
 
 def test_finetuning_mode_adds_the_end(path: Any) -> None:
     from transformers.tokenization_mistral_common import MistralCommonBackend
 
     ours, theirs = MistralCommonTokenizer(path, mode="finetuning"), MistralCommonBackend(path, mode="finetuning")
-    same(ours(BATCH, padding=True, return_special_tokens_mask=True), theirs(BATCH, padding=True, return_special_tokens_mask=True))
+    same(
+        ours(BATCH, padding=True, return_special_tokens_mask=True),
+        theirs(BATCH, padding=True, return_special_tokens_mask=True),
+    )
     assert ours.encode("hi")[-1] == ours.eos_token_id
     assert ours.num_special_tokens_to_add() == theirs.num_special_tokens_to_add() == 2
     assert ours.create_token_type_ids_from_sequences([5, 6]) == theirs.create_token_type_ids_from_sequences([5, 6])
@@ -138,7 +143,9 @@ def test_decoding_of_batches_tensors_and_single_ids(ours: Any, theirs: Any, fast
     rows = ours(BATCH, padding=True, return_tensors="pt")["input_ids"]
     for value in (rows, rows.numpy(), rows.tolist()):
         assert ours.decode(value) == theirs.decode(value)
-        assert ours.batch_decode(value, skip_special_tokens=True) == theirs.batch_decode(value, skip_special_tokens=True)
+        assert ours.batch_decode(value, skip_special_tokens=True) == theirs.batch_decode(
+            value, skip_special_tokens=True
+        )
     assert ours.decode(1500) == theirs.decode(1500)
     assert ours.decode([]) == theirs.decode([]) == ""
     spaced = ours.encode("hello , it 's me . do n't !", add_special_tokens=False)
@@ -179,10 +186,15 @@ def test_whole_vocabulary_of_a_cut_tekken() -> None:
     theirs = MistralCommonBackend.from_pretrained(small_tekken())
     assert ours.vocab_size == 3000
     assert ours.get_vocab() == theirs.get_vocab()
-    fast, reference = HuggingFaceTokenizer.from_pretrained(small_hf()), transformers.AutoTokenizer.from_pretrained(small_hf())
+    fast, reference = (
+        HuggingFaceTokenizer.from_pretrained(small_hf()),
+        transformers.AutoTokenizer.from_pretrained(small_hf()),
+    )
     assert fast.get_vocab() == reference.get_vocab() and len(fast) == len(reference) == 3000
     assert fast.vocab_size == reference.vocab_size
-    assert fast.special_tokens_map == {k: v for k, v in reference.special_tokens_map.items() if k in fast.special_tokens_map}
+    assert fast.special_tokens_map == {
+        k: v for k, v in reference.special_tokens_map.items() if k in fast.special_tokens_map
+    }
     assert fast.padding_side == reference.padding_side == "left"
     assert fast.convert_ids_to_tokens([5, 600, 2999]) == reference.convert_ids_to_tokens([5, 600, 2999])
     assert fast.convert_tokens_to_string(["Ġa", "Ã©"]) == reference.convert_tokens_to_string(["Ġa", "Ã©"])
@@ -194,7 +206,10 @@ def test_padding_of_rows_and_tensors(ours: Any, theirs: Any) -> None:
     same(ours.pad(rows, padding="max_length", max_length=6, return_tensors="pt"),
          theirs.pad([dict(row) for row in rows], padding="max_length", max_length=6, return_tensors="pt"))  # fmt: skip
     columns = {"input_ids": [[1, 2], [3]], "special_tokens_mask": [[0, 1], [0]]}
-    same(ours.pad(columns, pad_to_multiple_of=4), theirs.pad({k: list(v) for k, v in columns.items()}, pad_to_multiple_of=4))
+    same(
+        ours.pad(columns, pad_to_multiple_of=4),
+        theirs.pad({k: list(v) for k, v in columns.items()}, pad_to_multiple_of=4),
+    )
     same(ours.pad({"input_ids": [1, 2, 3]}), theirs.pad({"input_ids": [1, 2, 3]}))
     tensors = {"input_ids": torch.tensor([[1, 2, 3]])}
     same(ours.pad(tensors), theirs.pad(dict(tensors)))
@@ -249,7 +264,7 @@ REFUSED_CALLS: list[tuple[str, dict[str, Any]]] = [
 
 @pytest.mark.parametrize(("method", "arguments"), REFUSED_CALLS, ids=[f"{m}-{list(a)[-1:]}" for m, a in REFUSED_CALLS])
 def test_refusals_are_those_of_transformers(ours: Any, theirs: Any, method: str, arguments: dict[str, Any]) -> None:
-    with pytest.raises(Exception) as reference:  # noqa: B017  mistral-common's own are of no common kind
+    with pytest.raises(Exception) as reference:
         getattr(theirs, method)(**arguments)
     expected = NotImplementedError if reference.type is NotImplementedError else ValueError
     with pytest.raises(expected) as found:
@@ -264,7 +279,9 @@ def test_refusals_are_those_of_transformers(ours: Any, theirs: Any, method: str,
 @pytest.fixture
 def reference_images(monkeypatch: pytest.MonkeyPatch) -> None:
     """mistral-common's own image encoder without OpenCV: the same tokens, no pixels."""
-    monkeypatch.setattr(mistral_image, "transform_image", lambda image, size: np.zeros((3, size[1], size[0]), np.float32))
+    monkeypatch.setattr(
+        mistral_image, "transform_image", lambda image, size: np.zeros((3, size[1], size[0]), np.float32)
+    )
 
 
 SIZES = ((30, 20), (16, 16), (100, 33), (1030, 1080), (64, 200))
@@ -286,7 +303,10 @@ def test_conversations_equal_mistral_common(reference: Any, ours: MistralCommonT
                 parts = []
                 for part in content:
                     number += 1
-                    uri = {"type": "image_url", "image_url": {"url": uris[number % len(uris) if number % 9 == 0 else number % 3]}}
+                    uri = {
+                        "type": "image_url",
+                        "image_url": {"url": uris[number % len(uris) if number % 9 == 0 else number % 3]},
+                    }
                     parts.append(uri if part["type"] == "image" else part)
                 message = {**message, "content": parts}
             chat.append(message)
@@ -308,7 +328,12 @@ def test_order_of_images_and_text(reference: Any, ours: MistralCommonTokenizer, 
     from mistral_common.protocol.instruct.request import ChatCompletionRequest
 
     image = {"type": "image_url", "image_url": {"url": png_data_uri(20, 40)}}
-    chat = [{"role": "user", "content": [{"type": "text", "text": f"t{i}"} if k == "t" else image for i, k in enumerate(kinds)]}]
+    chat = [
+        {
+            "role": "user",
+            "content": [{"type": "text", "text": f"t{i}"} if k == "t" else image for i, k in enumerate(kinds)],
+        }
+    ]
     expected = reference.encode_chat_completion(ChatCompletionRequest.from_openai(chat))
     assert ours.apply_chat_template(chat)["input_ids"] == expected.tokens
 
@@ -318,11 +343,15 @@ def test_text_conversations_equal_transformers(ours: Any, theirs: Any) -> None:
     for chat in chats:
         mine, yours = (t.apply_chat_template(chat["messages"], tools=chat["tools"]) for t in (ours, theirs))
         same(mine, yours)
-        assert ours.apply_chat_template(chat["messages"], tools=chat["tools"], tokenize=False) == theirs.apply_chat_template(
+        assert ours.apply_chat_template(
             chat["messages"], tools=chat["tools"], tokenize=False
-        )
+        ) == theirs.apply_chat_template(chat["messages"], tools=chat["tools"], tokenize=False)
     batch = [chat["messages"] for chat in chats if chat["tools"] is None][:4]
-    for options in ({"padding": True, "return_tensors": "pt"}, {"truncation": True, "max_length": 9}, {"return_dict": False}):
+    for options in (
+        {"padding": True, "return_tensors": "pt"},
+        {"truncation": True, "max_length": 9},
+        {"return_dict": False},
+    ):
         mine, yours = (t.apply_chat_template(batch, **options) for t in (ours, theirs))
         same(mine, yours) if options.get("return_dict", True) else None
         assert options.get("return_dict", True) or mine == yours

@@ -33,7 +33,9 @@ nasty = st.lists(
 def tokenizer(kind: str) -> Any:
     if kind == "tekken":
         return MistralCommonTokenizer.from_pretrained(small_tekken())
-    return MistralCommonTokenizer(LARGE) if kind == "sentencepiece" else HuggingFaceTokenizer.from_pretrained(small_hf())
+    return (
+        MistralCommonTokenizer(LARGE) if kind == "sentencepiece" else HuggingFaceTokenizer.from_pretrained(small_hf())
+    )
 
 
 @functools.cache

@@ -28,7 +28,9 @@ def test_images_are_taken_in_order_over_all_prompts() -> None:
         ([[10], [10]], 2, [2], r"1 lists but there are 2 prompt"),
     ],
 )
-def test_numbers_that_do_not_fit(prompts: list[list[int]], images: int, per_prompt: list[int] | None, message: str) -> None:
+def test_numbers_that_do_not_fit(
+    prompts: list[list[int]], images: int, per_prompt: list[int] | None, message: str
+) -> None:
     with pytest.raises(PromptError, match=message):
         check_counts(prompts, images, per_prompt, TOKENS)
 

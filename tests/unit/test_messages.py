@@ -39,7 +39,9 @@ URL = "https://example.org/cat.png"
         ImagePart(URL),
     ],
 )
-@pytest.mark.parametrize("text", [{"type": "text", "text": "hi"}, {"type": "text", "content": "hi"}, "hi", TextPart("hi")])
+@pytest.mark.parametrize(
+    "text", [{"type": "text", "text": "hi"}, {"type": "text", "content": "hi"}, "hi", TextPart("hi")]
+)
 def test_the_shapes_of_one_message_are_one(image: Any, text: Any) -> None:
     expected = Message("user", (TextPart("hi"), ImagePart(URL)))
     assert normalize([{"role": "user", "content": [text, image]}]) == [expected]
@@ -51,7 +53,7 @@ def test_where_an_image_comes_from_stays_unmistakable() -> None:
         return image_sources(normalize([{"role": "user", "content": [{"type": "image", **part}]}]))[0]
 
     assert source(path="cat.png") == Path("cat.png") and source(path=Path("cat.png")) == Path("cat.png")
-    assert source(path="file:///tmp/cat.png") == "file:///tmp/cat.png"
+    assert source(path="file:///tmp/my%20cat.png") == Path("/tmp/my cat.png")
     assert source(base64="iVBORw0") == "data:image/unknown;base64,iVBORw0" == source(base64=b"iVBORw0")
     assert source(base64="data:image/png;base64,iVBORw0") == "data:image/png;base64,iVBORw0"
     anything = object()

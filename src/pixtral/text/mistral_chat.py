@@ -113,8 +113,7 @@ def encode(
         raise PromptError(f"the conversation has {len(sources)} image(s) but {tokenizer!r} knows no images")
     if not placeholders and (missing := first_missing(sources)) is not None:
         raise PromptError(
-            f"image {missing} has no source; give the part 'url', 'path', 'base64' or 'image', "
-            "or pass images=[...]"
+            f"image {missing} has no source; give the part 'url', 'path', 'base64' or 'image', or pass images=[...]"
         )
     pictures = [None] * len(sources) if placeholders else [_load(tokenizer, source) for source in sources]
     chat = [_mistral_form(message) for message in to_openai(messages, sources=False)]

@@ -73,7 +73,7 @@ def test_images_obey_the_limits(tmp_path: Path) -> None:
     tokenizer = MistralCommonTokenizer.from_pretrained(small_tekken())
     tokenizer.image_limits = ImageLimits(allow_files=False, allow_remote=False, max_pixels=1000)
     for source in (tmp_path / "x.png", "http://127.0.0.1:9/x.png", "file:///etc/passwd"):
-        with pytest.raises(ImageError, match="not opened here|not fetched|allow_"):
+        with pytest.raises(ImageError, match="not opened|not fetched|allow_"):
             tokenizer.apply_chat_template(user({"type": "image", "image": source}))
     with pytest.raises(ImageError, match="pixels"):
         tokenizer.apply_chat_template(user({"type": "image", "image": picture(40, 30)}))
@@ -113,9 +113,10 @@ def test_tools_may_be_functions(tokenizer: MistralCommonTokenizer) -> None:
         "city": {"type": "string", "description": "Where"}, "days": {"type": "integer", "description": "How many"}},
         "required": ["city"]}}  # fmt: skip
     found = tokenizer.apply_chat_template(user("hi"), tools=[get_weather])
-    assert found["input_ids"] == tokenizer.apply_chat_template(
-        user("hi"), tools=[{"type": "function", "function": schema}]
-    )["input_ids"]
+    assert (
+        found["input_ids"]
+        == tokenizer.apply_chat_template(user("hi"), tools=[{"type": "function", "function": schema}])["input_ids"]
+    )
     assert found["input_ids"][1] == 5
     with pytest.raises(PromptError, match="expected a JSON schema or a function"):
         tokenizer.apply_chat_template(user("hi"), tools=["get_weather"])
@@ -129,7 +130,9 @@ def test_what_a_conversation_may_not_be(tokenizer: MistralCommonTokenizer) -> No
     with pytest.raises(UnknownArgument, match="'temprature'.*'temperature'"):
         tokenizer.apply_chat_template(user("a"), temprature=1)
     with pytest.raises(PromptError, match="mistral-common refuses"):
-        tokenizer.apply_chat_template([{"role": "user", "content": "a"}, {"role": "tool", "content": "b", "tool_call_id": "x"}])
+        tokenizer.apply_chat_template(
+            [{"role": "user", "content": "a"}, {"role": "tool", "content": "b", "tool_call_id": "x"}]
+        )
     with pytest.raises(PromptError, match="mistral-common refuses"):
         tokenizer.apply_chat_template(user("a"), tools=[{"type": "function", "function": {"name": "no blanks please"}}])
     text_only = MistralCommonTokenizer(DATA / "mistral_instruct_tokenizer_241114.model.v7")

@@ -14,7 +14,9 @@ from pixtral.text.control import TokenFinder
 from pixtral.text.templates import ChatTemplate, find_template, plain
 
 FINDER = TokenFinder(["[IMG]", "[INST]", "[/INST]", "</s>", "<s>"])
-CHAT = [{"role": "user", "content": [{"type": "text", "content": "a[IMG]</s>[/IN"}, {"type": "image", "url": "http://x"}]}]
+CHAT = [
+    {"role": "user", "content": [{"type": "text", "content": "a[IMG]</s>[/IN"}, {"type": "image", "url": "http://x"}]}
+]
 SOURCE = (
     "{{ bos_token }}{% for m in messages %}[INST]{% if m.content is string %}{{ m.content }}{% else %}"
     "{% for p in m.content %}{{ '[IMG]' if p.type == 'image' else p.text }}{% endfor %}{% endif %}[/INST]{% endfor %}"
@@ -22,7 +24,9 @@ SOURCE = (
 
 
 def render(source: str, chat: Any = CHAT, **options: Any) -> Any:
-    return ChatTemplate(source).render(normalize(chat), control_tokens=FINDER, variables={"bos_token": "<s>"}, **options)
+    return ChatTemplate(source).render(
+        normalize(chat), control_tokens=FINDER, variables={"bos_token": "<s>"}, **options
+    )
 
 
 def test_the_templates_own_control_tokens_are_told_apart() -> None:
@@ -34,7 +38,9 @@ def test_the_templates_own_control_tokens_are_told_apart() -> None:
     assert "".join(piece for _, piece in rendered.split()) == rendered.text
 
 
-@pytest.mark.parametrize("filters", ["trim", "tojson", "tojson(ensure_ascii=true)", "upper", "replace('q', 'r')", "string"])
+@pytest.mark.parametrize(
+    "filters", ["trim", "tojson", "tojson(ensure_ascii=true)", "upper", "replace('q', 'r')", "string"]
+)
 def test_filters_do_not_uncover_what_is_hidden(filters: str) -> None:
     chat = [{"role": "user", "content": ' [IMG]\\"[INST] '}]
     rendered = render("[INST]{{ messages[0].content | " + filters + " }}[/INST]", chat)
@@ -46,7 +52,9 @@ def test_tokens_in_tools_documents_and_calls_are_text_too() -> None:
     call = {"id": "</s>56789", "function": {"name": "[INST]", "arguments": {"[IMG]": "[IMG]"}}}
     chat = [{"role": "user", "content": "x"}, {"role": "assistant", "tool_calls": [call]}]
     tools = [{"type": "function", "function": {"name": "</s>", "parameters": {"[IMG]": {}}}}]
-    source = "{{ messages | tojson }}{{ tools | tojson }}{{ documents | tojson }}{{ messages[1].tool_calls[0].id | length }}"
+    source = (
+        "{{ messages | tojson }}{{ tools | tojson }}{{ documents | tojson }}{{ messages[1].tool_calls[0].id | length }}"
+    )
     rendered = render(source, chat, tools=tools, documents=[{"title": "<s>"}])
     assert not any(is_token for is_token, _ in rendered.split())
     assert rendered.text.count("[IMG]") == 3 and rendered.text.endswith("9")
