@@ -18,7 +18,8 @@ import torch
 from tokenizers import Tokenizer
 
 from pixtral.images.geometry import expand, image_grid
-from pixtral.training.pictures import SIDES, draw, sample_scene, sample_size
+from pixtral.training.labels import PATCH, patch_labels
+from pixtral.training.pictures import SIDES, draw_labelled, sample_scene, sample_size
 from pixtral.training.questions import Question, conversation
 
 T = TypeVar("T")
@@ -58,6 +59,8 @@ class Batch:
     questions: tuple[Question, ...]
     rows: tuple[int, ...]
     """For each predicted token the index of its question in `questions`."""
+    labels: torch.Tensor | None = None
+    """(B * patches, 4) what each patch shows (see `labels`); None for sizes that are no multiple of the patch."""
 
 
 class Encoder:
@@ -118,8 +121,13 @@ def make_batch(encoder: Encoder, stage: Stage, rng: np.random.Generator, size: i
         ids += tokens
         lengths.append(len(tokens))
     packed, where = torch.tensor(ids), torch.tensor(asked)
+    drawn = [draw_labelled(scene) for scene in scenes]
+    labels = None
+    if width % PATCH == height % PATCH == 0:
+        each = [patch_labels(scene, owners) for scene, (_, owners) in zip(scenes, drawn, strict=True)]
+        labels = torch.from_numpy(np.concatenate(each))
     return Batch(
-        pixels=normalise([draw(scene) for scene in scenes]),
+        pixels=normalise([pixels for pixels, _ in drawn]),
         ids=packed,
         positions=torch.cat([torch.arange(n) for n in lengths]),
         lengths=tuple(lengths),
@@ -127,6 +135,7 @@ def make_batch(encoder: Encoder, stage: Stage, rng: np.random.Generator, size: i
         targets=packed[where + 1],
         questions=tuple(questions),
         rows=tuple(rows),
+        labels=labels,
     )
 
 

@@ -9,12 +9,12 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from typing import Any
 
 import numpy as np
 import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.ops.attention import Packing
 from pixtral.training.batches import Batch, Encoder, Stage, make_batch
 
@@ -32,19 +32,19 @@ def training_precision(bfloat16: bool) -> Iterator[None]:
         yield
 
 
-def batch_logits(model: Any, batch: Batch, bfloat16: bool) -> torch.Tensor:
-    """Logits (R, V) float32 at the positions of the batch where a token of an answer is predicted."""
+def forward(model: LlavaForConditionalGeneration, batch: Batch, bfloat16: bool) -> tuple[torch.Tensor, torch.Tensor]:
+    """Logits (R, V) float32 where a token of an answer is predicted, and the tower's features (patches, C)."""
     with training_precision(bfloat16):
-        features = model.encode_images(list(batch.pixels))
-        embeds = model.embed(batch.ids, features)
+        seen = model.model.vision_tower.encode(list(batch.pixels))
+        embeds = model.embed(batch.ids, [model.model.multi_modal_projector(seen)])
         packing = Packing(q_lens=batch.lengths, kv_lens=batch.lengths, causal=True)
         hidden = model.forward_packed(embeds, batch.positions, packing, None)
-        logits: torch.Tensor = model.logits(hidden[batch.asked])
-    return logits.float()
+        logits = model.logits(hidden[batch.asked])
+    return logits.float(), seen
 
 
 def accuracy(
-    model: Any,
+    model: LlavaForConditionalGeneration,
     encoder: Encoder,
     stage: Stage,
     kinds: Sequence[str],
@@ -62,7 +62,7 @@ def accuracy(
             rng = np.random.default_rng([HELD_OUT_SEED, seed, index, number])
             batch = make_batch(encoder, asking, rng, batch_size)
             with torch.inference_mode():
-                wrong = batch_logits(model, batch, bfloat16).argmax(-1) != batch.targets
+                wrong = forward(model, batch, bfloat16)[0].argmax(-1) != batch.targets
             failed = {row for row, miss in zip(batch.rows, wrong.tolist(), strict=True) if miss}
             asked = [i for i, question in enumerate(batch.questions) if question.kind == kind]
             hits += sum(i not in failed for i in asked)

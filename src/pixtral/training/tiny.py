@@ -1,4 +1,7 @@
-"""Train the embedded model: ``python -m pixtral.training.tiny --out DIR`` (run it again to continue)."""
+"""Train the embedded model: ``python -m pixtral.training.tiny --out DIR`` (run it again to continue).
+
+DIR/model then holds what ships as assets/tiny; DIR/state.pt is the run itself.
+"""
 
 from __future__ import annotations
 
@@ -11,6 +14,7 @@ import torch
 from pixtral.configuration import LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.training.batches import Encoder
+from pixtral.training.export import export
 from pixtral.training.loop import Plan, Trainer, initialise
 from pixtral.training.questions import vocabulary
 from pixtral.training.tiny_tokenizer import write_tokenizer
@@ -58,6 +62,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         flush=True,
     )
     trainer.run(lambda line: print(line, flush=True))
+    sizes = export(model, given.out / "model", VOCAB_SIZE)
+    print(f"wrote {given.out / 'model'}: {sum(sizes.values()):,} bytes", flush=True)
 
 
 if __name__ == "__main__":

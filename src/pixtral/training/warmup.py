@@ -9,24 +9,15 @@ pictures. The probe is not part of the exported model.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import nn
 from torch.nn import functional as F
 
 from pixtral.training.batches import normalise
-from pixtral.training.pictures import COLOURS, PLACES, SHAPES, Scene, draw_labelled, sample_scene, sample_size
-
-PATCH = 16
-IGNORED = -100
-FEWEST_PIXELS = 12
-"""A patch belongs to a thing that covers at least this many of its 256 pixels."""
-
-SIZES = (len(COLOURS) + 1, len(SHAPES) + 1, 2, len(PLACES))
-"""Classes of the four labels; the first class of colour and shape is "none"."""
+from pixtral.training.labels import IGNORED, PATCH, SIZES, patch_labels
+from pixtral.training.pictures import draw_labelled, sample_scene, sample_size
 
 
 @dataclass(frozen=True)
@@ -35,24 +26,6 @@ class LabelledPictures:
 
     pixels: torch.Tensor
     labels: torch.Tensor
-
-
-def patch_labels(scene: Scene, owners: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Labels of every patch in row-major order, (rows * columns, 4); `owners` as `draw_labelled` returns it."""
-    rows, columns = owners.shape[0] // PATCH, owners.shape[1] // PATCH
-    patches = owners.reshape(rows, PATCH, columns, PATCH).transpose(0, 2, 1, 3).reshape(rows * columns, -1)
-    covered = np.stack([(patches == index).sum(1) for index in range(len(scene.things))], axis=1)
-    best, most = covered.argmax(1), covered.max(1)
-    labels = np.full((rows * columns, 4), IGNORED, dtype=np.int64)
-    labels[most == 0] = (0, 0, 0, IGNORED)
-    names = list(COLOURS)
-    for index, thing in enumerate(scene.things):
-        mine = (best == index) & (most >= FEWEST_PIXELS)
-        labels[mine] = (1 + names.index(thing.colour), 1 + SHAPES.index(thing.shape), 0, thing.cell)
-        middle = int(thing.y) // PATCH * columns + int(thing.x) // PATCH
-        if mine[middle]:
-            labels[middle, 2] = 1
-    return labels
 
 
 def make_labelled(rng: np.random.Generator, size: int, counts: tuple[int, ...] = (2, 3, 4, 5)) -> LabelledPictures:
@@ -79,18 +52,21 @@ class Probe(nn.Module):
         return torch.split(self.linear(normed).float(), list(SIZES), dim=-1)
 
 
-def probe_loss(tower: Any, probe: Probe, batch: LabelledPictures) -> tuple[torch.Tensor, dict[str, float]]:
-    """The sum of the four cross-entropies, and the share of right labels on the patches of things."""
-    logits = probe(tower.encode(list(batch.pixels)))
+def probe_loss(features: torch.Tensor, probe: Probe, labels: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
+    """The sum of the four cross-entropies, and the share of right labels on the patches of things.
+
+    features (N, C) as the tower gives them; labels (N, 4) int64.
+    """
+    logits = probe(features)
     loss = torch.zeros(())
     for index, part in enumerate(logits):
         weight = torch.ones(SIZES[index])
         if index < 2:
             weight[0] = 0.1
-        loss = loss + F.cross_entropy(part, batch.labels[:, index], weight=weight, ignore_index=IGNORED)
-    seen = batch.labels[:, 0] > 0
+        loss = loss + F.cross_entropy(part, labels[:, index], weight=weight, ignore_index=IGNORED)
+    seen = labels[:, 0] > 0
     right = {
-        name: (part[seen].argmax(-1) == batch.labels[seen, index]).float().mean().item()
+        name: (part[seen].argmax(-1) == labels[seen, index]).float().mean().item()
         for index, (name, part) in enumerate(zip(("colour", "shape", "middle", "place"), logits, strict=True))
     }
     return loss, right

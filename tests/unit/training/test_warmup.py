@@ -7,9 +7,10 @@ import pytest
 import torch
 
 from pixtral.models.vision import PixtralVisionModel
+from pixtral.training.labels import IGNORED, SIZES, patch_labels
 from pixtral.training.pictures import COLOURS, SHAPES, draw_labelled, sample_scene
 from pixtral.training.tiny import tiny_config
-from pixtral.training.warmup import IGNORED, SIZES, Probe, make_labelled, patch_labels, probe_loss
+from pixtral.training.warmup import Probe, make_labelled, probe_loss
 
 
 @pytest.mark.parametrize("size", [(64, 96), (128, 112), (160, 80)])
@@ -46,7 +47,7 @@ def test_a_repeated_lesson_is_learnt():
     batch = make_labelled(np.random.default_rng(0), 2)
     optimizer = torch.optim.Adam([*tower.parameters(), *probe.parameters()], lr=3e-3)
     for _ in range(60):
-        loss, right = probe_loss(tower, probe, batch)
+        loss, right = probe_loss(tower.encode(list(batch.pixels)), probe, batch.labels)
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
