@@ -214,19 +214,21 @@ class Trainer:
 
     def _run_lessons(self, log: Callable[[str], None], every: int = 50) -> None:
         """Teach the tower patch by patch until the goal is reached or the time is over."""
-        last, sums, saved = time.monotonic(), dict[str, float](), self.state.minutes
+        last, sums, steps, saved = time.monotonic(), dict[str, float](), 0, self.state.minutes
         lessons = prefetch(self.lesson, self.state.lessons)
         for batch in lessons:
             for name, value in self.study(batch).items():
-                sums[name] = sums.get(name, 0.0) + value / every
+                sums[name] = sums.get(name, 0.0) + value
+            steps += 1
             now = time.monotonic()
             self.state.minutes, last = self.state.minutes + (now - last) / 60, now
             over = self.state.minutes >= LESSONS_LATEST * self.plan.minutes
             if self.state.lessons % every == 0:
-                scores = " ".join(f"{name}={value:.3f}" for name, value in sums.items())
+                means = {name: value / steps for name, value in sums.items()}
+                scores = " ".join(f"{name}={value:.3f}" for name, value in means.items())
                 log(f"{self.state.minutes:6.1f} min lessons {self.state.lessons} {scores}")
-                over = over or all(sums.get(name, 0.0) >= value for name, value in LESSONS_GOAL.items())
-                sums = {}
+                over = over or (steps == every and all(means[name] >= goal for name, goal in LESSONS_GOAL.items()))
+                sums, steps = {}, 0
             if over or self.state.minutes - saved > self.plan.report_minutes:
                 self.state.learning, saved = over, self.state.minutes
                 self.save()
