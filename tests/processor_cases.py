@@ -27,7 +27,8 @@ CALLS: list[dict[str, Any]] = [
 
 CHATS: list[dict[str, Any]] = [
     {"conversation": [{"role": "user", "content": [{"type": "text", "text": "Can this animal"},
-                                                   {"type": "image", "image": A}, {"type": "text", "text": "live here?"},
+                                                   {"type": "image", "image": A},
+                                                   {"type": "text", "text": "live here?"},
                                                    {"type": "image", "image": C}]}], "add_generation_prompt": True},
     {"conversation": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"},
                       {"role": "assistant", "content": "Hello!"},

@@ -131,7 +131,7 @@ REFUSED: list[tuple[Any, str]] = [
     ([{"role": "user", "content": b"x"}], "content of type bytes"),
     ([{"role": "user", "content": {"type": "text", "text": "a"}}], "content of type dict"),
     ([{"role": "user", "content": "a", "contents": "b"}], "unknown key 'contents'; did you mean 'content'"),
-    ([{"role": "user", "content": "a", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}], "only an assistant"),
+    ([{"role": "user", "content": "a", "tool_calls": [{"function": {"name": "f", "arguments": "{}"}}]}], "only an ass"),
     ([{"role": "system", "content": [{"type": "image", "url": URL}]}], "only user messages may contain images"),
     ([{"role": "assistant", "content": [{"type": "image", "url": URL}]}], "only user messages may contain images"),
     ([{"role": "user", "content": "a"}, {"role": "user", "content": [5]}], r"message 1 \(user\), part 0 is a int"),
@@ -152,7 +152,7 @@ REFUSED: list[tuple[Any, str]] = [
     ([{"role": "user", "content": [{"type": "image", "uri": URL}]}], "unknown key 'uri'"),
     ([{"role": "assistant", "tool_calls": ["f"]}], "tool call of type str"),
     ([{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}], "expected"),
-    ([{"role": "assistant", "tool_calls": [{"id": 5, "function": {"name": "f", "arguments": "{}"}}]}], "tool call id is 5"),
+    ([{"role": "assistant", "tool_calls": [{"id": 5, "name": "f", "arguments": "{}"}]}], "tool call id is 5"),
     ([{"role": "tool", "content": "a", "tool_call_id": 5}], "tool_call_id is 5"),
 ]  # fmt: skip
 

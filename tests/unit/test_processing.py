@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokens import LARGE, SPECIAL, copy_of, picture, png_data_uri, small_hf, small_tekken
+from tokens import LARGE, SPECIAL, WEATHER, copy_of, picture, png_data_uri, small_hf, small_tekken
 
 from pixtral.batch import BatchFeature
 from pixtral.errors import CheckpointError, ImageError, PromptError, UnknownArgument
@@ -96,9 +96,8 @@ def test_the_two_programs_of_the_documentation(processor: PixtralProcessor, serv
     text = processor.batch_decode(inputs["input_ids"], skip_special_tokens=True, clean_up_tokenization_spaces=False)[0]
     assert text == "Can this animallive here?"
 
-    prompt_first = user(
-        {"type": "text", "text": "Can this animal"}, {"type": "image"}, {"type": "text", "text": "live here?"}, {"type": "image"}
-    )  # fmt: skip
+    words = [{"type": "text", "text": text} for text in ("Can this animal", "live here?")]
+    prompt_first = user(words[0], {"type": "image"}, words[1], {"type": "image"})
     prompt = processor.apply_chat_template(prompt_first, tokenize=False, add_generation_prompt=True)
     assert prompt == "<s>[INST]Can this animal[IMG]live here?[IMG][/INST]"
     later = processor(text=prompt, images=[picture(40, 20, 1), picture(20, 50, 1)], return_tensors="pt")
@@ -240,8 +239,7 @@ def test_turns_tools_and_open_answers(processor: PixtralProcessor) -> None:
     assert ended[-1] == 2 and torch.equal(ended[:-1], opened)
     more = [*chat, *user(image(16, 16))]
     assert len(processor.apply_chat_template(more, **READY)["image_sizes"]) == 2
-    assert processor.apply_chat_template(user("a"), tools=[{"type": "function", "function": {"name": "f", "parameters": {}}}],
-                                         tokenize=True)[0, 1] == 5  # fmt: skip
+    assert processor.apply_chat_template(user("a"), tools=[WEATHER], tokenize=True)[0, 1] == 5
     assert training.apply_chat_template([chat, chat]) == [training.apply_chat_template(chat)] * 2
 
 
@@ -380,4 +378,4 @@ def test_what_a_processor_needs() -> None:
     with pytest.raises(PromptError, match=r"no '\[BILD\]' token"):
         PixtralProcessor(tokenizer=hf, image_token="[BILD]")
     made = PixtralProcessor(tokenizer=hf, chat_template="{{ messages[0].content }}")
-    assert made.apply_chat_template(user("a")[:0] + [{"role": "user", "content": "b"}]) == "b"
+    assert made.apply_chat_template([{"role": "user", "content": "b"}]) == "b"

@@ -98,9 +98,10 @@ def test_special_tokens_are_added_as_the_files_say(tmp_path: Path) -> None:
 
 def test_tokens_only_the_settings_know(tmp_path: Path) -> None:
     folder = copy_of(small_hf(), tmp_path / "m", without=("special_tokens_map.json",))
-    edited(folder, "tokenizer_config.json", pad_token={"content": "<mypad>", "lstrip": False},
-           additional_special_tokens=["<one>", {"content": "<two>"}, "[IMG]"], model_max_length=int(1e30),
-           added_tokens_decoder={"3001": {"content": "<b>", "special": False}, "3000": {"content": "<a>", "special": True}})  # fmt: skip
+    added = {"3001": {"content": "<b>", "special": False}, "3000": {"content": "<a>", "special": True}}
+    extra = ["<one>", {"content": "<two>"}, "[IMG]"]
+    edited(folder, "tokenizer_config.json", pad_token={"content": "<mypad>", "lstrip": False}, added_tokens_decoder=added,
+           additional_special_tokens=extra, model_max_length=int(1e30))  # fmt: skip
     tokenizer = HuggingFaceTokenizer.from_pretrained(folder)
     names = ["<a>", "<b>", "<one>", "<two>", "<mypad>"]
     assert tokenizer.convert_tokens_to_ids(names) == [3000, 3001, 3002, 3003, 3004]
