@@ -91,7 +91,8 @@ def test_importing_loads_nothing_heavy():
 
 
 def test_errors_and_configurations_need_no_torch():
-    code = "import sys, pixtral; pixtral.PixtralError, pixtral.LlavaConfig, pixtral.ImageLimits; print('torch' in sys.modules)"
+    use = "pixtral.PixtralError, pixtral.LlavaConfig, pixtral.ImageLimits"
+    code = f"import sys, pixtral; {use}; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "False"
 
