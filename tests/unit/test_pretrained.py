@@ -51,6 +51,33 @@ def test_arguments_of_transformers_programs(tmp_path: Path) -> None:
     assert LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype="auto").dtype == torch.float32
 
 
+def test_the_layout_can_be_chosen(tmp_path: Path) -> None:
+    write_hf(tmp_path)
+    write_mistral(tmp_path)
+    for layout in ("hf", "mistral"):
+        model = LlavaForConditionalGeneration.from_pretrained(tmp_path, layout=layout)  # type: ignore[arg-type]
+        assert model.loaded_from is not None and model.loaded_from.layout == layout
+
+
+def test_arguments_for_the_hub_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    given: dict[str, Any] = {
+        "revision": "v1", "token": "secret", "cache_dir": tmp_path, "local_files_only": True, "force_download": True
+    }  # fmt: skip
+    seen: list[dict[str, Any]] = []
+
+    def snapshot_download(repo: str, **arguments: Any) -> str:
+        seen.append(arguments)
+        return str(tmp_path / "repo")
+
+    write_hf(tmp_path / "repo")
+    monkeypatch.setattr("huggingface_hub.snapshot_download", snapshot_download)
+    model = LlavaForConditionalGeneration.from_pretrained("team/model", **given)
+    assert model.name_or_path == "team/model"
+    for arguments in seen:
+        assert arguments.pop("allow_patterns")
+        assert arguments == {**given, "cache_dir": str(tmp_path)}
+
+
 @pytest.mark.parametrize(
     ("arguments", "error", "says"),
     [

@@ -367,6 +367,17 @@ def test_the_bar_is_shown_on_terminals_only(
         assert ("Loading weights" in capsys.readouterr().err) == (terminal and wanted)
 
 
+def test_a_model_does_not_hang_on_its_files(tmp_path: Path) -> None:
+    """Memory-mapped weights would change with the file."""
+    state = write_hf(tmp_path)
+    model = load(tmp_path)
+    file = tmp_path / "model.safetensors"
+    size = file.stat().st_size
+    with file.open("r+b") as stream:
+        stream.write(bytes(size))
+    assert_same(model.state_dict(), state)
+
+
 PEAK = """
 import sys, json, pathlib, torch
 from pixtral.checkpoints import load_model
