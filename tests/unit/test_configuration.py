@@ -169,6 +169,15 @@ def test_params_json_of_large() -> None:
     assert LlavaConfig.from_dict(json.loads(json.dumps(config.to_dict()))) == config
 
 
+def test_params_json_says_the_image_token() -> None:
+    config = LlavaConfig.from_params(changed(PARAMS_12B, "vision_encoder.image_token_id", 99))
+    assert config.image_token_index == 99 == config.to_params()["vision_encoder"]["image_token_id"]
+    params = copy.deepcopy(PARAMS_12B)
+    for field in ("image_token_id", "adapter_bias", "rope_theta"):
+        del params["vision_encoder"][field]
+    assert LlavaConfig.from_params(params) == LlavaConfig.from_params(PARAMS_12B)
+
+
 def test_parts_are_read_from_the_whole(tmp_path: pathlib.Path) -> None:
     (tmp_path / "native").mkdir()
     for folder in (

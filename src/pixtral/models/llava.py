@@ -111,8 +111,16 @@ class LlavaForConditionalGeneration(PixtralModule):
         Raises:
             ConfigError: the tower or the projector has no such layers, or the strategy is not "full".
         """
-        if not images:
-            return []
+        return self._encode(images, vision_feature_layer, vision_feature_select_strategy, trace)[1] if images else []
+
+    def _encode(
+        self,
+        images: Sequence[Tensor],
+        vision_feature_layer: int | list[int] | None,
+        vision_feature_select_strategy: str | None,
+        trace: Trace | None,
+    ) -> tuple[Tensor, list[Tensor]]:
+        """What the tower gives (N, C), and the projected features of each image."""
         strategy = vision_feature_select_strategy or self.config.vision_feature_select_strategy
         if strategy != "full":
             raise ConfigError(
@@ -124,16 +132,16 @@ class LlavaForConditionalGeneration(PixtralModule):
         if vision_feature_layer is not None:
             layers = check_feature_layers(vision_feature_layer, self.config)
         if layers in (-1, self.config.vision_config.num_hidden_layers):
-            features = tower.encode(images, trace)
+            features = last = tower.encode(images, trace)
         else:
             trace = trace or Trace()
             trace.hidden_states = []
-            tower.encode(images, trace)
+            last = tower.encode(images, trace)
             wanted = layers if isinstance(layers, list) else [layers]
             features = torch.cat([trace.hidden_states[i] for i in wanted], dim=-1)
         rows_cols = [tower.grid(pixels) for pixels in images]
         projected: Tensor = self.model.multi_modal_projector(features)
-        return list(torch.split(projected, [rows * cols for rows, cols in rows_cols]))
+        return last, list(torch.split(projected, [rows * cols for rows, cols in rows_cols]))
 
     def embed(self, input_ids: Tensor, image_features: Sequence[Tensor] | None = None) -> Tensor:
         """(N,) token ids -> (N, C), with the features of the images at the [IMG] tokens, in order.
@@ -171,26 +179,25 @@ class LlavaForConditionalGeneration(PixtralModule):
 
     def get_image_features(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | Sequence[Tensor],
         vision_feature_layer: int | list[int] | None = None,
         vision_feature_select_strategy: str | None = None,
         image_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         output_hidden_states: bool | None = None,
     ) -> BaseModelOutputWithPooling:
         """Features of a padded batch of images; `pooler_output` has one (patches, text hidden) tensor per image."""
-        trace = Trace.wanted(True, None)
+        trace = Trace.wanted(output_hidden_states, None)
         images = crop_images(pixel_values, image_sizes)
         if not images:
             raise ImageError("found no images in pixel_values; get_image_features() needs at least one")
-        features = self.encode_images(images, vision_feature_layer, vision_feature_select_strategy, trace)
-        assert trace.hidden_states is not None
-        states = tuple(x[None] for x in trace.hidden_states)
-        return BaseModelOutputWithPooling(states[-1], tuple(features), states if output_hidden_states else None)
+        last, features = self._encode(images, vision_feature_layer, vision_feature_select_strategy, trace)
+        states = tuple(x[None] for x in trace.hidden_states or ()) if output_hidden_states else None
+        return BaseModelOutputWithPooling(last[None], tuple(features), states)
 
     def forward(
         self,
         input_ids: Tensor | None = None,
-        pixel_values: Tensor | None = None,
+        pixel_values: Tensor | Sequence[Tensor] | None = None,
         attention_mask: Tensor | None = None,
         position_ids: Tensor | None = None,
         past_key_values: KVCache | None = None,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -136,7 +137,7 @@ class PixtralVisionModel(PixtralModule):
 
     def forward(
         self,
-        pixel_values: Tensor,
+        pixel_values: Tensor | Sequence[Tensor],
         image_sizes: Tensor | Sequence[Sequence[int]] | None = None,
         output_hidden_states: bool | None = None,
         output_attentions: bool | None = None,
@@ -145,7 +146,7 @@ class PixtralVisionModel(PixtralModule):
         """Transformers' signature.
 
         Args:
-            pixel_values: (images, 3, Hmax, Wmax), each image in the upper left corner.
+            pixel_values: (images, 3, Hmax, Wmax), each image in the upper left corner; or a list of (3, H, W).
             image_sizes: (images, 2) height and width of each in pixels; all of Hmax x Wmax when left out.
             output_hidden_states: also return the input of the first block and the output of each.
             output_attentions: also return attention weights, which needs N x N memory per layer.
@@ -172,23 +173,31 @@ def _block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
     return out
 
 
-def crop_images(pixel_values: Tensor, image_sizes: Tensor | Sequence[Sequence[int]] | None) -> list[Tensor]:
-    """Take the images out of a padded batch: (images, C, Hmax, Wmax) -> (C, H, W) each.
+def crop_images(
+    pixel_values: Tensor | Sequence[Tensor], image_sizes: Tensor | Sequence[Sequence[int]] | None
+) -> list[Tensor]:
+    """Take the images out of a padded batch (images, C, Hmax, Wmax), or a list of (C, H, W): (C, h, w) each.
 
     Raises:
         ImageError: the batch has another shape, or the sizes do not fit it.
     """
-    if pixel_values.dim() != 4:
+    if isinstance(pixel_values, Tensor) and pixel_values.dim() != 4:
         raise ImageError(f"found pixel_values {tuple(pixel_values.shape)}, expected (images, 3, height, width)")
+    images = list(pixel_values)
     if image_sizes is None:
-        return list(pixel_values)
-    sizes = image_sizes.tolist() if isinstance(image_sizes, Tensor) else [list(size) for size in image_sizes]
-    if len(sizes) != len(pixel_values) or any(len(size) != 2 for size in sizes):
+        return images
+    sizes: Any = image_sizes
+    try:
+        sizes = torch.as_tensor(image_sizes).tolist()
+        fits = torch.as_tensor(sizes).shape == (len(images), 2) or not (images or sizes)
+    except (TypeError, ValueError):  # ragged, or not numbers
+        fits = False
+    if not fits:
         raise ImageError(
-            f"found {len(pixel_values)} images and image_sizes {sizes}; expected one (height, width) for each image"
+            f"found {len(images)} images and image_sizes {sizes}; expected one (height, width) for each image"
         )
-    height, width = pixel_values.shape[2:]
-    for index, (h, w) in enumerate(sizes):
-        if not (0 < h <= height and 0 < w <= width):
-            raise ImageError(f"image {index} has size {h}x{w}, but pixel_values holds {height}x{width}")
-    return [pixels[:, : int(h), : int(w)] for pixels, (h, w) in zip(pixel_values, sizes, strict=True)]
+    for index, (pixels, (h, w)) in enumerate(zip(images, sizes, strict=True)):
+        if not (0 < h <= pixels.shape[-2] and 0 < w <= pixels.shape[-1]):
+            room = "x".join(map(str, pixels.shape[-2:]))
+            raise ImageError(f"image {index} has size {h}x{w}, but pixel_values holds {room}")
+    return [pixels[..., : int(h), : int(w)] for pixels, (h, w) in zip(images, sizes, strict=True)]

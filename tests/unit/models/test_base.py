@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from collections.abc import Callable
 
 import pytest
@@ -125,6 +127,16 @@ def test_every_parameter_learns_from_pictures_and_text() -> None:
     model(**batch.inputs(labels=batch.input_ids)).loss.backward()
     for name, parameter in model.named_parameters():
         assert parameter.grad is not None and parameter.grad.norm() > 0, name
+
+
+def test_models_can_be_copied_and_pickled() -> None:
+    """Worker processes and training tools do both."""
+    model = random_llava()
+    batch = random_batch(model.config)
+    expected = model(**batch.inputs()).logits
+    for twin in (copy.deepcopy(model), pickle.loads(pickle.dumps(model))):
+        assert torch.equal(twin(**batch.inputs()).logits, expected)
+        assert twin.config == model.config and twin.config is not model.config
 
 
 def test_layers_can_be_swapped() -> None:

@@ -44,6 +44,15 @@ def test_norm_is_computed_in_float32() -> None:
     assert out.dtype == torch.float16 and out.tolist() == [[1.0] * 4]
 
 
+def test_norm_of_nothing() -> None:
+    """Zero stays zero, with finite gradients."""
+    norm = RMSNorm(4, eps=1e-5)
+    x = torch.zeros(2, 4, requires_grad=True)
+    out = norm(x)
+    out.sum().backward()
+    assert not out.any() and x.grad is not None and x.grad.isfinite().all() and norm.weight.grad.isfinite().all()
+
+
 def test_norm_is_rounded_before_it_is_scaled() -> None:
     """As in Transformers: in bfloat16 the order shows."""
     norm = RMSNorm(64, eps=1e-5)

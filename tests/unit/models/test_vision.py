@@ -155,6 +155,7 @@ def test_the_trace_and_the_fast_path_agree() -> None:
         ((1, 3, 3, 8), None, r"of at least 4 each"),
         ((2, 3, 8, 8), [[8, 8]], r"found 2 images and image_sizes.*one \(height, width\) for each"),
         ((1, 3, 8, 8), [[8, 8, 8]], r"one \(height, width\) for each image"),
+        ((2, 3, 8, 8), [8, 8], r"found 2 images and image_sizes \[8, 8\]"),
         ((1, 3, 8, 8), [[8, 12]], r"image 0 has size 8x12, but pixel_values holds 8x8"),
         ((2, 3, 8, 8), [[8, 8], [0, 8]], r"image 1 has size 0x8"),
         ((1, 3, 8, 8), [[-8, 8]], r"image 0 has size -8x8"),
@@ -172,3 +173,20 @@ def test_crop_images_takes_the_upper_left() -> None:
     batch = torch.arange(2 * 3 * 4 * 4.0).view(2, 3, 4, 4)
     first, second = crop_images(batch, torch.tensor([[4, 2], [1, 4]]))
     assert first.equal(batch[0, :, :, :2]) and second.equal(batch[1, :, :1])
+    assert crop_images(torch.zeros(0, 3, 4, 4), torch.zeros(0, 2)) == []
+
+
+def test_images_that_were_never_padded() -> None:
+    """A list of images, as processors give with do_pad=False."""
+    model, images = tower(), [picture(2, 3), picture(4, 1)]
+    expected = model.encode(images)
+    assert model(images).last_hidden_state[0].equal(expected)
+    sizes = [image.shape[1:] for image in images]
+    assert model(images, sizes).last_hidden_state[0].equal(expected)
+    assert model(images, torch.tensor([[4, 4], [8, 4]])).last_hidden_state.shape == (1, 3, 32)
+    with pytest.raises(ImageError, match="image 1 has size 8x8, but pixel_values holds 16x4"):
+        model(images, [[8, 8], [8, 8]])
+    with pytest.raises(ImageError, match=r"found 2 images and image_sizes \[\[8, 8\], \[8\]\]"):
+        model(images, [[8, 8], [8]])
+    with pytest.raises(ImageError, match=r"pixels of shape \(8, 8\), expected \(3, height, width\)"):
+        model([torch.zeros(8, 8)])
