@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from pixtral import prompts
-from pixtral.auto import PATTERNS, AutoTokenizer
+from pixtral.auto import AutoTokenizer
 from pixtral.batch import BatchFeature
-from pixtral.errors import PromptError, refuse_unknown
+from pixtral.errors import PromptError
 from pixtral.expansion import ImageTokens, check_counts, expand_prompts, truncate
-from pixtral.hub import resolve
 from pixtral.images.base import BaseImageProcessor
 from pixtral.images.geometry import Grid
 from pixtral.images.inputs import flatten_images
-from pixtral.processor_files import CONFIG, default_image_processor, load_parts
+from pixtral.processor_counts import ImageCounts, ModalData
+from pixtral.processor_files import ProcessorFiles, default_image_processor
 from pixtral.processor_options import GROUPS, KNOWN, flatten_per_prompt, split_options
 from pixtral.text.huggingface import HuggingFaceTokenizer
 from pixtral.text.mistral import MistralCommonTokenizer
@@ -26,19 +23,7 @@ from pixtral.text.mistral import MistralCommonTokenizer
 __all__ = ["AutoProcessor", "AutoTokenizer", "ModalData", "PixtralProcessor"]
 
 
-@dataclass(frozen=True)
-class ModalData:
-    """How many tokens and patches images take; entries are found by name or attribute."""
-
-    num_image_tokens: list[int]
-    num_image_patches: list[int]
-
-    def __getitem__(self, key: str) -> list[int]:
-        value: list[int] = getattr(self, key)
-        return value
-
-
-class PixtralProcessor:
+class PixtralProcessor(ProcessorFiles, ImageCounts):
     """Text and images in, `input_ids`, `attention_mask`, `pixel_values` and `image_sizes` out.
 
     Works over both kinds of tokenizer. With a MistralCommonTokenizer prompts are built as ids by mistral-common, and
@@ -175,6 +160,8 @@ class PixtralProcessor:
         for name in ("sanitize_control_tokens", "load_audio_from_video", "return_assistant_tokens_mask"):
             if variables.pop(name, False) and name != "sanitize_control_tokens":  # which is always done here
                 raise PromptError(f"{name} is not supported; leave it out")
+        if not isinstance(continue_final_message, bool):
+            raise PromptError(f"continue_final_message is {continue_final_message!r}; expected True or False")
         if return_tensors != "auto":
             options["return_tensors"] = return_tensors
         if "images" in options:
@@ -264,74 +251,6 @@ class PixtralProcessor:
     ) -> list[str]:
         """The texts of generated ids."""
         return self.batch_decode(generated_outputs, skip_special_tokens=skip_special_tokens, **kwargs)
-
-    def num_image_tokens(self, width: int, height: int, **options: Any) -> int:
-        """How many tokens of the prompt an image of width x height pixels takes."""
-        return self._grid(width, height, options).num_tokens
-
-    def _grid(self, width: int, height: int, options: Mapping[str, Any]) -> Grid:
-        side = self.patch_size * self.spatial_merge_size
-        return self.image_processor.grid_of(width, height, **{**options, "patch_size": {"height": side, "width": side}})
-
-    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> ModalData:
-        """Tokens of images of these (height, width) sizes, without opening any."""
-        sizes = [] if image_sizes is None else list(image_sizes)
-        tokens = [self.num_image_tokens(int(width), int(height), **kwargs) for height, width in sizes]
-        return ModalData(tokens, [1] * len(tokens))
-
-    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: object) -> list[str]:
-        """Write the files that `from_pretrained` reads; returns their paths.
-
-        With a MistralCommonTokenizer that is its one file, which holds the image settings too, and the processor's.
-        """
-        refuse_unknown((key for key, value in kwargs.items() if value), "save_pretrained()", ("save_directory",))
-        paths = list(self.tokenizer.save_pretrained(save_directory))
-        paths += self.image_processor.save_pretrained(save_directory)
-        folder = Path(save_directory)
-        if self.layout == "hf" and self.chat_template is not None:
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
-            paths.append(str(folder / "chat_template.jinja"))
-        config = {"processor_class": "PixtralProcessor", **{name: getattr(self, name) for name in CONFIG}}
-        (folder / "processor_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
-        return list(dict.fromkeys([*paths, str(folder / "processor_config.json")]))
-
-    @classmethod
-    def from_pretrained(
-        cls,
-        pretrained_model_name_or_path: str | os.PathLike[str],
-        *,
-        use_fast: bool = True,
-        tokenizer_mode: str = "auto",
-        revision: str | None = None,
-        token: str | bool | None = None,
-        cache_dir: str | os.PathLike[str] | None = None,
-        local_files_only: bool = False,
-        force_download: bool = False,
-        **options: Any,
-    ) -> PixtralProcessor:
-        """The processor of a folder or Hub id, in the Hugging Face layout or Mistral's.
-
-        Args:
-            use_fast: the torch image processor; False the PIL one. Mistral's layout has its own.
-            tokenizer_mode: "auto", or "hf" or "mistral" to insist on one where a folder has both.
-            options: arguments of the constructor, of the tokenizer (padding_side, model_max_length, ...) and of the
-                image processor (size, limits, ...), in place of the files'.
-
-        Raises:
-            NoTokenizer: the folder has no tokenizer; the message lists what is there.
-            CheckpointError: a file is damaged, or the Hub cannot be reached.
-        """
-        folder = resolve(
-            pretrained_model_name_or_path,
-            patterns=PATTERNS,
-            revision=revision,
-            token=token,
-            cache_dir=cache_dir,
-            local_files_only=local_files_only,
-            force_download=force_download,
-        )
-        parts = load_parts(folder, use_fast=use_fast, tokenizer_mode=tokenizer_mode, options=options)
-        return cls(parts.image_processor, parts.tokenizer, **parts.settings)
 
 
 class AutoProcessor:

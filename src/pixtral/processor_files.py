@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import json
+import os
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from pixtral.auto import choose_layout
-from pixtral.errors import ImageError
+from pixtral.auto import PATTERNS, choose_layout
+from pixtral.errors import ImageError, refuse_unknown
+from pixtral.hub import resolve
 from pixtral.images.base import BaseImageProcessor
 from pixtral.images.processors import PixtralImageProcessor, PixtralImageProcessorFast
 from pixtral.processor_options import IMAGE_OPTIONS
@@ -15,6 +18,8 @@ from pixtral.text.huggingface import HuggingFaceTokenizer
 from pixtral.text.huggingface_files import read_json
 from pixtral.text.mistral import MistralCommonTokenizer
 from pixtral.text.mistral_images import native_processor
+
+Self = TypeVar("Self", bound="ProcessorFiles")
 
 CONFIG = ("patch_size", "spatial_merge_size", "image_token", "image_break_token", "image_end_token")
 
@@ -62,3 +67,71 @@ def default_image_processor(
         raise ImageError(f"{tokenizer!r} knows no images; a processor needs a tokenizer of a model with images")
     processor: BaseImageProcessor = native_processor(encoder.image_config, **options)
     return processor
+
+
+class ProcessorFiles:
+    """Mixed into PixtralProcessor: reading and writing its files."""
+
+    tokenizer: HuggingFaceTokenizer | MistralCommonTokenizer
+    image_processor: BaseImageProcessor
+    chat_template: str | None
+    layout: str
+
+    def __init__(
+        self, image_processor: Any = None, tokenizer: Any = None, **settings: Any
+    ) -> None:  # PixtralProcessor's own is the real one
+        raise NotImplementedError
+
+    def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: object) -> list[str]:
+        """Write the files that `from_pretrained` reads; returns their paths.
+
+        With a MistralCommonTokenizer that is its one file, which holds the image settings too, and the processor's.
+        """
+        refuse_unknown((key for key, value in kwargs.items() if value), "save_pretrained()", ("save_directory",))
+        paths = list(self.tokenizer.save_pretrained(save_directory))
+        paths += self.image_processor.save_pretrained(save_directory)
+        folder = Path(save_directory)
+        if self.layout == "hf" and self.chat_template is not None:
+            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+            paths.append(str(folder / "chat_template.jinja"))
+        config = {"processor_class": "PixtralProcessor", **{name: getattr(self, name) for name in CONFIG}}
+        (folder / "processor_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        return list(dict.fromkeys([*paths, str(folder / "processor_config.json")]))
+
+    @classmethod
+    def from_pretrained(
+        cls: type[Self],
+        pretrained_model_name_or_path: str | os.PathLike[str],
+        *,
+        use_fast: bool = True,
+        tokenizer_mode: str = "auto",
+        revision: str | None = None,
+        token: str | bool | None = None,
+        cache_dir: str | os.PathLike[str] | None = None,
+        local_files_only: bool = False,
+        force_download: bool = False,
+        **options: Any,
+    ) -> Self:
+        """The processor of a folder or Hub id, in the Hugging Face layout or Mistral's.
+
+        Args:
+            use_fast: the torch image processor; False the PIL one. Mistral's layout has its own.
+            tokenizer_mode: "auto", or "hf" or "mistral" to insist on one where a folder has both.
+            options: arguments of the constructor, of the tokenizer (padding_side, model_max_length, ...) and of the
+                image processor (size, limits, ...), in place of the files'.
+
+        Raises:
+            NoTokenizer: the folder has no tokenizer; the message lists what is there.
+            CheckpointError: a file is damaged, or the Hub cannot be reached.
+        """
+        folder = resolve(
+            pretrained_model_name_or_path,
+            patterns=PATTERNS,
+            revision=revision,
+            token=token,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+            force_download=force_download,
+        )
+        parts = load_parts(folder, use_fast=use_fast, tokenizer_mode=tokenizer_mode, options=options)
+        return cls(parts.image_processor, parts.tokenizer, **parts.settings)

@@ -120,7 +120,7 @@ def encode(
     try:
         chat_request: Any = ChatCompletionRequest.from_openai(
             messages=chat,
-            tools=tool_schemas(tools),
+            tools=_mistral_tools(tool_schemas(tools)),
             continue_final_message=continue_final_message,
             **(request or {}),
         )
@@ -150,6 +150,16 @@ def _mistral_form(message: dict[str, Any]) -> dict[str, Any]:
     elif "name" in result:  # OpenAI's name of a speaker, which Mistral's prompts do not show
         del result["name"]
     return result
+
+
+def _mistral_tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
+    """The schemas without a "return", which Transformers writes and older releases of mistral-common refuse."""
+
+    def function(tool: dict[str, Any]) -> Any:
+        found = tool.get("function")
+        return {k: v for k, v in found.items() if k != "return"} if isinstance(found, Mapping) else found
+
+    return None if tools is None else [{**tool, "function": function(tool)} for tool in tools]
 
 
 def _put_in(request: Any, pictures: list[Any]) -> None:

@@ -100,7 +100,8 @@ def test_tokens_only_the_settings_know(tmp_path: Path) -> None:
     folder = copy_of(small_hf(), tmp_path / "m", without=("special_tokens_map.json",))
     added = {"3001": {"content": "<b>", "special": False}, "3000": {"content": "<a>", "special": True}}
     extra = ["<one>", {"content": "<two>"}, "[IMG]"]
-    edited(folder, "tokenizer_config.json", pad_token={"content": "<mypad>", "lstrip": False}, added_tokens_decoder=added,
+    pad = {"content": "<mypad>", "lstrip": False}
+    edited(folder, "tokenizer_config.json", pad_token=pad, added_tokens_decoder=added,
            additional_special_tokens=extra, model_max_length=int(1e30))  # fmt: skip
     tokenizer = HuggingFaceTokenizer.from_pretrained(folder)
     names = ["<a>", "<b>", "<one>", "<two>", "<mypad>"]
