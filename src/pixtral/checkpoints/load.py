@@ -104,9 +104,10 @@ def load_model(
     plan = make_plan(model, kind, contents)
     refuse(plan, contents)
     target = _Target(wanted or _stored_dtype(raw, plan.sources.values()), device)
-    _check_memory(plan, target)
+    heads = _interleaved(kind, plan, contents, config)
+    _check_memory(plan, target, heads)
     _record_dtype(config, target.dtype)
-    _fill(model, plan, contents, target, _interleaved(kind, plan, contents, config), progress)
+    _fill(model, plan, contents, target, heads, progress)
     origin = LoadedFrom(files.folder, files.layout, weight_files(plan), contents.scheme.title, files.also)
     model.loaded_from = origin  # type: ignore[assignment]  # nn.Module takes any attribute
     return model.eval()
@@ -126,11 +127,16 @@ def _stored_dtype(raw: Mapping[str, Any], tensors: Iterable[TensorInfo]) -> torc
     return most if most in COMPUTE_DTYPES else torch.bfloat16  # stored in 8 bits: nothing computes in that
 
 
-def _check_memory(plan: Plan, target: _Target) -> None:
-    tensors = [info for name, info in plan.sources.items() if name not in plan.twins]
-    count = sum(info.numel for info in tensors)
-    one = max(info.nbytes for info in tensors)
-    check_fits(count * target.dtype.itemsize, one, count, target.dtype, target.device)
+def _check_memory(plan: Plan, target: _Target, heads: Mapping[str, int]) -> None:
+    count = sum(info.numel for name, info in plan.sources.items() if name not in plan.twins)
+    extra = _scratch_bytes(plan, target, heads)
+    check_fits(count * target.dtype.itemsize, extra, count, target.dtype, target.device)
+
+
+def _scratch_bytes(plan: Plan, target: _Target, heads: Mapping[str, int]) -> int:
+    """The largest tensor that is not read straight into its place; 0 when all are."""
+    converted = [info.nbytes for name, info in plan.sources.items() if name in heads or not target.takes(info)]
+    return max(converted, default=0)
 
 
 def _record_dtype(config: Config, dtype: torch.dtype) -> None:
@@ -148,9 +154,8 @@ def _fill(
     order = sorted(plan.sources, key=lambda name: (plan.sources[name].file, plan.sources[name].start))
     order.sort(key=lambda name: name in plan.twins)  # what a twin is compared with comes first
     groups = _shared(model)
-    converted = [info.nbytes for name, info in plan.sources.items() if name in heads or not target.takes(info)]
     # One buffer for all that is not read straight into its place: many short-lived ones would fragment the heap.
-    scratch = torch.empty(max(converted, default=0), dtype=torch.uint8)
+    scratch = torch.empty(_scratch_bytes(plan, target, heads), dtype=torch.uint8)
     with _bar(progress, sum(info.nbytes for info in plan.sources.values())) as advance:
         for name in order:
             info = plan.sources[name]

@@ -40,7 +40,7 @@ def check_fits(need: int, one_tensor: int, stored: int, dtype: torch.dtype, devi
 
     Args:
         need: bytes of all parameters in `dtype`.
-        one_tensor: bytes held beside them while one tensor is read.
+        one_tensor: bytes held beside them while a tensor is converted; 0 when all are used as stored.
         stored: number of parameters, to say what another dtype would need.
         dtype: what the parameters become.
         device: where they go.
@@ -58,9 +58,10 @@ def check_fits(need: int, one_tensor: int, stored: int, dtype: torch.dtype, devi
         advice = 'device_map="cpu" has room for it'
     else:
         advice = "no dtype of the plain weights fits here: use a machine with more memory, or close other programs"
+    extra = f" and {gigabytes(one_tensor)} more while it is read" if one_tensor else ""
     raise CheckpointError(
-        f"the model needs {gigabytes(need)} in {str(dtype).removeprefix('torch.')} and {gigabytes(one_tensor)} more "
-        f"while it is read, but {gigabytes(available)} are available on {device}; {advice}"
+        f"the model needs {gigabytes(need)} in {str(dtype).removeprefix('torch.')}{extra}, "
+        f"but {gigabytes(available)} are available on {device}; {advice}"
     )
 
 

@@ -335,7 +335,9 @@ def test_a_model_that_does_not_fit_is_refused_with_numbers(tmp_path: Path, monke
     write_hf(tmp_path)
     size = sum(p.numel() for p in random_llava().parameters())
     monkeypatch.setattr("pixtral.checkpoints.memory.available_memory", lambda device: 3 * size)
-    with pytest.raises(CheckpointError, match=r"needs 0.\d MB in float32 .*available on cpu; dtype=\"bfloat16\" needs"):
+    with pytest.raises(
+        CheckpointError, match=r"needs 0.\d MB in float32, but .*available on cpu; dtype=\"bfloat16\" needs"
+    ):
         load(tmp_path)
     assert load(tmp_path, dtype="bfloat16").dtype == torch.bfloat16
     monkeypatch.setattr("pixtral.checkpoints.memory.available_memory", lambda device: size)

@@ -44,11 +44,16 @@ def test_what_fits_passes(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_refusals_say_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     free = {"cpu": 30 * GB, "cuda": 24 * GB}
     monkeypatch.setattr(memory, "available_memory", lambda device: free[device.type])
-    says = r"needs 50.8 GB in float32 and 1.3 GB more .* 30.0 GB are available on cpu; dtype=\"bfloat16\" needs 25.4 GB"
+    says = (
+        r"needs 50.8 GB in float32 and 1.3 GB more while it is read, but 30.0 GB are available on cpu; "
+        r"dtype=\"bfloat16\" needs 25.4 GB"
+    )
     with pytest.raises(CheckpointError, match=says):
         check_fits(50_800_000_000, 1_342_000_000, 12_700_000_000, torch.float32, CPU)
     with pytest.raises(CheckpointError, match=r'24.0 GB are available on cuda; device_map="cpu" has room for it'):
         check_fits(25 * GB, GB, 12 * GB, torch.bfloat16, torch.device("cuda"))
+    with pytest.raises(CheckpointError, match=r"needs 25.0 GB in bfloat16, but 24.0 GB"):
+        check_fits(25 * GB, 0, 12 * GB, torch.bfloat16, torch.device("cuda"))
     with pytest.raises(CheckpointError, match="no dtype of the plain weights fits here"):
         check_fits(248 * GB, GB, 124 * GB, torch.bfloat16, CPU)
 
