@@ -149,7 +149,8 @@ class PixtralProcessor(ProcessorFiles, ImageCounts):
             return_tensors: "auto" is "pt".
             processor_kwargs: what a call takes, as a mapping; it may also stand among `kwargs`.
             images: the pictures of image parts without a source, in reading order.
-            kwargs: what a call takes, and further values for the template.
+            kwargs: what a call takes, and further values for the template; with a MistralCommonTokenizer its own
+                options, such as `keep_order`.
 
         Raises:
             PromptError: the conversation is refused, has an image part without a picture, and as in a call.

@@ -84,7 +84,7 @@ def from_conversations(
     Args:
         images: for image parts without a source, in reading order over all conversations.
         template: Jinja text; only for a HuggingFaceTokenizer.
-        variables: for the template; with mistral-common, further fields of its request.
+        variables: for the template; with mistral-common, further fields of its request, and `keep_order`.
         known: the options that the caller takes itself, for messages about misspelt ones.
 
     Raises:
@@ -130,6 +130,8 @@ def _native(
     continue_final_message: bool,
     request: Mapping[str, Any],
 ) -> Prompt:
+    request = dict(request)
+    keep_order = bool(request.pop("keep_order", False))
     ids = mistral_chat.encode(
         tokenizer,
         messages,
@@ -137,6 +139,7 @@ def _native(
         continue_final_message=continue_final_message,
         request=request,
         placeholders=True,
+        keep_order=keep_order,
     ).ids
     return Prompt(NativePrompt(tokenizer.readable(ids), ids), ids, image_sources(messages))
 

@@ -111,6 +111,11 @@ def test_pieces_are_the_text(text: str) -> None:
     assert all((piece in SPECIAL) == is_token for is_token, piece in pieces)
 
 
+@given(text=st.one_of(any_text, nasty))
+def test_both_layouts_of_a_vocabulary_encode_alike(text: str) -> None:
+    assert tokenizer("tokenizer.json").ordinary_ids(text) == tokenizer("tekken").ordinary_ids(text)
+
+
 @given(text=nasty)
 def test_encoding_in_pieces_is_encoding(text: str) -> None:
     """The slow way, piece by piece, beside `tokenizers` on the whole."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import http.server
 import io
 import pickle
@@ -243,6 +244,18 @@ def test_turns_tools_and_open_answers(processor: PixtralProcessor) -> None:
     assert training.apply_chat_template([chat, chat]) == [training.apply_chat_template(chat)] * 2
 
 
+def test_a_trailing_image_goes_first_unless_told_otherwise(both: dict[str, PixtralProcessor]) -> None:
+    chat = user({"type": "text", "text": "a"}, {"type": "text", "text": "b"}, {"type": "image"})
+    native = both["mistral"]
+    assert native.apply_chat_template(chat) == "<s>[INST][IMG]a\n\nb[/INST]"
+    assert native.apply_chat_template(chat, keep_order=True) == "<s>[INST]a\n\nb[IMG][/INST]"
+    kept = native.tokenizer.apply_chat_template(chat, images=[picture(16, 16)], keep_order=True)["input_ids"]
+    assert kept[-3:] == [10, 13, 4]
+    assert native.apply_chat_template(chat) == "<s>[INST][IMG]a\n\nb[/INST]", "the next one is not affected"
+    with pytest.raises(UnknownArgument, match="keep_order"):
+        both["hf"].apply_chat_template(chat, keep_order=True)
+
+
 def test_results_as_lists_and_arrays(processor: PixtralProcessor) -> None:
     listed = processor(text=["[IMG]", "a b"], images=picture(20, 20), return_tensors=None)
     assert isinstance(listed["input_ids"], list) and len(listed["input_ids"][1]) != len(listed["input_ids"][0])
@@ -345,6 +358,12 @@ def test_saving_and_reading_again(processor: PixtralProcessor, tmp_path: Path) -
     same(again.apply_chat_template(chat, **READY), processor.apply_chat_template(chat, **READY))
     with pytest.raises(UnknownArgument):
         processor.save_pretrained(tmp_path, push_to_hub=True)
+
+
+def test_processors_can_be_sent_to_other_processes(processor: PixtralProcessor) -> None:
+    chat = user(image(), {"type": "text", "text": "é"})
+    for again in (pickle.loads(pickle.dumps(processor)), copy.deepcopy(processor)):
+        same(again.apply_chat_template(chat, **READY), processor.apply_chat_template(chat, **READY))
 
 
 def test_choices_while_reading(tmp_path: Path) -> None:

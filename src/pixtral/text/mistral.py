@@ -212,6 +212,7 @@ class MistralCommonTokenizer(MistralEncoding, TokenizerBase):
         return_dict: bool = True,
         reasoning_effort: object = None,
         images: Sequence[object] | None = None,
+        keep_order: bool = False,
         **kwargs: object,
     ) -> Any:
         """The prompt of a conversation, or of a list of conversations, built as ids by mistral-common.
@@ -230,6 +231,8 @@ class MistralCommonTokenizer(MistralEncoding, TokenizerBase):
                 (N, 2) height and width in pixels; False returns the ids alone.
             reasoning_effort: for tokenizers of version 15 and later.
             images: the pictures of image parts without a source, in reading order.
+            keep_order: mistral-common moves a message's only image before its text when it stands behind all of it,
+                as the model was trained; True leaves it where it is.
             kwargs: further fields of mistral-common's ChatCompletionRequest.
 
         Raises:
@@ -246,11 +249,20 @@ class MistralCommonTokenizer(MistralEncoding, TokenizerBase):
             add_generation_prompt=add_generation_prompt,
             continue_final_message=continue_final_message,
             tokenize=tokenize,
+            keep_order=keep_order,
             rows={"padding": padding, "truncation": truncation, "max_length": max_length},
             return_tensors=return_tensors,
             return_dict=return_dict,
             request=dict(kwargs) if reasoning_effort is None else {**kwargs, "reasoning_effort": reasoning_effort},
         )
+
+    def __getstate__(self) -> dict[str, Any]:
+        return {**{k: v for k, v in self.__dict__.items() if k != "tokenizer"}, "mode": self.mode.value}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        mode = state.pop("mode")
+        self.__dict__.update(state)
+        self.tokenizer = load_tokenizer(self._path, mode)
 
     def __len__(self) -> int:
         return self.vocab_size

@@ -35,6 +35,7 @@ def apply(
     add_generation_prompt: bool,
     continue_final_message: bool,
     tokenize: bool,
+    keep_order: bool,
     rows: Mapping[str, Any],
     return_tensors: object,
     return_dict: bool,
@@ -46,7 +47,14 @@ def apply(
     conversations = hand_out(conversations, images)
     check_opening(conversations, add_generation_prompt, continue_final_message)
     encoded = [
-        encode(tokenizer, messages, tools=tools, continue_final_message=continue_final_message, request=request)
+        encode(
+            tokenizer,
+            messages,
+            tools=tools,
+            continue_final_message=continue_final_message,
+            request=request,
+            keep_order=keep_order,
+        )
         for messages in conversations
     ]
     if not tokenize:
@@ -91,10 +99,12 @@ def encode(
     continue_final_message: bool = False,
     request: Mapping[str, object] | None = None,
     placeholders: bool = False,
+    keep_order: bool = False,
 ) -> Encoded:
     """The ids and pixels of one conversation.
 
     Args:
+        keep_order: leave an image where it stands, also the only one behind the text.
         placeholders: open no image and write a single image token for each; without it every image part needs a
             source.
 
@@ -125,10 +135,30 @@ def encode(
             **(request or {}),
         )
         _put_in(chat_request, pictures)
-        tokenized = tokenizer.tokenizer.encode_chat_completion(chat_request)
+        encoder = _in_order(tokenizer.tokenizer) if keep_order else tokenizer.tokenizer
+        tokenized = encoder.encode_chat_completion(chat_request)
     except (MistralCommonException, ValueError, KeyError, TypeError, AssertionError, NotImplementedError) as error:
         raise PromptError(f"mistral-common refuses this conversation: {error}") from error
     return Encoded(list(tokenized.tokens), [] if placeholders else list(tokenized.images))
+
+
+def _in_order(tokenizer: Any) -> Any:
+    """A copy of mistral-common's tokenizer that does not move an image before the text."""
+    instruct = _shallow_copy(tokenizer.instruct_tokenizer)
+    encode_content = instruct.encode_user_content
+    instruct.encode_user_content = lambda *args, **options: encode_content(
+        *args, **{**options, "force_img_first": False}
+    )
+    tokenizer = _shallow_copy(tokenizer)
+    tokenizer.instruct_tokenizer = instruct
+    return tokenizer
+
+
+def _shallow_copy(value: Any) -> Any:
+    """Another object with the same attributes; `copy.copy` would read the tokenizer from its file again."""
+    made = object.__new__(type(value))
+    made.__dict__.update(value.__dict__)
+    return made
 
 
 def _load(tokenizer: MistralCommonTokenizer, source: Any) -> Any:
