@@ -155,7 +155,7 @@ def _fill(
     order.sort(key=lambda name: name in plan.twins)  # what a twin is compared with comes first
     groups = _shared(model)
     # One buffer for all that is not read straight into its place: many short-lived ones would fragment the heap.
-    scratch = torch.empty(_scratch_bytes(plan, target, heads), dtype=torch.uint8)
+    scratch = torch.empty(_scratch_bytes(plan, target, heads), dtype=torch.uint8, device="cpu")
     with _bar(progress, sum(info.nbytes for info in plan.sources.values())) as advance:
         for name in order:
             info = plan.sources[name]

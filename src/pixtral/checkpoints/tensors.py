@@ -125,7 +125,7 @@ def read_tensor(info: TensorInfo, scratch: Tensor | None = None) -> Tensor:
     Raises:
         CheckpointError: the file is shorter than when its header was read.
     """
-    flat = torch.empty(info.nbytes, dtype=torch.uint8) if scratch is None else scratch[: info.nbytes]
+    flat = torch.empty(info.nbytes, dtype=torch.uint8, device="cpu") if scratch is None else scratch[: info.nbytes]
     view = flat.numpy().data
     with info.file.open("rb", buffering=0) as stream:
         stream.seek(info.start)

@@ -335,9 +335,7 @@ def test_a_model_that_does_not_fit_is_refused_with_numbers(tmp_path: Path, monke
     write_hf(tmp_path)
     size = sum(p.numel() for p in random_llava().parameters())
     monkeypatch.setattr("pixtral.checkpoints.memory.available_memory", lambda device: 3 * size)
-    with pytest.raises(
-        CheckpointError, match=r"needs 0.\d MB in float32, but .*available on cpu; dtype=\"bfloat16\" needs"
-    ):
+    with pytest.raises(CheckpointError, match=r"needs 0.\d MB in float32, but .* on cpu; dtype=\"bfloat16\" needs"):
         load(tmp_path)
     assert load(tmp_path, dtype="bfloat16").dtype == torch.bfloat16
     monkeypatch.setattr("pixtral.checkpoints.memory.available_memory", lambda device: size)
@@ -367,6 +365,13 @@ def test_the_bar_is_shown_on_terminals_only(
             advance(60)
             advance(40)
         assert ("Loading weights" in capsys.readouterr().err) == (terminal and wanted)
+
+
+def test_a_default_device_of_the_caller_changes_nothing(tmp_path: Path) -> None:
+    state = write_mistral(tmp_path)
+    with torch.device("meta"):
+        model = load(tmp_path, dtype="float64")
+    assert_same(model.state_dict(), {name: value.double() for name, value in state.items()})
 
 
 def test_a_model_does_not_hang_on_its_files(tmp_path: Path) -> None:
