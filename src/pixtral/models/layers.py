@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 import torch
@@ -13,16 +14,20 @@ from torch.nn import functional as F
 MLP_ROWS = 512
 
 
+def _quick_gelu(x: Tensor) -> Tensor:
+    return x * torch.sigmoid(1.702 * x)
+
+
 def activation(name: str) -> Callable[[Tensor], Tensor]:
     """The function of a `hidden_act` field."""
     functions: dict[str, Callable[[Tensor], Tensor]] = {
         "silu": F.silu,
         "swish": F.silu,
         "gelu": F.gelu,
-        "gelu_pytorch_tanh": lambda x: F.gelu(x, approximate="tanh"),
-        "gelu_new": lambda x: F.gelu(x, approximate="tanh"),
+        "gelu_pytorch_tanh": functools.partial(F.gelu, approximate="tanh"),
+        "gelu_new": functools.partial(F.gelu, approximate="tanh"),
         "relu": F.relu,
-        "quick_gelu": lambda x: x * torch.sigmoid(1.702 * x),
+        "quick_gelu": _quick_gelu,
     }
     return functions[name]
 
