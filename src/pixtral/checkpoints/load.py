@@ -4,9 +4,7 @@ from __future__ import annotations
 
 import copy
 import os
-import sys
-from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -21,6 +19,7 @@ from pixtral.checkpoints.layout import Layout, fetch
 from pixtral.checkpoints.memory import check_fits
 from pixtral.checkpoints.placement import COMPUTE_DTYPES, DeviceMap, parse_device, parse_dtype
 from pixtral.checkpoints.plan import Contents, Plan, make_plan, read_contents, refuse, weight_files
+from pixtral.checkpoints.progress import byte_bar
 from pixtral.checkpoints.tensors import TensorInfo, read_tensor
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.errors import CheckpointError
@@ -156,7 +155,7 @@ def _fill(
     groups = _shared(model)
     # One buffer for all that is not read straight into its place: many short-lived ones would fragment the heap.
     scratch = torch.empty(_scratch_bytes(plan, target, heads), dtype=torch.uint8, device="cpu")
-    with _bar(progress, sum(info.nbytes for info in plan.sources.values())) as advance:
+    with byte_bar(progress, sum(info.nbytes for info in plan.sources.values())) as advance:
         for name in order:
             info = plan.sources[name]
             value = _read(info, target, heads.get(name), scratch)
@@ -234,18 +233,3 @@ def _assign(model: nn.Module, name: str, first: str, value: Tensor) -> None:
     old = model.get_parameter(name)
     new = nn.Parameter(value, requires_grad=old.requires_grad) if name == first else model.get_parameter(first)
     model.get_submodule(path).register_parameter(leaf, new)
-
-
-@contextmanager
-def _bar(progress: bool, total: int) -> Iterator[Any]:
-    """A progress bar over bytes on stderr, or nothing; yields the function that advances it."""
-    if not (progress and sys.stderr.isatty()):
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn("Loading weights"), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)

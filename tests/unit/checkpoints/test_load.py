@@ -17,7 +17,6 @@ from random_models import VARIANTS, llava_dict, random_llava
 
 from pixtral.checkpoints import load_model
 from pixtral.checkpoints.empty import build_empty
-from pixtral.checkpoints.load import _bar
 from pixtral.checkpoints.names import HF
 from pixtral.configuration import LlavaConfig
 from pixtral.errors import CheckpointError
@@ -354,17 +353,6 @@ def test_subclasses_are_built(tmp_path: Path) -> None:
 
     write_hf(tmp_path)
     assert type(load_model(Mine, tmp_path)) is Mine
-
-
-def test_the_bar_is_shown_on_terminals_only(
-    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for terminal, wanted in [(True, True), (False, True), (True, False)]:
-        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
-        with _bar(wanted, 100) as advance:
-            advance(60)
-            advance(40)
-        assert ("Loading weights" in capsys.readouterr().err) == (terminal and wanted)
 
 
 def test_a_default_device_of_the_caller_changes_nothing(tmp_path: Path) -> None:
