@@ -55,3 +55,10 @@ def test_a_decoder_starts_anew_after_its_end(tokenizer: Any) -> None:
     for _ in range(2):
         ids = tokenizer.encode("x é", add_special_tokens=False)
         assert "".join(map(decoder.push, ids)) + decoder.finish() == "x é"
+
+
+def test_a_character_broken_by_a_control_token(tokenizer: Any) -> None:
+    """mistral-common ends the character there, `tokenizers` joins its bytes over a control token it skips."""
+    start, *rest = tokenizer.encode("\U0001f415", add_special_tokens=False)[-4:]
+    for ids in ([start, tokenizer.eos_token_id, *rest], [start, rest[0], tokenizer.bos_token_id], [*rest, start, 2, 2]):
+        assert "".join(pieces(tokenizer, ids)) == tokenizer.decode(ids, skip_special_tokens=True)
