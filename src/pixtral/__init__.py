@@ -11,6 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
+    from pixtral import assets as assets
+    from pixtral import errors as errors
     from pixtral.assistant import Answer as Answer
     from pixtral.assistant import Assistant as Assistant
     from pixtral.assistant import load as load
@@ -72,6 +74,8 @@ _HOME = {
     for name in names
 } | {"MistralCommonBackend": ("pixtral.text.mistral", "MistralCommonTokenizer")}  # Transformers 5's name
 
+_MODULES = ("assets", "errors")  # to be used as attributes, without importing them
+
 __all__ = [  # written out for tools that read it without running it; a test compares it with _HOME
     "Answer",
     "Assistant",
@@ -108,10 +112,12 @@ __all__ = [  # written out for tools that read it without running it; a test com
 
 
 def __getattr__(name: str) -> object:
-    if name not in _HOME:
-        raise AttributeError(f"module 'pixtral' has no attribute {name!r}")
     from importlib import import_module
 
+    if name in _MODULES:
+        return import_module(f"pixtral.{name}")
+    if name not in _HOME:
+        raise AttributeError(f"module 'pixtral' has no attribute {name!r}")
     module, attribute = _HOME[name]
     value: object = getattr(import_module(module), attribute)
     globals()[name] = value

@@ -232,6 +232,7 @@ def test_inspecting_a_model(cli, tmp_path):
     assert result.stdout.splitlines()[-1] == "ok: it can be loaded"
     facts = json.loads(cli("inspect", TINY, "--layout", "mistral", "--json").stdout)
     assert facts["layout"] == "mistral"
+    assert facts["tokenizer"] == "hf"
     assert facts["ok"] is True
     assert facts["dtypes"] == {"bfloat16": facts["total_parameters"]}
     assert sum(facts["parameters"].values()) == facts["total_parameters"] == pixtral.load().model.num_parameters()

@@ -49,7 +49,7 @@ def test_the_lists_of_names_agree():
         for alias in statement.names
     }
     assert set(pixtral.__all__) == home
-    assert typed == set(pixtral._HOME)
+    assert typed == set(pixtral._HOME) | set(pixtral._MODULES)
     assert pixtral.__all__ == sorted(pixtral.__all__)
     assert set(pixtral.__all__) <= set(dir(pixtral))
 
@@ -65,6 +65,12 @@ def test_an_unknown_name_is_an_attribute_error():
         _ = pixtral.AutoModel
     with pytest.raises(ImportError):
         exec("from pixtral import AutoModel", {})
+
+
+def test_modules_as_attributes():
+    code = "import pixtral; print(pixtral.assets.demo_picture_path().name, pixtral.errors.ImageError.__name__)"
+    done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
+    assert done.stdout.strip() == "demo.png ImageError"
 
 
 def test_the_alias_is_the_same_class():

@@ -1,49 +1,25 @@
-"""Assistant: a model and its processor behind one method, chat(); Conversation: several turns of it."""
+"""Assistant: a model and its processor behind one method, chat()."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypedDict, overload
+from typing import TYPE_CHECKING, Literal, overload
 
 from pixtral.assistant.answer import Answer, Estimate
-from pixtral.assistant.prompt import PreparedPrompt, compose, prepare
+from pixtral.assistant.conversation import Conversation
+from pixtral.assistant.options import ChatOptions, Images, Messages, sampling, stop_strings
+from pixtral.assistant.prompt import PreparedPrompt, explained, prepare, prepare_raw
 from pixtral.assistant.stream import AnswerStream
 from pixtral.engine.loop import context_length
-from pixtral.engine.sampling import SamplingParams
-from pixtral.errors import GenerationError, PromptError
+from pixtral.errors import PromptError
 from pixtral.images.limits import ImageLimits
-from pixtral.images.source import ImageSource
-from pixtral.messages import Message, to_openai
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from typing_extensions import Unpack
 
     from pixtral.pretrained import LlavaForConditionalGeneration
     from pixtral.processing import PixtralProcessor
-
-Messages: TypeAlias = "str | Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]]"
-Images: TypeAlias = "ImageSource | Sequence[ImageSource] | None"
-
-
-class ChatOptions(TypedDict, total=False):
-    """How to answer; the keyword arguments of `Assistant.chat` that have defaults.
-
-    max_new_tokens: new tokens at most (512).
-    temperature: None or 0 takes the likeliest token every time; above 0 it is drawn.
-    top_p, top_k, min_p: draw among fewer tokens; given without a temperature they draw at temperature 1.
-    repetition_penalty: above 1 discourages what was said already.
-    seed: of the drawing; the same seed gives the same answer.
-    stop: one string or several that end the answer; they are not part of it.
-    """
-
-    max_new_tokens: int
-    temperature: float | None
-    top_p: float | None
-    top_k: int | None
-    min_p: float | None
-    repetition_penalty: float | None
-    seed: int | None
-    stop: str | Sequence[str] | None
 
 
 class Assistant:
@@ -116,12 +92,26 @@ class Assistant:
             ImageError: a picture that cannot be had or read.
             GenerationError: an option out of its range.
         """
-        stops = _stop_strings(stop)
-        params = sampling(temperature, top_p, top_k, min_p, repetition_penalty, seed, max_new_tokens, self._ends())
-        prompt = self._prepare(message, images, system)
-        self._check_room(prompt)
-        answer = AnswerStream(self.model, prompt, params, stops, self.load_seconds)
+        options: ChatOptions = {
+            "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
+            "min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop,
+        }  # fmt: skip
+        answer = self._start(self._prepare(message, images, system), options)
         return answer if stream else answer.answer
+
+    def complete(self, prompt: str, images: Images = None, **options: Unpack[ChatOptions]) -> Answer:
+        """Go on from a raw prompt, which no template touches; the answer has no messages.
+
+        Args:
+            prompt: text in which control tokens count as such, with one "[IMG]" for each picture.
+            images, options: as in `chat`.
+        """
+        made = prepare_raw(self.processor, prompt, images, self.limits, self.max_image_size)
+        return self._start(made, options).answer
+
+    def explain(self, message: Messages, images: Images = None, *, system: str | None = None) -> str:
+        """The prompt as the model reads it, control tokens written out and each picture as its grid in braces."""
+        return explained(self._prepare(message, images, system), self.processor)
 
     def conversation(self, system: str | None = None, **options: Unpack[ChatOptions]) -> Conversation:
         """A conversation of several turns, `options` being those of each `chat`."""
@@ -137,6 +127,12 @@ class Assistant:
         slots = min(len(prompt.ids) + max_new_tokens, length)
         per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim * self.model.dtype.itemsize
         return Estimate(len(prompt.ids), prompt.image_tokens, length, slots * per_token, prompt.images)
+
+    def _start(self, prompt: PreparedPrompt, options: ChatOptions) -> AnswerStream:
+        stops = stop_strings(options.get("stop"))
+        params = sampling(options, self._ends())
+        self._check_room(prompt)
+        return AnswerStream(self.model, prompt, params, stops, self.load_seconds)
 
     def _prepare(self, message: Messages, images: Images, system: str | None) -> PreparedPrompt:
         return prepare(self.processor, message, images, system, self.limits, self.max_image_size)
@@ -163,69 +159,3 @@ class Assistant:
 
     def __repr__(self) -> str:
         return f"Assistant({self.model.name_or_path!r}, dtype={self.model.dtype}, device={str(self.model.device)!r})"
-
-
-class Conversation:
-    """Several turns; each `ask` knows what was said before. `messages` is what was said, in OpenAI's form."""
-
-    def __init__(self, assistant: Assistant, system: str | None = None, options: ChatOptions | None = None) -> None:
-        self.assistant = assistant
-        self.system = system
-        self.options: ChatOptions = options or {}
-        self.messages: list[dict[str, Any]] = []
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget everything but the system prompt."""
-        self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
-
-    @overload
-    def ask(
-        self, question: str, images: Images = None, *, stream: Literal[False] = False, **options: Unpack[ChatOptions]
-    ) -> Answer: ...
-    @overload
-    def ask(
-        self, question: str, images: Images = None, *, stream: Literal[True], **options: Unpack[ChatOptions]
-    ) -> AnswerStream: ...
-
-    def ask(
-        self, question: str, images: Images = None, *, stream: bool = False, **options: Unpack[ChatOptions]
-    ) -> Answer | AnswerStream:
-        """The next turn; arguments as in `Assistant.chat`, `options` before those of the conversation.
-
-        The turn becomes part of the conversation when its answer is complete, for a stream when it was read to its
-        end or stopped. After an error the conversation is as it was.
-        """
-        turn = [*self.messages, *to_openai(compose(question, images, None))]
-        merged: ChatOptions = {**self.options, **options}
-        answer = self.assistant.chat(turn, stream=True, **merged)
-        answer.when_done(self._remember)
-        return answer if stream else answer.answer
-
-    def _remember(self, answer: Answer) -> None:
-        self.messages = answer.messages
-
-
-def _stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    strings = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(string, str) and string for string in strings):
-        raise GenerationError(f"stop is {stop!r}, expected strings of at least one character")
-    return strings
-
-
-def sampling(
-    temperature: float | None,
-    top_p: float | None,
-    top_k: int | None,
-    min_p: float | None,
-    repetition_penalty: float | None,
-    seed: int | None,
-    max_new_tokens: int,
-    ends: tuple[int, ...],
-) -> SamplingParams:
-    """The options of a chat as the engine's; None is each option's neutral value."""
-    filters = {"top_p": top_p, "top_k": top_k, "min_p": min_p, "repetition_penalty": repetition_penalty}
-    if temperature is None:
-        temperature = 0.0 if top_p is None and top_k is None and min_p is None else 1.0
-    given: dict[str, Any] = {name: value for name, value in filters.items() if value is not None}
-    return SamplingParams(temperature=temperature, seed=seed, max_tokens=max_new_tokens, stop_token_ids=ends, **given)

@@ -27,7 +27,7 @@ class PreparedPrompt:
     """What the model is asked.
 
     Attributes:
-        messages: the conversation; pictures stand in it as they were read.
+        messages: the conversation; pictures stand in it as they were read. Empty for a raw prompt.
         ids: the prompt.
         pixels: one (3, H, W) float tensor per picture, in order.
         images: what became of them.
@@ -50,6 +50,8 @@ class PreparedPrompt:
 
     def continued(self, text: str) -> list[dict[str, Any]]:
         """The conversation with the answer behind it, or joined to the assistant's words that it goes on from."""
+        if not self.messages:
+            return []
         messages = list(self.messages)
         prefix = messages.pop().text if messages[-1].role == "assistant" else ""
         messages.append(Message("assistant", (TextPart(prefix + text),), plain=True))
@@ -73,9 +75,6 @@ def prepare(
     started = time.perf_counter()
     messages = with_images(compose(message, images, system), limits)
     goes_on = messages[-1].role == "assistant"
-    options: dict[str, Any] = {}
-    if max_image_size is not None:
-        options["size"] = {"longest_edge": max_image_size}
     batch = processor.apply_chat_template(
         to_openai(messages),
         add_generation_prompt=not goes_on,
@@ -83,23 +82,64 @@ def prepare(
         tokenize=True,
         return_dict=True,
         return_tensors="pt",
-        **options,
+        **_size(max_image_size),
     )
-    pixels: list[Tensor] = []
-    if "pixel_values" in batch:
-        pixels = crop_images(batch["pixel_values"], batch["image_sizes"])
-    infos = tuple(
-        _info(part, image, processor.patch_size) for part, image in zip(_images(messages), pixels, strict=True)
-    )
-    return PreparedPrompt(
-        messages,
-        batch["input_ids"][0].tolist(),
-        pixels,
-        infos,
-        processor.tokenizer,
-        started,
-        time.perf_counter() - started,
-    )
+    pictures = [image.source for message in messages for image in message.images]
+    return _prepared(processor, messages, pictures, batch, started)
+
+
+def prepare_raw(
+    processor: PixtralProcessor,
+    prompt: str,
+    images: object | None,
+    limits: ImageLimits | None,
+    max_image_size: int | None,
+) -> PreparedPrompt:
+    """Ids and pixels of a prompt that is written out, with one "[IMG]" for each picture.
+
+    Raises:
+        PromptError: the prompt is empty, or has another number of "[IMG]" than there are pictures.
+        ImageError: a picture that cannot be had or read.
+    """
+    started = time.perf_counter()
+    if not prompt:
+        raise PromptError("the prompt is empty; expected text, with one [IMG] for each picture")
+    sources = as_list(images)
+    pictures = [_open(source, number, len(sources), limits) for number, source in enumerate(sources)]
+    batch = processor(text=prompt, images=pictures or None, return_tensors="pt", **_size(max_image_size))
+    return _prepared(processor, [], pictures, batch, started)
+
+
+def explained(prompt: PreparedPrompt, processor: PixtralProcessor) -> str:
+    """The prompt as text, its pictures as "{image 0: 7 x 9 patches, 70 tokens}"."""
+    image_ids = set(processor.image_token_ids)
+    parts: list[str] = []
+    run: list[int] = []
+    skip, number = 0, 0
+    for token in prompt.ids:
+        if skip:
+            skip -= 1
+        elif token in image_ids:
+            image = prompt.images[number]
+            grid = f"{{image {number}: {image.rows} x {image.cols} patches, {image.tokens} tokens}}"
+            parts += [processor.decode(run), grid]
+            run, skip, number = [], image.tokens - 1, number + 1
+        else:
+            run.append(token)
+    return "".join([*parts, processor.decode(run)])
+
+
+def _size(max_image_size: int | None) -> dict[str, Any]:
+    return {} if max_image_size is None else {"size": {"longest_edge": max_image_size}}
+
+
+def _prepared(
+    processor: PixtralProcessor, messages: list[Message], pictures: Sequence[object], batch: Any, started: float
+) -> PreparedPrompt:
+    pixels: list[Tensor] = crop_images(batch["pixel_values"], batch["image_sizes"]) if pictures else []
+    infos = tuple(_info(picture, image, processor.patch_size) for picture, image in zip(pictures, pixels, strict=True))
+    ids: list[int] = batch["input_ids"][0].tolist()
+    return PreparedPrompt(messages, ids, pixels, infos, processor.tokenizer, started, time.perf_counter() - started)
 
 
 def compose(message: object, images: object | None, system: str | None) -> list[Message]:
@@ -128,7 +168,7 @@ def as_list(images: object | None) -> list[object]:
 
 def with_images(messages: Sequence[Message], limits: ImageLimits | None) -> list[Message]:
     """The same messages with every picture opened."""
-    total = len(_images(messages))
+    total = sum(len(message.images) for message in messages)
     opened: list[Message] = []
     number = 0
     for message in messages:
@@ -151,13 +191,10 @@ def _open(source: Any, number: int, total: int, limits: ImageLimits | None) -> o
         raise type(error)(f"image {number} of {total} (counted from 0): {error}") from error
 
 
-def _images(messages: Sequence[Message]) -> list[ImagePart]:
-    return [image for message in messages for image in message.images]
-
-
-def _info(part: ImagePart, pixels: Tensor, patch: int) -> ImageInfo:
-    assert isinstance(part.source, Image)  # since `with_images`
-    width, height = part.source.size
+def _info(picture: object, pixels: Tensor, patch: int) -> ImageInfo:
+    assert isinstance(picture, Image)
     resized_height, resized_width = pixels.shape[-2:]
     grid = Grid(resized_height // patch, resized_width // patch)
-    return ImageInfo(width, height, resized_width, resized_height, grid.rows, grid.cols, grid.num_tokens)
+    return ImageInfo(
+        picture.width, picture.height, resized_width, resized_height, grid.rows, grid.cols, grid.num_tokens
+    )

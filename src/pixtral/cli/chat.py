@@ -8,11 +8,11 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixtral.cli import options
-from pixtral.cli.output import cost, note, print_json, waiting
+from pixtral.cli.output import cost, note, print_json
 from pixtral.errors import PromptError
 
 if TYPE_CHECKING:
-    from pixtral.assistant.chat import ChatOptions
+    from pixtral.assistant.options import ChatOptions
 
 
 def chat(
@@ -85,8 +85,7 @@ def chat(
     from pixtral.cli.session import Session
     from pixtral.cli.streaming import show
 
-    with waiting(f"loading {choice.name}"):
-        assistant = choice.load()
+    assistant = choice.load()
     pictures = list(image or [])
     if question is None:
         raise typer.Exit(Session(assistant, system, how, pictures, choice.name).run())

@@ -23,7 +23,7 @@ def demo(
     import sys
 
     from pixtral.assets import demo_picture_path
-    from pixtral.cli.output import console, cost, waiting
+    from pixtral.cli.output import console, cost
     from pixtral.cli.streaming import show
     from pixtral.images.source import load_image
 
@@ -36,8 +36,7 @@ def demo(
             from pixtral.cli.halfblocks import half_blocks
 
             out.print(half_blocks(picture))
-    with waiting("loading the embedded model"):
-        assistant = options.ModelChoice(None).load()
+    assistant = options.ModelChoice(None).load()
     answers = []
     for question in QUESTIONS:
         stream = assistant.chat(question, picture, stream=True, max_new_tokens=64)

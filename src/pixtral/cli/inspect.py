@@ -38,7 +38,7 @@ def inspect(
     """Show what becomes of pictures, or what a model holds.
 
     Of pictures: size, resized size, grid of patches, prompt tokens. Of a model: layout, parameters by part, number
-    formats, what is missing or unexpected; only the headers of its files are read.
+    formats, what is missing or unexpected; only the headers of its files are read (those of the Hub are fetched first).
 
     A target is a MODEL if it is an existing folder or has the form owner/name, and an IMAGE otherwise. The exit code
     is 1 if a picture cannot be read or a model could not be loaded.

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import typer
 from rich.markup import escape
 
+from pixtral.auto import PATTERNS, choose_layout
 from pixtral.checkpoints.report import CheckpointReport, inspect_checkpoint
 from pixtral.cli.output import console, print_table
+from pixtral.errors import PromptError
+from pixtral.hub import resolve
 
 _SHOWN = 20
 
@@ -24,12 +28,24 @@ def inspect_model(
     report = inspect_checkpoint(
         model, layout=layout, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
     )
+    folder = resolve(
+        model, patterns=PATTERNS, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
+    )
+    tokenizer = _tokenizer(folder)
     if not quiet:
-        _print(report)
-    return _facts(report), report.ok
+        _print(report, tokenizer)
+    return _facts(report, tokenizer), report.ok
 
 
-def _facts(report: CheckpointReport) -> dict[str, object]:
+def _tokenizer(folder: Path) -> str | None:
+    """Which tokenizer the folder has: "hf", "mistral" or None."""
+    try:
+        return choose_layout(folder)
+    except PromptError:
+        return None
+
+
+def _facts(report: CheckpointReport, tokenizer: str | None) -> dict[str, object]:
     return {
         "folder": str(report.folder),
         "layout": report.layout,
@@ -41,6 +57,7 @@ def _facts(report: CheckpointReport) -> dict[str, object]:
         "parameters": report.parameters,
         "dtypes": report.dtypes,
         "config": report.summary(),
+        "tokenizer": tokenizer,
         "missing": list(report.missing),
         "unexpected": list(report.unexpected),
         "mismatched": [list(one) for one in report.mismatched],
@@ -49,13 +66,14 @@ def _facts(report: CheckpointReport) -> dict[str, object]:
     }
 
 
-def _print(report: CheckpointReport) -> None:
+def _print(report: CheckpointReport, tokenizer: str | None) -> None:
     about = [("folder", str(report.folder))]
     if report.layout:
         also = f", not read: {report.also}" if report.also else ""
         about.append(("layout", f"{report.layout}{also}"))
         about.append(("files", f"{_first([file.name for file in report.files], 4)} ({report.nbytes / 1e6:,.1f} MB)"))
     about += [(name, str(value)) for name, value in report.summary().items()]
+    about.append(("tokenizer", tokenizer or "none: it cannot chat"))
     if report.dtypes:
         about.append(("stored as", ", ".join(report.dtypes)))
     width = max(len(name) for name, _ in about) + 2

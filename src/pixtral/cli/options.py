@@ -97,7 +97,11 @@ class ModelChoice:
 
     def load(self) -> Assistant:
         """The model, ready to chat."""
-        from pixtral.assistant import load
+        from pixtral.cli.output import waiting
+
+        with waiting("starting"):  # PyTorch takes seconds the first time; the weights have a bar of their own
+            from pixtral import pretrained, processing  # noqa: F401
+            from pixtral.assistant import load
 
         layout: Any = self.layout
         return load(

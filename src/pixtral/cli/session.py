@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
     from pixtral.assistant import Assistant
-    from pixtral.assistant.chat import ChatOptions
+    from pixtral.assistant.options import ChatOptions
 
 _HELP = """\
 /image PATH   show a picture (a path or URL) with the next question; may be given several times

@@ -11,7 +11,7 @@ from PIL import Image
 
 from pixtral.assets import demo_picture_path
 from pixtral.assistant import Answer
-from pixtral.assistant.chat import sampling
+from pixtral.assistant.options import sampling
 from pixtral.assistant.prompt import prepare
 from pixtral.errors import GenerationError, ImageError, PromptError
 
@@ -134,15 +134,15 @@ def test_a_seed_makes_drawing_repeatable(assistant, picture):
 
 
 def test_without_a_temperature_the_likeliest_token_is_taken():
-    given = {"temperature": None, "top_p": None, "top_k": None, "min_p": None, "repetition_penalty": None, "seed": 3}
-    rest = {"max_new_tokens": 7, "ends": (2,)}
-    params = sampling(**given, **rest)
+    params = sampling({"max_new_tokens": 7, "seed": 3, "temperature": None, "top_p": None}, (2,))
     assert params.greedy
     assert params.max_tokens == 7
     assert params.stop_token_ids == (2,)
-    assert sampling(**{**given, "top_p": 0.5}, **rest).temperature == 1
-    assert sampling(**{**given, "temperature": 0.3, "top_k": 5, "min_p": 0.1}, **rest).temperature == 0.3
-    assert sampling(**{**given, "repetition_penalty": 1.2}, **rest).repetition_penalty == 1.2
+    assert sampling({}, ()).max_tokens == 512
+    assert sampling({"top_p": 0.5}, ()).temperature == 1
+    assert sampling({"temperature": 0.3, "top_k": 5, "min_p": 0.1}, ()).temperature == 0.3
+    assert sampling({"repetition_penalty": 1.2}, ()).repetition_penalty == 1.2
+    assert sampling({"repetition_penalty": 1.2}, ()).greedy
 
 
 @pytest.mark.parametrize(
@@ -256,6 +256,33 @@ def test_pictures_are_read_once(assistant, tmp_path):
     conversation.ask(QUESTION, path)
     path.unlink()
     assert conversation.ask("And now?").usage.image_tokens == 70
+
+
+def test_a_raw_prompt(assistant, picture):
+    chat = assistant.chat(QUESTION, picture)
+    raw = assistant.processor.apply_chat_template(
+        [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}],
+        add_generation_prompt=True,
+    )
+    answer = assistant.complete(raw, picture)
+    assert answer.text == chat.text
+    assert answer.usage == chat.usage
+    assert answer.messages == []
+    assert assistant.complete("Once upon", max_new_tokens=3).usage.image_tokens == 0
+    with pytest.raises(PromptError, match="empty"):
+        assistant.complete("")
+    with pytest.raises(PromptError):
+        assistant.complete("no place for it", picture)
+
+
+def test_a_prompt_explained(assistant, picture):
+    text = assistant.explain("What? [IMG]", [picture, Image.new("RGB", (20, 40))], system="Be brief.")
+    assert text.count("{image 0: 7 x 9 patches, 70 tokens}") == 1
+    assert text.count("{image 1: 3 x 2 patches, 9 tokens}") == 1
+    assert text.index("{image 0") < text.index("{image 1") < text.index("What? [IMG]")
+    assert text.startswith("<s>[INST]")
+    assert text.endswith("[/INST]")
+    assert assistant.explain("Hello") == "<s>[INST]Hello[/INST]"
 
 
 def test_role_order_is_the_template_s(assistant):
