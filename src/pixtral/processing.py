@@ -13,7 +13,6 @@ from pixtral.errors import PromptError
 from pixtral.expansion import ImageTokens, check_counts, expand_prompts, truncate
 from pixtral.images.base import BaseImageProcessor
 from pixtral.images.geometry import Grid
-from pixtral.images.inputs import flatten_images
 from pixtral.processor_counts import ImageCounts, ModalData
 from pixtral.processor_files import ProcessorFiles, default_image_processor
 from pixtral.processor_options import GROUPS, KNOWN, flatten_per_prompt, split_options
@@ -170,7 +169,7 @@ class PixtralProcessor(ProcessorFiles, ImageCounts):
         made = prompts.from_conversations(
             self.tokenizer,
             conversation,
-            images=None if images is None else flatten_images(images),
+            images=None if images is None else flatten_per_prompt(images)[0],
             template=chat_template or (self.chat_template if self.layout == "hf" else None),
             tools=tools,
             documents=documents,

@@ -244,6 +244,13 @@ def test_turns_tools_and_open_answers(processor: PixtralProcessor) -> None:
     assert training.apply_chat_template([chat, chat]) == [training.apply_chat_template(chat)] * 2
 
 
+def test_a_list_of_no_images_is_no_image(processor: PixtralProcessor) -> None:
+    plain = processor.apply_chat_template(user("a"), **READY)
+    for images in ([], [[]]):
+        same(processor.apply_chat_template(user("a"), **READY, images=images), plain)
+    assert "pixel_values" not in processor(text=["a"], images=[[]])
+
+
 def test_a_trailing_image_goes_first_unless_told_otherwise(both: dict[str, PixtralProcessor]) -> None:
     chat = user({"type": "text", "text": "a"}, {"type": "text", "text": "b"}, {"type": "image"})
     native = both["mistral"]
