@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import json
 import os
 import pty
@@ -22,7 +23,7 @@ import pixtral
 from pixtral.assets import demo_picture_path, tiny_path
 from pixtral.cli.main import app
 from pixtral.cli.options import looks_like_model, model_and_question
-from pixtral.cli.session import _unquoted
+from pixtral.cli.session import Session, _unquoted
 
 PICTURE = str(demo_picture_path())
 TINY = str(tiny_path())
@@ -80,6 +81,12 @@ def test_options_reach_the_model(cli):
     assert made["usage"]["completion_tokens"] == 2
     assert made["finish_reason"] == "length"
     assert made["images"][0]["tokens"] == 20
+    plain, told = (
+        json.loads(cli("chat", QUESTION, "--json", "-n", 1, *system).stdout)
+        for system in ([], ["--system", "Be brief."])
+    )
+    assert told["usage"]["prompt_tokens"] > plain["usage"]["prompt_tokens"]
+    assert cli("chat", QUESTION, "-n", 20, "--stop", "e").stdout.count("e") == 0
     drawn = [
         cli("chat", QUESTION, "--temperature", 9, "--top-p", 0.99, "--seed", seed, "-n", 8).stdout for seed in (1, 1, 2)
     ]
@@ -99,6 +106,19 @@ def test_a_conversation_in_a_pipe(cli, expected):
     assert result.stderr == ""
     assert answers[0] == answers[2] == expected.text
     assert len(answers) == 3
+
+
+def test_what_a_conversation_remembers(monkeypatch, capsys):
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"/image {PICTURE}\n{QUESTION}\nHow many?\n"))
+    session = Session(pixtral.load(device_map="cpu"), None, {"max_new_tokens": 3}, [PICTURE], "tiny")
+    assert session.run() == 0
+    roles = [message["role"] for message in session.conversation.messages]
+    assert roles == ["user", "assistant"] * 2
+    pictures = [str(message["content"]).count("'image':") for message in session.conversation.messages]
+    assert pictures == [2, 0, 0, 0]  # both with the first question, and not again
+    monkeypatch.setattr(sys, "stdin", io.StringIO("/reset\n"))
+    session.run()
+    assert session.conversation.messages == []
 
 
 def test_a_conversation_goes_on_after_an_error(cli, expected):

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from typing import Annotated, Any
 
 import typer
@@ -24,9 +22,6 @@ class Commands(TyperGroup):
             return super().invoke(ctx)
         except PixtralError as error:
             fail(error)
-        except BrokenPipeError:  # the reader of our output has gone, as in `pixtral ... | head`
-            sys.stdout = open(os.devnull, "w")  # noqa: SIM115  or Python complains once more when it flushes
-            raise typer.Exit(0) from None
 
 
 def _print_version(wanted: bool) -> None:

@@ -108,6 +108,7 @@ def test_a_stop_string_ends_an_answer_and_is_no_part_of_it(assistant, picture):
     assert answer.text == whole[: whole.index(stop)]
     assert answer.finish_reason == "stop"
     assert "".join(assistant.chat(QUESTION, picture, stop=["@@", stop], stream=True)) == answer.text
+    assert assistant.chat(QUESTION, picture, stop=whole[-2:] + "@@@").text == whole  # only its beginning is there
     with pytest.raises(GenerationError, match="stop is"):
         assistant.chat(QUESTION, stop=[""])
 
