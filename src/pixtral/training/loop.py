@@ -58,7 +58,7 @@ class Plan:
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup_steps: int = 100
-    decay_from: float = 0.6
+    decay_from: float = 0.4
     probe_weight: float = 0.5
     report_minutes: float = 3.0
     bfloat16: bool = True
@@ -255,5 +255,6 @@ class Trainer:
             reached = bool(goal) and all(right.get(kind, 0.0) >= value for kind, value in goal.items())
             if self.state.stage + 1 < len(STAGES) and (reached or self.state.minutes >= end):
                 self.state.stage += 1
+                self.save()
                 break
         batches.close()
