@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, cast
 
 from pixtral.errors import PromptError
-from pixtral.message_parts import (
+from pixtral.messages.parts import (
     ImagePart,
     Part,
     TextPart,
@@ -22,10 +22,6 @@ from pixtral.message_parts import (
     parse_tool_call,
 )
 
-__all__ = [
-    "ROLES", "ImagePart", "Message", "Part", "TextPart", "ToolCall",
-    "fill_images", "first_missing", "image_sources", "is_batch", "normalize", "to_openai",
-]  # fmt: skip
 
 ROLES = ("system", "user", "assistant", "tool")
 _MESSAGE_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name")

@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 
 from pixtral.errors import PromptError
-from pixtral.expansion import ImageTokens, check_counts, expand_prompts, truncate
 from pixtral.images.geometry import Grid
+from pixtral.processing.expansion import ImageTokens, check_counts, expand_prompts, truncate
 
 TOKENS = ImageTokens(("[IMG]", "[IMG_BREAK]", "[IMG_END]"), 10, 12, 13)
 

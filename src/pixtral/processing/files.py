@@ -8,12 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from pixtral.auto import PATTERNS, choose_layout
 from pixtral.errors import ImageError, refuse_unknown
 from pixtral.hub import resolve
 from pixtral.images.base import BaseImageProcessor
 from pixtral.images.processors import PixtralImageProcessor, PixtralImageProcessorFast
-from pixtral.processor_options import IMAGE_OPTIONS
+from pixtral.processing.auto import PATTERNS, choose_layout
+from pixtral.processing.options import IMAGE_OPTIONS
 from pixtral.text.huggingface import HuggingFaceTokenizer
 from pixtral.text.huggingface_files import read_json
 from pixtral.text.mistral import MistralCommonTokenizer

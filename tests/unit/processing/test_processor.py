@@ -23,7 +23,7 @@ from pixtral.errors import CheckpointError, ImageError, PromptError, UnknownArgu
 from pixtral.images.limits import ImageLimits
 from pixtral.images.processors import NativeImageProcessor, PixtralImageProcessor, PixtralImageProcessorFast
 from pixtral.processing import AutoProcessor, PixtralProcessor
-from pixtral.prompts import NativePrompt
+from pixtral.processing.prompts import NativePrompt
 from pixtral.text.huggingface import HuggingFaceTokenizer
 from pixtral.text.mistral import MistralCommonTokenizer
 

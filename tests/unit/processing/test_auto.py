@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from tokens import LARGE, copy_of, small_hf, small_tekken
 
-from pixtral.auto import AutoTokenizer, choose_layout
 from pixtral.errors import CheckpointError, PromptError
+from pixtral.processing.auto import AutoTokenizer, choose_layout
 from pixtral.text.huggingface import HuggingFaceTokenizer
 from pixtral.text.mistral import MistralCommonTokenizer
 

@@ -6,16 +6,16 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from pixtral import prompts
-from pixtral.auto import AutoTokenizer
 from pixtral.batch import BatchFeature
 from pixtral.errors import PromptError
-from pixtral.expansion import ImageTokens, check_counts, expand_prompts, truncate
 from pixtral.images.base import BaseImageProcessor
 from pixtral.images.geometry import Grid
-from pixtral.processor_counts import ImageCounts, ModalData
-from pixtral.processor_files import ProcessorFiles, default_image_processor
-from pixtral.processor_options import GROUPS, KNOWN, flatten_per_prompt, split_options
+from pixtral.processing import prompts
+from pixtral.processing.auto import AutoTokenizer
+from pixtral.processing.counts import ImageCounts, ModalData
+from pixtral.processing.expansion import ImageTokens, check_counts, expand_prompts, truncate
+from pixtral.processing.files import ProcessorFiles, default_image_processor
+from pixtral.processing.options import GROUPS, KNOWN, flatten_per_prompt, split_options
 from pixtral.text.huggingface import HuggingFaceTokenizer
 from pixtral.text.mistral import MistralCommonTokenizer
 

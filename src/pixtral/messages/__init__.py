@@ -1,0 +1,30 @@
+"""What users, templates and tokenizers all speak: messages of text and image parts."""
+
+from __future__ import annotations
+
+from pixtral.messages.conversation import (
+    ROLES,
+    Message,
+    fill_images,
+    first_missing,
+    image_sources,
+    is_batch,
+    normalize,
+    to_openai,
+)
+from pixtral.messages.parts import ImagePart, Part, TextPart, ToolCall
+
+__all__ = [
+    "ROLES",
+    "ImagePart",
+    "Message",
+    "Part",
+    "TextPart",
+    "ToolCall",
+    "fill_images",
+    "first_missing",
+    "image_sources",
+    "is_batch",
+    "normalize",
+    "to_openai",
+]
