@@ -110,7 +110,7 @@ def test_a_conversation_in_a_pipe(cli, expected):
 
 def test_what_a_conversation_remembers(monkeypatch, capsys):
     monkeypatch.setattr(sys, "stdin", io.StringIO(f"/image {PICTURE}\n{QUESTION}\nHow many?\n"))
-    session = Session(pixtral.load(device_map="cpu"), None, {"max_new_tokens": 3}, [PICTURE], "tiny")
+    session = Session(pixtral.load(device_map="cpu"), None, {"max_new_tokens": 3}, [Image.open(PICTURE)], "tiny")
     assert session.run() == 0
     roles = [message["role"] for message in session.conversation.messages]
     assert roles == ["user", "assistant"] * 2
@@ -156,7 +156,7 @@ def test_broken_files_are_one_line(cli, tmp_path):
     empty.write_bytes(b"")
     text.write_text("not a picture")
     for path in (broken, empty, text):
-        only_error(cli("chat", "-i", path, QUESTION))
+        assert str(path) in only_error(cli("chat", "-i", path, QUESTION))
         assert str(path) in only_error(cli("inspect", path))
     for name in ("config.json", "model.safetensors"):
         shutil.copy(tiny_path() / name, tmp_path)

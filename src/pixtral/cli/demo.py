@@ -24,11 +24,11 @@ def demo(
 
     from pixtral.assets import demo_picture_path
     from pixtral.cli.output import console, cost
+    from pixtral.cli.pictures import open_picture
     from pixtral.cli.streaming import show
-    from pixtral.images.source import load_image
 
     source = image or demo_picture_path()
-    picture = load_image(source)
+    picture = open_picture(source)
     out = console()
     if not as_json:
         out.print(f"{source} · {picture.width} x {picture.height} pixels", markup=False, soft_wrap=True)

@@ -9,6 +9,7 @@ from urllib.parse import urlsplit
 import typer
 
 from pixtral.cli.output import complain, note, print_table
+from pixtral.cli.pictures import open_picture, shortened
 from pixtral.errors import ImageError
 from pixtral.images.geometry import Grid, Rounding, image_grid
 
@@ -33,16 +34,14 @@ def inspect_images(
     Raises:
         ImageError: a drawing cannot be written.
     """
-    from pixtral.images.source import load_image
-
     rows: list[tuple[str, ...]] = []
     results: list[dict[str, object]] = []
     for number, source in enumerate(sources):
-        name = _short(source)
+        name = shortened(source)
         try:
-            image = load_image(source)
+            image = open_picture(source)
         except ImageError as error:
-            complain(error if name in str(error) else ImageError(f"{name}: {error}"))
+            complain(error)
             continue
         grids = {
             rounding: image_grid(
@@ -113,11 +112,6 @@ def _facts(grid: Grid, patch_size: int) -> dict[str, object]:
         "cols": grid.cols,
         "tokens": grid.num_tokens,
     }
-
-
-def _short(source: str) -> str:
-    """A source for a table cell: data URIs and base64 text can be very long."""
-    return source if len(source) <= 80 else f"{source[:60]}…"
 
 
 def _target(save: Path, source: str, number: int, *, several: bool) -> Path:

@@ -8,11 +8,11 @@ from typing import Any
 import typer
 from rich.markup import escape
 
-from pixtral.auto import PATTERNS, choose_layout
 from pixtral.checkpoints.report import CheckpointReport, inspect_checkpoint
 from pixtral.cli.output import console, print_table
 from pixtral.errors import PromptError
 from pixtral.hub import resolve
+from pixtral.processing.auto import PATTERNS, choose_layout
 
 _SHOWN = 20
 

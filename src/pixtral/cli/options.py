@@ -103,6 +103,10 @@ class ModelChoice:
             from pixtral import pretrained, processing  # noqa: F401
             from pixtral.assistant import load
 
+            if self.model is None:  # it is so small that threads cost it more than they bring
+                import torch
+
+                torch.set_num_threads(1)
         layout: Any = self.layout
         return load(
             self.model,

@@ -9,6 +9,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from pixtral.cli.output import complain, cost, note
+from pixtral.cli.pictures import open_picture
 from pixtral.cli.streaming import show
 from pixtral.errors import PixtralError, PromptError
 
@@ -29,24 +30,30 @@ class Session:
     """Reads lines until the input ends. In a pipe nothing but the answers is written."""
 
     def __init__(
-        self, assistant: Assistant, system: str | None, options: ChatOptions, pictures: list[str], name: str
+        self, assistant: Assistant, system: str | None, options: ChatOptions, pictures: list[Image], name: str
     ) -> None:
+        """
+        Args:
+            assistant: answers.
+            system, options: of the conversation.
+            pictures: shown with the first question.
+            name: of the model, for people.
+        """
         self.assistant = assistant
         self.conversation = assistant.conversation(system, **options)
         self.name = name
         self.failed = False
         self._ended = False
-        self._shown: list[Image] = []
-        self._first = pictures
+        self._shown = list(pictures)
         self._terminal = sys.stdin.isatty()
 
     def run(self) -> int:
         """The exit code: 1 if a line of a pipe could not be answered."""
-        for source in self._first:
-            self._show_picture(source)  # a picture named on the command line has to be there
         if self._terminal:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  line editing and history for input()
+            for picture in self._shown:
+                note(f"{picture.width} x {picture.height} pixels; it goes with the first question")
             note(f"{self.name} · /image PATH shows a picture, /help says more, Ctrl-D ends")
         while not self._ended and (line := self._read()) is not None:
             if not line.strip():
@@ -103,13 +110,9 @@ class Session:
         note(cost(answer))
 
     def _show_picture(self, source: str) -> None:
-        from pixtral.images.limits import ImageLimits
-        from pixtral.images.source import load_image
-
         if not source:
             raise PromptError("/image needs the path or the URL of a picture")
-        limits = self.assistant.limits or ImageLimits()
-        picture = load_image(_unquoted(source), limits=limits)
+        picture = open_picture(_unquoted(source), self.assistant.limits)
         self._shown.append(picture)
         note(f"{source}: {picture.width} x {picture.height} pixels; it goes with the next question")
 
