@@ -138,7 +138,7 @@ def test_a_conversation_goes_on_after_an_error(cli, expected):
         (["chat", "./nowhere"], "no folder './nowhere'"),
         (["chat", "What is", "this?"], "no folder 'What is'"),
         (["chat", QUESTION, "--dtype", "float31"], "dtype is 'float31'"),
-        (["chat", QUESTION, "--layout", "gguf"], "gguf"),
+        (["chat", QUESTION, "--layout", "gguf"], "layout is 'gguf'"),
         (["chat", QUESTION, "--device-map", "abacus"], "abacus"),
         (["inspect", "./nowhere"], "no folder './nowhere'"),
         (["inspect", "nowhere.png"], "nowhere.png"),

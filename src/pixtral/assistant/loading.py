@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pixtral.assistant.chat import Assistant
+from pixtral.errors import ConfigError
 from pixtral.images.limits import ImageLimits
 
 if TYPE_CHECKING:
@@ -55,6 +56,8 @@ def load(
     from pixtral.pretrained import LlavaForConditionalGeneration
     from pixtral.processing import AutoProcessor
 
+    if layout not in ("auto", "hf", "mistral"):
+        raise ConfigError(f"layout is {layout!r}; expected 'auto', 'hf' or 'mistral'")
     if path_or_id is None:
         from pixtral.assets import tiny_path
 

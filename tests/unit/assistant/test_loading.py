@@ -51,7 +51,7 @@ def test_what_cannot_be_loaded(tmp_path):
     with pytest.raises(ConfigError, match="dtype"):
         pixtral.load(dtype="float31")
     with pytest.raises(ConfigError, match="layout"):
-        pixtral.load(layout="gguf", tokenizer_mode="auto")
+        pixtral.load(layout="gguf")
 
 
 def test_a_folder_without_a_tokenizer(tmp_path):
