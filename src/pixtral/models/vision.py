@@ -101,14 +101,17 @@ class PixtralVisionModel(PixtralModule):
             )
         return pixels.shape[1] // self.patch_size, pixels.shape[2] // self.patch_size
 
-    def embed_patches(self, pixels: Tensor) -> Tensor:
-        """(3, H, W) -> (rows * columns, C): the convolution written as one product, patches row by row."""
-        rows, cols = self.grid(pixels)
+    def embed_patches(self, images: Sequence[Tensor]) -> Tensor:
+        """(3, H, W) each -> (N, C): the convolution written as one product, patches row by row, image by image."""
         size = self.patch_size
         weight = self.patch_conv.weight
-        pixels = pixels[:, : rows * size, : cols * size].to(weight.device, weight.dtype)
-        patches = pixels.reshape(-1, rows, size, cols, size).permute(1, 3, 0, 2, 4).reshape(rows * cols, -1)
-        return F.linear(patches, weight.flatten(1))
+        patches = []
+        for pixels in images:
+            rows, cols = self.grid(pixels)
+            whole = pixels[:, : rows * size, : cols * size].to(weight.device, weight.dtype)
+            cut = whole.reshape(-1, rows, size, cols, size).permute(1, 3, 0, 2, 4)
+            patches.append(cut.reshape(rows * cols, -1))
+        return F.linear(torch.cat(patches), weight.flatten(1))
 
     def encode(self, images: Sequence[Tensor], trace: Trace | None = None) -> Tensor:
         """All images in one pass.
@@ -126,7 +129,7 @@ class PixtralVisionModel(PixtralModule):
         if not images:
             raise ImageError("found no images; the vision tower needs at least one: leave the call out for text alone")
         grids = [self.grid(pixels) for pixels in images]
-        x = self.ln_pre(torch.cat([self.embed_patches(pixels) for pixels in images]))
+        x = self.ln_pre(self.embed_patches(images))
         packing = Packing.full([rows * cols for rows, cols in grids], causal=False)
         theta = self.config.rope_theta
         assert theta is not None

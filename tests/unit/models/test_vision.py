@@ -30,7 +30,7 @@ def picture(rows: int, cols: int, channels: int = 3) -> Tensor:
 def test_patches_are_what_the_convolution_gives() -> None:
     model, pixels = tower(), picture(3, 5)
     expected = model.patch_conv(pixels[None])[0].flatten(1).T
-    torch.testing.assert_close(model.embed_patches(pixels), expected)
+    torch.testing.assert_close(model.embed_patches([pixels]), expected)
     assert model.grid(pixels) == (3, 5)
 
 
@@ -43,8 +43,8 @@ def test_a_turned_image_is_another_image() -> None:
     upright = model.encode([pixels]).view(3, 5, -1)
     transposed = model.encode([pixels.transpose(1, 2)]).view(5, 3, -1).transpose(0, 1)
     torch.testing.assert_close(
-        model.embed_patches(pixels).view(3, 5, -1),
-        model.embed_patches(pixels.transpose(1, 2)).view(5, 3, -1).transpose(0, 1),
+        model.embed_patches([pixels]).view(3, 5, -1),
+        model.embed_patches([pixels.transpose(1, 2)]).view(5, 3, -1).transpose(0, 1),
     )
     similarity = F.cosine_similarity(upright, transposed, dim=-1)
     assert similarity.max() < 0.999 and similarity.mean() < 0.98
