@@ -16,6 +16,14 @@ SIZES = (len(COLOURS) + 1, len(SHAPES) + 1, 2, len(PLACES))
 """Classes of the four labels; the first class of colour and shape is "none"."""
 
 
+def patch_owners(owners: npt.NDArray[np.int64], things: int) -> npt.NDArray[np.int64]:
+    """Which of `things` each patch belongs to, (rows * columns,): an index, or -1; `owners` says it of each pixel."""
+    rows, columns = owners.shape[0] // PATCH, owners.shape[1] // PATCH
+    patches = owners.reshape(rows, PATCH, columns, PATCH).transpose(0, 2, 1, 3).reshape(rows * columns, -1)
+    covered = np.stack([(patches == index).sum(1) for index in range(things)], axis=1)
+    return np.where(covered.max(1) >= FEWEST_PIXELS, covered.argmax(1), -1)
+
+
 def patch_labels(scene: Scene, owners: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
     """Labels of every patch in row-major order, (rows * columns, 4); `owners` as `draw_labelled` returns it."""
     rows, columns = owners.shape[0] // PATCH, owners.shape[1] // PATCH

@@ -16,11 +16,13 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.training.batches import Batch, Encoder, Stage, make_batch, prefetch
 from pixtral.training.evaluate import accuracy, forward, training_precision
+from pixtral.training.pointing import pointing_loss, watched
 from pixtral.training.warmup import LabelledPictures, Probe, make_labelled, probe_loss
 
 _NAMING = {"describe": 1.0, "colour": 1.0, "shape": 1.0}
@@ -31,14 +33,14 @@ _EVERYTHING = {
 }  # fmt: skip
 
 STAGES = (
-    Stage((1,), _NAMING, 1, {"colour": 0.9, "shape": 0.6}, sides=(64, 128)),
+    Stage((1,), _NAMING, 1, {"colour": 0.9, "shape": 0.6}, sides=(88, 128)),
     Stage((1, 2), _PLACING, 3, {"colour": 0.9, "shape": 0.7, "position": 0.75}),
     Stage((1, 2, 3), _COUNTING, 4, {"colour": 0.9, "shape": 0.75, "position": 0.8, "count": 0.7}),
     Stage((1, 2, 3, 4, 5), _EVERYTHING, 5),
 )
 """The curriculum. A task mixture from the start stays at chance for a long time; this does not."""
 
-LATEST = (0.25, 0.35, 0.45, 1.0)
+LATEST = (0.25, 0.45, 0.6, 1.0)
 """Fraction of the time after which a stage ends even if its goal is not reached."""
 
 LESSONS_GOAL = {"colour": 0.93, "shape": 0.7, "middle": 0.88, "place": 0.8}
@@ -58,8 +60,9 @@ class Plan:
     learning_rate: float = 2e-3
     weight_decay: float = 0.05
     warmup_steps: int = 100
-    decay_from: float = 0.4
+    decay_from: float = 0.5
     probe_weight: float = 0.5
+    pointing_weight: float = 0.5
     report_minutes: float = 3.0
     bfloat16: bool = True
 
@@ -112,6 +115,9 @@ class Trainer:
         groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.95))
         self.state = State()
+        self.pointed = 0.0
+
+        self.rank, self.world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
 
     @property
     def checkpoint(self) -> pathlib.Path:
@@ -120,6 +126,8 @@ class Trainer:
 
     def save(self) -> None:
         """Write the run's state; a crash while writing leaves the previous one."""
+        if self.rank:
+            return
         self.folder.mkdir(parents=True, exist_ok=True)
         draft = self.checkpoint.with_suffix(".tmp")
         torch.save(
@@ -147,12 +155,13 @@ class Trainer:
     def make(self, number: int) -> Batch:
         """Batch `number` of the current stage."""
         stage = self.state.stage
-        rng = np.random.default_rng([self.plan.seed, stage, number])
+        rng = np.random.default_rng([self.plan.seed, stage, number * self.world + self.rank])
         return make_batch(self.encoder, STAGES[stage], rng, self.plan.batch_size)
 
     def lesson(self, number: int) -> LabelledPictures:
         """Batch `number` of the tower's first lessons."""
-        return make_labelled(np.random.default_rng([self.plan.seed, 2**20, number]), self.plan.batch_size)
+        rng = np.random.default_rng([self.plan.seed, 2**20, number * self.world + self.rank])
+        return make_labelled(rng, self.plan.batch_size)
 
     def study(self, batch: LabelledPictures) -> dict[str, float]:
         """One update of the tower from patch labels; the share of right ones."""
@@ -164,16 +173,20 @@ class Trainer:
         return {**right, "loss": loss.item()}
 
     def step(self, batch: Batch) -> float:
-        """One update of the weights, from the answers and, where there are, the patch labels; the answers' loss."""
-        logits, seen = forward(self.model, batch, self.plan.bfloat16)
+        """One update of the weights from answers, patch labels and pointers; the loss of the answers."""
+        with watched(self.model) as given:
+            logits, seen = forward(self.model, batch, self.plan.bfloat16)
         loss = nn.functional.cross_entropy(logits, batch.targets)
         extra = torch.zeros(())
         if batch.labels is not None:
             with training_precision(self.plan.bfloat16):
                 extra = self.plan.probe_weight * probe_loss(seen, self.probe, batch.labels)[0]
+                pointed = pointing_loss(self.model, given, batch.pointers)
+            extra = extra + self.plan.pointing_weight * pointed
+            self.pointed = 0.95 * self.pointed + 0.05 * pointed.item()
         self._update(loss + extra, self.state.step)
         self.state.step += 1
-        self.state.pictures += len(batch.lengths)
+        self.state.pictures += len(batch.lengths) * self.world
         return loss.item()
 
     def _update(self, loss: torch.Tensor, step: int) -> None:
@@ -182,8 +195,31 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.zero_grad(set_to_none=True)
         loss.backward()  # type: ignore[no-untyped-call]
+        self._average_gradients()
         nn.utils.clip_grad_norm_(self.model.parameters(), 1.0)
         self.optimizer.step()
+
+    def _average_gradients(self) -> None:
+        """The mean of all processes' gradients, in place; a parameter without one counts as zero."""
+        if self.world == 1:
+            return
+        parameters = [*self.model.parameters(), *self.probe.parameters()]
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+        packed = torch.cat([gradient.flatten() for gradient in gradients]) / self.world
+        dist.all_reduce(packed)
+        for gradient, mean in zip(gradients, packed.split([g.numel() for g in gradients]), strict=True):
+            gradient.copy_(mean.view_as(gradient))
+
+    def _clock(self, minutes: float) -> float:
+        """The first process's minutes: all processes change stages and stop together."""
+        if self.world == 1:
+            return minutes
+        shared = torch.tensor([minutes], dtype=torch.float64)
+        dist.broadcast(shared, src=0)
+        return float(shared)
 
     def report(self, loss: float, log: Callable[[str], None], size: int = 96) -> dict[str, float]:
         """Measure on held-out pictures of the current stage, log a line, remember it, save."""
@@ -199,7 +235,7 @@ class Trainer:
         scores = " ".join(f"{kind}={value:.3f}" for kind, value in right.items())
         log(
             f"{line['minutes']:6.1f} min stage {self.state.stage} step {self.state.step} "
-            f"pictures {self.state.pictures} loss {loss:.4f} {scores}"
+            f"pictures {self.state.pictures} loss {loss:.4f} pointing {self.pointed:.3f} {scores}"
         )
         self.save()
         return right
@@ -221,7 +257,7 @@ class Trainer:
                 sums[name] = sums.get(name, 0.0) + value
             steps += 1
             now = time.monotonic()
-            self.state.minutes, last = self.state.minutes + (now - last) / 60, now
+            self.state.minutes, last = self._clock(self.state.minutes + (now - last) / 60), now
             over = self.state.minutes >= LESSONS_LATEST * self.plan.minutes
             if self.state.lessons % every == 0:
                 means = {name: value / steps for name, value in sums.items()}
@@ -245,7 +281,7 @@ class Trainer:
         for batch in batches:
             total, steps = total + self.step(batch), steps + 1
             now = time.monotonic()
-            self.state.minutes, last = self.state.minutes + (now - last) / 60, now
+            self.state.minutes, last = self._clock(self.state.minutes + (now - last) / 60), now
             if self.state.minutes >= self.plan.minutes:
                 break
             if self.state.minutes - seen < self.plan.report_minutes:

@@ -33,7 +33,7 @@ SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart")
 PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
 """The nine cells of a picture in reading order; cell `i` is in row ``i // 3`` and column ``i % 3``."""
 
-SIDES = (64, 160)
+SIDES = (88, 160)
 """Smallest and largest side of a picture in pixels."""
 
 _BACKGROUNDS: tuple[RGB, ...] = (
@@ -120,7 +120,7 @@ def sample_scene(
     width: int,
     height: int,
     counts: tuple[int, ...] = (1, 2, 3, 4, 5),
-    alone: tuple[float, float] = (0.13, 0.24),
+    alone: tuple[float, float] = (0.14, 0.28),
 ) -> Scene:
     """Invent a scene of `width` x `height` pixels with one of `counts` things (all equally likely).
 
@@ -130,11 +130,11 @@ def sample_scene(
     pairs = _kinds(rng, count)
     cells = sorted(int(c) for c in rng.choice(9, count, replace=False))
     side = min(width, height)
-    smallest, largest = alone if count == 1 else (0.13, 0.165)
+    smallest, largest = alone if count == 1 else (0.14, 0.165)
     common = rng.uniform(smallest, largest)
     things = []
     for cell, (colour, shape) in zip(cells, pairs, strict=True):
-        radius = max(9.0, side * float(np.clip(common * rng.uniform(0.88, 1.12), smallest, largest)))
+        radius = max(12.0, side * float(np.clip(common * rng.uniform(0.88, 1.12), smallest, largest)))
         row, column = divmod(cell, 3)
         x, y = (
             float(np.clip((index + 0.5 + rng.uniform(-0.12, 0.12)) / 3 * length, radius + 1, length - radius - 1))

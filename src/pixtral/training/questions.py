@@ -56,12 +56,17 @@ _DESCRIBE = (
 
 @dataclass(frozen=True)
 class Question:
-    """A question and its right answer. `shares` are the (thing index) whose colour-shape pair it gives away."""
+    """A question and its right answer.
+
+    `shares` are the indices of the things whose colour and shape it gives away together; `thing` is the index of the
+    one thing it asks about, if it is about one.
+    """
 
     kind: str
     text: str
     answer: str
     shares: frozenset[int] = frozenset()
+    thing: int | None = None
 
 
 def _article(word: str) -> str:
@@ -114,9 +119,9 @@ class Asker:
         if sum(other.shape == thing.shape for other in things) > 1:
             return None
         if len(things) == 1 and self.rng.random() < 0.4:
-            return Question("colour", self._pick(_COLOUR_OF_IT), f"It is {thing.colour}.", frozenset({index}))
+            return Question("colour", self._pick(_COLOUR_OF_IT), f"It is {thing.colour}.", frozenset({index}), index)
         text = self._pick(_COLOUR_OF).format(thing.shape)
-        return Question("colour", text, f"The {thing.shape} is {thing.colour}.", frozenset({index}))
+        return Question("colour", text, f"The {thing.shape} is {thing.colour}.", frozenset({index}), index)
 
     def shape(self, index: int) -> Question | None:
         """The shape of thing `index`; None when its colour does not single it out."""
@@ -125,17 +130,17 @@ class Asker:
             return None
         answer = f"It is {_article(thing.shape)}."
         if len(things) == 1 and self.rng.random() < 0.4:
-            return Question("shape", self._pick(_SHAPE_OF_IT), answer, frozenset({index}))
-        return Question("shape", self._pick(_SHAPE_OF).format(thing.colour), answer, frozenset({index}))
+            return Question("shape", self._pick(_SHAPE_OF_IT), answer, frozenset({index}), index)
+        return Question("shape", self._pick(_SHAPE_OF).format(thing.colour), answer, frozenset({index}), index)
 
     def position(self, index: int) -> Question:
         """In which of the nine cells thing `index` is."""
         thing = self.scene.things[index]
         if len(self.scene.things) == 1 and self.rng.random() < 0.4:
-            return Question("position", self._pick(_POSITION_OF_IT), f"It is {WHERE[thing.cell]}.")
+            return Question("position", self._pick(_POSITION_OF_IT), f"It is {WHERE[thing.cell]}.", thing=index)
         name = _reference(thing, self.scene, self.rng)
         shares = frozenset({index}) if name == f"{thing.colour} {thing.shape}" else frozenset[int]()
-        return Question("position", self._pick(_POSITION).format(name), f"It is {WHERE[thing.cell]}.", shares)
+        return Question("position", self._pick(_POSITION).format(name), f"It is {WHERE[thing.cell]}.", shares, index)
 
     def count(self) -> Question:
         """How many things there are: all, of one shape, or of one colour."""

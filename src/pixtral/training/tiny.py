@@ -45,25 +45,44 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the run; it continues from there")
     parser.add_argument("--minutes", type=float, default=Plan.minutes, help="training time (default: %(default)s)")
     parser.add_argument("--seed", type=int, default=Plan.seed, help="of weights and pictures (default: %(default)s)")
-    parser.add_argument("--threads", type=int, default=2, help="threads of torch (default: %(default)s)")
+    parser.add_argument(
+        "--processes", type=int, default=2, help="of one thread each, averaging gradients (default: %(default)s)"
+    )
     parser.add_argument("--report-minutes", type=float, default=Plan.report_minutes, help="time between reports")
     given = parser.parse_args(arguments)
 
-    torch.set_num_threads(given.threads)
-    tokenizer = given.out / "tokenizer"
-    write_tokenizer(tokenizer, vocabulary(), VOCAB_SIZE)
+    write_tokenizer(given.out / "tokenizer", vocabulary(), VOCAB_SIZE)
     plan = Plan(minutes=given.minutes, seed=given.seed, report_minutes=given.report_minutes)
+    if given.processes == 1:
+        work(0, 1, plan, given.out)
+    else:
+        (given.out / "rendezvous").unlink(missing_ok=True)
+        torch.multiprocessing.spawn(work, (given.processes, plan, given.out), nprocs=given.processes)  # type: ignore[no-untyped-call]
+
+
+def work(rank: int, processes: int, plan: Plan, folder: pathlib.Path) -> None:
+    """One process of a run: the model is so small that one thread each beats one process with several."""
+    torch.set_num_threads(1)
+    if processes > 1:
+        torch.distributed.init_process_group(
+            "gloo", init_method=f"file://{(folder / 'rendezvous').resolve()}", rank=rank, world_size=processes
+        )
     model = LlavaForConditionalGeneration(tiny_config())
     initialise(model, plan.seed)
-    trainer = Trainer(model, Encoder(tokenizer), plan, given.out)
+    trainer = Trainer(model, Encoder(folder / "tokenizer"), plan, folder)
     resumed = trainer.resume()
-    print(
-        f"{sum(p.numel() for p in model.parameters()):,} parameters; {'continued' if resumed else 'new run'}",
-        flush=True,
-    )
-    trainer.run(lambda line: print(line, flush=True))
-    sizes = export(model, given.out / "model", VOCAB_SIZE)
-    print(f"wrote {given.out / 'model'}: {sum(sizes.values()):,} bytes", flush=True)
+
+    def log(line: str) -> None:
+        if rank == 0:
+            print(line, flush=True)
+
+    log(f"{model.num_parameters():,} parameters; {'continued' if resumed else 'new run'}")
+    trainer.run(log)
+    if rank == 0:
+        sizes = export(model, folder / "model", VOCAB_SIZE)
+        log(f"wrote {folder / 'model'}: {sum(sizes.values()):,} bytes")
+    if processes > 1:
+        torch.distributed.destroy_process_group()
 
 
 if __name__ == "__main__":

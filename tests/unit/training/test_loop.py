@@ -26,7 +26,8 @@ def encoder(tmp_path_factory):
 
 def small_config() -> LlavaConfig:
     config = tiny_config()
-    config.vision_config.num_hidden_layers = config.text_config.num_hidden_layers = 1
+    config.vision_config.num_hidden_layers = 1
+    config.text_config.num_hidden_layers = 3
     return config
 
 
