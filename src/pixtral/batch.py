@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, MutableMapping
 from typing import TYPE_CHECKING, Any
 
-from pixtral.errors import UnknownArgument
+from pixtral.errors import ConfigError, PromptError, UnknownArgument
 
 if TYPE_CHECKING:
     import torch
@@ -21,7 +21,11 @@ class BatchFeature(MutableMapping[str, Any]):
     Args:
         data: the entries.
         tensor_type: "pt" turns every entry into a torch tensor, "np" into a NumPy array, None leaves them.
-            Entries of unequal lengths cannot be turned and raise ValueError; strings are left alone.
+            Strings are left alone.
+
+    Raises:
+        PromptError: the parts of an entry have different sizes.
+        ConfigError: another tensor_type.
     """
 
     data: dict[str, Any]
@@ -82,7 +86,7 @@ class BatchFeature(MutableMapping[str, Any]):
         if tensor_type is None:
             return self
         if tensor_type not in _TENSOR_TYPES:
-            raise ValueError(f"return_tensors is {tensor_type!r}; expected 'pt', 'np' or None")
+            raise ConfigError(f"return_tensors is {tensor_type!r}; expected 'pt', 'np' or None")
         for key, value in self.data.items():
             self.data[key] = _convert(value, tensor_type, key)
         return self
@@ -140,8 +144,8 @@ def _convert(value: Any, tensor_type: str, key: str) -> Any:
         raise _ragged(key) from error
 
 
-def _ragged(key: str) -> ValueError:
-    return ValueError(
+def _ragged(key: str) -> PromptError:
+    return PromptError(
         f"{key!r} cannot become one tensor because its parts have different sizes; "
         "pad them (padding=True for text, do_pad=True for images) or leave return_tensors out"
     )
@@ -163,11 +167,11 @@ def _destination(
         elif isinstance(arg, (str, int, torch.device)):
             device = arg
         elif arg is not None:
-            raise TypeError(f"to() got {arg!r}; expected a device ('cpu', 0, torch.device) or a torch.dtype")
+            raise UnknownArgument(f"to() got {arg!r}; expected a device ('cpu', 0, torch.device) or a torch.dtype")
     if dtype is not None and not isinstance(dtype, torch.dtype):
-        raise TypeError(f"to() got dtype={dtype!r}; expected a torch.dtype such as torch.bfloat16")
+        raise UnknownArgument(f"to() got dtype={dtype!r}; expected a torch.dtype such as torch.bfloat16")
     if device is not None and not isinstance(device, (str, int, torch.device)):
-        raise TypeError(f"to() got device={device!r}; expected a device such as 'cpu', 0 or torch.device('cuda')")
+        raise UnknownArgument(f"to() got device={device!r}; expected a device such as 'cpu', 0 or torch.device('cuda')")
     return None if device is None else torch.device(device), dtype, non_blocking
 
 

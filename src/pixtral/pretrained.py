@@ -62,7 +62,7 @@ class PretrainedModel(PixtralModule):
             config: used instead of the checkpoint's own.
             dtype: "auto" (as stored; the default), a torch dtype, or its name. `torch_dtype` is its former name.
             device_map: None or "cpu", "auto" (the best single device), "cuda", a torch.device, {"": device}.
-            attn_implementation: None or "sdpa".
+            attn_implementation: None, "sdpa" or "eager", for programs written for Transformers; it is one and the same.
             quantization_config: must be None: quantized models are not read.
             layout: which layout to read when a folder holds both: "auto" (Hugging Face's), "hf", "mistral".
             revision, token, cache_dir, local_files_only, force_download: for the Hub.
@@ -141,6 +141,15 @@ class GenerativeModel(GenerationMixin, PretrainedModel):
     def _set_generation_config(self, config: GenerationConfig) -> None:
         self.generation_config = config
 
+    def can_generate(self) -> bool:
+        """True: it writes text."""
+        return True
+
+    def get_decoder(self) -> mistral.MistralModel:
+        """The blocks of the decoder, with the token embeddings and the final norm."""
+        assert isinstance(self, (llava.LlavaForConditionalGeneration, mistral.MistralForCausalLM))
+        return self.decoder
+
 
 class PixtralVisionModel(PretrainedModel, vision.PixtralVisionModel):
     """The vision tower; `from_pretrained` also reads it out of a whole Pixtral."""
@@ -159,6 +168,21 @@ class LlavaForConditionalGeneration(GenerativeModel, llava.LlavaForConditionalGe
 
     config_class = LlavaConfig
 
+    @property
+    def vision_tower(self) -> vision.PixtralVisionModel:
+        """Short for `model.vision_tower`, as in Transformers 4."""
+        return self.model.vision_tower
+
+    @property
+    def multi_modal_projector(self) -> llava.LlavaMultiModalProjector:
+        """Short for `model.multi_modal_projector`, as in Transformers 4."""
+        return self.model.multi_modal_projector
+
+    @property
+    def language_model(self) -> mistral.MistralModel:
+        """Short for `model.language_model`, as in Transformers 4."""
+        return self.model.language_model
+
 
 def _keywords(function: Callable[..., object]) -> list[str]:
     """The names of a function's keyword arguments."""
@@ -172,9 +196,10 @@ def _check_arguments(
     """Refuse what Transformers would take and this package does otherwise."""
     if config is not None and not isinstance(config, Config):
         raise ConfigError(f"config is a {type(config).__name__}; expected a LlavaConfig or one of its parts")
-    if attn_implementation not in (None, "sdpa"):
+    if attn_implementation not in (None, "sdpa", "eager"):
         raise ConfigError(
-            f"attn_implementation is {attn_implementation!r}; leave it out, or say 'sdpa': there is one implementation"
+            f"attn_implementation is {attn_implementation!r}; leave it out, or say 'sdpa' or 'eager': there is one "
+            "implementation, in plain PyTorch"
         )
     if quantization_config is not None:
         raise ConfigError("quantization_config is not supported: load the model without it, for example in bfloat16")

@@ -194,6 +194,12 @@ def test_config_json_goes_before_params_json(tmp_path: pathlib.Path) -> None:
     assert_is_12b(LlavaConfig.from_pretrained(write(tmp_path, "config.json", CONFIG_12B)))
 
 
+def test_a_misspelt_field_of_params_is_named() -> None:
+    for where, wrong, right in (("", "ropetheta", "rope_theta"), ("vision_encoder.", "patchsize", "patch_size")):
+        with pytest.raises(ConfigError, match=f"has the field '{wrong}'.*did you mean '{right}'"):
+            LlavaConfig.from_params(changed(PARAMS_12B, where + wrong, 1))
+
+
 def test_newer_params_put_the_tower_deeper() -> None:
     params = copy.deepcopy(PARAMS_12B)
     params["multimodal"] = {"vision_encoder_args": params.pop("vision_encoder")}

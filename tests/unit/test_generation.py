@@ -156,7 +156,9 @@ def test_arguments_over_config_over_model(model, batch):
 def test_max_length_counts_the_prompt_and_max_new_tokens_wins(model, batch):
     length = batch.input_ids.shape[1]
     assert model.generate(**batch.inputs(), max_length=length + 2).shape[1] == length + 2
-    assert model.generate(**batch.inputs(), max_length=length + 2, max_new_tokens=4).shape[1] == length + 4
+    with pytest.warns(UserWarning, match=r"max_length=\d+ without effect: max_new_tokens=4 goes first"):
+        ids = model.generate(**batch.inputs(), max_length=length + 2, max_new_tokens=4)
+    assert ids.shape[1] == length + 4
     with pytest.raises(GenerationError, match=f"{length} tokens.*max_length is {length}"):
         model.generate(**batch.inputs(), max_length=length)
 
@@ -475,3 +477,8 @@ def test_no_warnings_in_ordinary_use(model, batch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         model.generate(**batch.inputs(), max_new_tokens=2, do_sample=True, temperature=0.7, top_p=0.9, seed=1)
+
+
+def test_stop_strings_are_strings(model, batch):
+    with pytest.raises(GenerationError, match=r"stop_strings is 5, expected a string or a list of strings"):
+        model.generate(**batch.inputs(), max_new_tokens=2, stop_strings=5)

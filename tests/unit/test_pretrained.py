@@ -47,8 +47,20 @@ def test_arguments_of_transformers_programs(tmp_path: Path) -> None:
         attn_implementation="sdpa", trust_remote_code=True, use_safetensors=True, local_files_only=True, token=None,
     )  # fmt: skip
     assert model.dtype == torch.bfloat16
+    assert LlavaForConditionalGeneration.from_pretrained(tmp_path, attn_implementation="eager").can_generate()
     assert LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype="float16").dtype == torch.float16
     assert LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype="auto").dtype == torch.float32
+
+
+def test_the_parts_have_short_names_that_the_weights_do_not(tmp_path: Path) -> None:
+    write_hf(tmp_path)
+    model = LlavaForConditionalGeneration.from_pretrained(tmp_path)
+    assert model.vision_tower is model.model.vision_tower
+    assert model.multi_modal_projector is model.model.multi_modal_projector
+    assert model.language_model is model.model.language_model is model.get_decoder()
+    assert {name.partition(".")[0] for name in model.state_dict()} == {"model", "lm_head"}
+    size = sum(parameter.numel() * parameter.element_size() for parameter in model.parameters())
+    assert model.get_memory_footprint() == size
 
 
 def test_the_layout_can_be_chosen(tmp_path: Path) -> None:

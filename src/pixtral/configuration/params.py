@@ -62,11 +62,14 @@ def _take(values: dict[str, Any], fields: dict[str, str], defaults: dict[str, An
     return taken
 
 
-def _refuse(values: dict[str, Any], allowed: dict[str, tuple[Any, ...] | None], where: str) -> None:
+def _refuse(
+    values: dict[str, Any], allowed: dict[str, tuple[Any, ...] | None], fields: dict[str, str], where: str
+) -> None:
     """Raise for a field that would change the network in a way that is not implemented."""
+    known = {*allowed, *fields}
     for key, value in values.items():
         if key not in allowed:
-            raise ConfigError(f"{where} has the field {key!r}, which Pixtral does not have; {nearest(key, allowed)}")
+            raise ConfigError(f"{where} has the field {key!r}, which Pixtral does not have; {nearest(key, known)}")
         accepted = allowed[key]
         if accepted is not None and value not in accepted:
             raise ConfigError(f"{where}.{key} is {value!r}; only {accepted[0]!r} is implemented")
@@ -85,10 +88,10 @@ def llava_from_params(params: dict[str, Any]) -> dict[str, Any]:
     if not isinstance(vision, dict):
         raise ConfigError("params.json has no 'vision_encoder'; expected the file of a Pixtral model, not a text model")
     text = _take(values, TEXT_FIELDS, NATIVE_DEFAULTS, "params.json")
-    _refuse(values, dict(NEUTRAL), "params.json")
+    _refuse(values, dict(NEUTRAL), TEXT_FIELDS, "params.json")
     adapter = dict(vision)
     tower = _take(adapter, VISION_FIELDS, VISION_DEFAULTS, "params.json vision_encoder")
-    _refuse(adapter, ADAPTER_FIELDS, "params.json vision_encoder")
+    _refuse(adapter, ADAPTER_FIELDS, VISION_FIELDS, "params.json vision_encoder")
     return {
         "vision_config": {**tower, "hidden_act": "silu", "dtype": "bfloat16"},
         "text_config": {**text, "sliding_window": None, "hidden_act": "silu", "dtype": "bfloat16"},

@@ -153,7 +153,14 @@ def resolve(
             f"at least {min_tokens} and at most {max_tokens} new tokens are asked for: sequences end at the maximum; "
             "lower min_new_tokens or raise max_new_tokens"
         )
-    stop = settings["stop_strings"]
+    if settings["max_new_tokens"] is not None and arguments.get("max_length") is not None:
+        _warn(
+            f"max_length={arguments['max_length']} without effect: max_new_tokens={settings['max_new_tokens']} goes "
+            "first; set max_new_tokens instead"
+        )
+    stop = settings["stop_strings"] or ()
+    if not isinstance(stop, (str, list, tuple)):
+        raise GenerationError(f"stop_strings is {stop!r}, expected a string or a list of strings")
     sampling = SamplingParams(
         temperature=0.0 if not sample else 1.0 if temperature is None else temperature,
         top_k=settings["top_k"] or 0,
@@ -163,7 +170,7 @@ def resolve(
         seed=seed,
         max_tokens=max_tokens,
         min_tokens=min_tokens or 0,
-        stop=(stop,) if isinstance(stop, str) else tuple(stop or ()),
+        stop=(stop,) if isinstance(stop, str) else tuple(stop),
         stop_token_ids=eos,
     )
     if not sample:

@@ -22,7 +22,6 @@ from pixtral.messages.parts import (
     parse_tool_call,
 )
 
-
 ROLES = ("system", "user", "assistant", "tool")
 _MESSAGE_KEYS = ("role", "content", "tool_calls", "tool_call_id", "name")
 

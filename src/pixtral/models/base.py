@@ -33,6 +33,10 @@ class PixtralModule(nn.Module):
         """Number of parameters, tied ones once."""
         return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
 
+    def get_memory_footprint(self) -> int:
+        """Bytes of the parameters, tied ones once."""
+        return sum(p.numel() * p.element_size() for p in self.parameters())
+
     def init_weights(self) -> None:
         """Normal weights of the configuration's `initializer_range`, zero biases, unit norms."""
         for module in self.modules():

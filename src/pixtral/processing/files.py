@@ -14,6 +14,7 @@ from pixtral.images.base import BaseImageProcessor
 from pixtral.images.processors import PixtralImageProcessor, PixtralImageProcessorFast
 from pixtral.processing.auto import PATTERNS, choose_layout
 from pixtral.processing.options import IMAGE_OPTIONS
+from pixtral.text import huggingface, mistral
 from pixtral.text.huggingface import HuggingFaceTokenizer
 from pixtral.text.huggingface_files import read_json
 from pixtral.text.mistral import MistralCommonTokenizer
@@ -21,6 +22,7 @@ from pixtral.text.mistral_images import native_processor
 
 Self = TypeVar("Self", bound="ProcessorFiles")
 
+HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 CONFIG = ("patch_size", "spatial_merge_size", "image_token", "image_break_token", "image_end_token")
 
 
@@ -40,6 +42,9 @@ def load_parts(folder: Path, *, use_fast: bool, tokenizer_mode: str, options: di
     image_options = {key: options.pop(key) for key in IMAGE_OPTIONS if key in options}
     options.pop("trust_remote_code", None)
     layout = choose_layout(folder, tokenizer_mode)
+    known = huggingface.OPTIONS if layout == "hf" else mistral.OPTIONS
+    takes = (*known, *CONFIG, "chat_template", *IMAGE_OPTIONS, "use_fast", "tokenizer_mode", *HUB)
+    refuse_unknown((name for name in options if name not in known), "the processor's from_pretrained()", takes)
     config = read_json(folder / "processor_config.json")
     settings = {name: config[name] for name in CONFIG if config.get(name) is not None}
     if layout == "hf":

@@ -15,6 +15,8 @@ from pixtral.text.rows import Rows, columns, tensor_type
 class TokenizerBase(Rows, Decoding):
     """Everything that follows from "text to ids" and "ids to text"."""
 
+    name_or_path: str = ""  # where from_pretrained read it
+
     @abstractmethod
     def text_to_ids(self, text: str) -> list[int]:
         """The ids of a text as it stands, nothing added."""

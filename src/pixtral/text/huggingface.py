@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixtral.batch import BatchEncoding
-from pixtral.errors import PromptError
+from pixtral.errors import PromptError, nearest
 from pixtral.hub import resolve
 from pixtral.text import huggingface_chat
 from pixtral.text.base import TokenizerBase
@@ -22,6 +22,10 @@ if TYPE_CHECKING:
     import tokenizers
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+OPTIONS = (
+    *_NAMED, "chat_template", "add_bos_token", "add_eos_token", "model_max_length", "padding_side", "truncation_side",
+    "model_input_names", "clean_up_tokenization_spaces",
+)  # fmt: skip
 
 
 class HuggingFaceTokenizer(HuggingFaceEncoding, TokenizerBase):
@@ -96,17 +100,18 @@ class HuggingFaceTokenizer(HuggingFaceEncoding, TokenizerBase):
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        return cls.from_files(read_files(folder / subfolder if subfolder else folder), **overrides)
+        tokenizer = cls.from_files(read_files(folder / subfolder if subfolder else folder), **overrides)
+        tokenizer.name_or_path = os.fspath(pretrained_model_name_or_path)
+        return tokenizer
 
     @classmethod
     def from_files(cls, files: TokenizerFiles, **overrides: Any) -> HuggingFaceTokenizer:
         """The tokenizer of files already read."""
+        for name in overrides:
+            if name not in OPTIONS:
+                raise Refused(f"{cls.__name__} got an unknown argument {name!r}; {nearest(name, OPTIONS)}")
         named = {name: overrides.pop(name) for name in _NAMED if name in overrides}
-        options = {**files.options, **overrides}
-        try:
-            return cls(files.backend, {**files.special_tokens, **named}, **options)
-        except TypeError as error:
-            raise Refused(f"HuggingFaceTokenizer: {error}; known are the arguments of its constructor") from error
+        return cls(files.backend, {**files.special_tokens, **named}, **{**files.options, **overrides})
 
     def save_pretrained(self, save_directory: str | os.PathLike[str], **kwargs: object) -> tuple[str, ...]:
         """Write tokenizer.json, tokenizer_config.json, special_tokens_map.json and chat_template.jinja."""

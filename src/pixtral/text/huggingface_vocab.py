@@ -17,6 +17,7 @@ class HuggingFaceVocabulary(SpecialTokens):
     """Mixed into HuggingFaceTokenizer, which provides `backend`."""
 
     backend: tokenizers.Tokenizer
+    is_fast = True  # Transformers' word for a tokenizer over the `tokenizers` package
 
     @property
     def vocab_size(self) -> int:
@@ -29,6 +30,10 @@ class HuggingFaceVocabulary(SpecialTokens):
     def get_vocab(self) -> dict[str, int]:
         """Tokens and ids."""
         return dict(self.backend.get_vocab(with_added_tokens=True))
+
+    def get_added_vocab(self) -> dict[str, int]:
+        """The added tokens, the special ones among them, and their ids."""
+        return {token.content: token_id for token_id, token in self._added.items()}
 
     @cached_property
     def _added(self) -> dict[int, Any]:

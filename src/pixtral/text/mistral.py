@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from pixtral.images.source import ImageLimits
 
 _PATTERNS = ("tekken.json", "*.model", "*.model.v*")
+OPTIONS = (
+    "mode", "model_max_length", "padding_side", "truncation_side", "model_input_names", "clean_up_tokenization_spaces",
+)  # fmt: skip
 _IGNORED = ("_from_auto", "trust_remote_code", "backend", "files_loaded", "_from_pipeline", "_commit_hash", "dtype")
 
 
@@ -92,8 +95,7 @@ class MistralCommonTokenizer(MistralEncoding, TokenizerBase):
         """
         if init_inputs:
             raise Refused("from_pretrained() takes one folder or Hub id and keyword arguments")
-        known = ("model_max_length", "padding_side", "truncation_side", "model_input_names")
-        options = {k: v for k, v in kwargs.items() if k in (*known, "clean_up_tokenization_spaces")}
+        options = {k: v for k, v in kwargs.items() if k in OPTIONS}
         refuse({k: v for k, v in kwargs.items() if k not in options and k not in _IGNORED}, "from_pretrained()")
         folder = resolve(
             pretrained_model_name_or_path,
@@ -104,7 +106,9 @@ class MistralCommonTokenizer(MistralEncoding, TokenizerBase):
             local_files_only=local_files_only,
             force_download=force_download,
         )
-        return cls(find_tokenizer_file(folder / subfolder if subfolder else folder), mode=mode, **options)
+        tokenizer = cls(find_tokenizer_file(folder / subfolder if subfolder else folder), mode=mode, **options)
+        tokenizer.name_or_path = os.fspath(pretrained_model_name_or_path)
+        return tokenizer
 
     def save_pretrained(
         self,

@@ -18,6 +18,13 @@ if TYPE_CHECKING:
     from pixtral.text.mistral import MistralCommonTokenizer
 
 
+# Arguments of MistralCommonTokenizer.apply_chat_template itself; others go into mistral-common's request.
+OWN = {
+    "tools", "add_generation_prompt", "continue_final_message", "tokenize", "padding", "truncation", "max_length",
+    "return_tensors", "return_dict", "keep_order", "images",
+}  # fmt: skip
+
+
 @dataclass(frozen=True)
 class Encoded:
     """The ids of a conversation, and its images as pixels, each (3, H, W) float32."""
@@ -117,7 +124,7 @@ def encode(
     known = {*ChatCompletionRequest.model_fields, "seed"} - {"messages", "tools"}
     for name in request or {}:
         if name not in known:
-            raise Refused(f"apply_chat_template() got an unknown argument {name!r}; {nearest(name, known)}")
+            raise Refused(f"apply_chat_template() got an unknown argument {name!r}; {nearest(name, known | OWN)}")
     sources = image_sources(messages)
     if sources and tokenizer.tokenizer.instruct_tokenizer.image_encoder is None:
         raise PromptError(f"the conversation has {len(sources)} image(s) but {tokenizer!r} knows no images")

@@ -39,6 +39,7 @@ class MistralVocabulary:
         """Whether every token is bytes, so that a text can be decoded id by id."""
         return self.is_tekken
 
+    is_fast = False  # Transformers' word for a tokenizer over the `tokenizers` package
     joins_over_special = False  # a control token ends what came before it, skipped or not
 
     @property

@@ -103,7 +103,7 @@ class ChatTemplate:
             )
         except jinja2.TemplateError as error:
             raise PromptError(f"the chat template refuses this conversation: {error.message}") from error
-        except (TypeError, ValueError, KeyError, AttributeError, ZeroDivisionError) as error:
+        except (TypeError, ValueError, LookupError, AttributeError, ArithmeticError, RecursionError) as error:
             raise PromptError(f"the chat template failed on this conversation: {error}") from error
         return Rendered(_cut(text, final) if continue_final_message else text, mask)
 

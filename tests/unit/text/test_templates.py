@@ -93,6 +93,7 @@ def test_the_last_message_can_be_left_open() -> None:
         ("{{ messages[0].content + 1 }}", "failed on this conversation"),
         ("{{ messages[5].content }}", "refuses this conversation"),
         ("{{ 1 // 0 }}", "failed on this conversation"),
+        ("{% for i in range(10 ** 9) %}x{% endfor %}", "failed on this conversation: Range too big"),
         ("{% for %}", "not valid Jinja"),
         ("{% include 'x' %}", "failed on this conversation|refuses this conversation"),
     ],
