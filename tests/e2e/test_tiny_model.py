@@ -16,9 +16,9 @@ from PIL import Image
 import pixtral
 from pixtral.assets import demo_picture_path, tiny_path
 from pixtral.training.batches import Encoder
+from pixtral.training.curriculum import STAGES
 from pixtral.training.evaluate import accuracy
 from pixtral.training.export import LARGEST_FOLDER, demo_scene
-from pixtral.training.loop import STAGES
 from pixtral.training.pictures import draw
 
 GOALS = {"colour": 0.95, "shape": 0.90, "count": 0.80, "position": 0.80}

@@ -15,6 +15,7 @@ from dataclasses import dataclass
 import torch
 
 from pixtral.models.llava import LlavaForConditionalGeneration
+from pixtral.models.mistral import MistralAttention, MistralDecoderLayer
 from pixtral.models.rope import Rotation, rotate
 from pixtral.training.pictures import COLOURS, SHAPES
 from pixtral.training.questions import Question
@@ -61,6 +62,12 @@ def named_things(
             yield True, 1, question.thing, LAYERS[0]
 
 
+def _attention(model: LlavaForConditionalGeneration, index: int) -> MistralAttention:
+    layer = model.model.language_model.layers[index]
+    assert isinstance(layer, MistralDecoderLayer)
+    return layer.self_attn
+
+
 @contextlib.contextmanager
 def watched(model: LlavaForConditionalGeneration) -> Iterator[dict[int, tuple[torch.Tensor, Rotation]]]:
     """Inside, a pass of the model leaves what the attention of each of `LAYERS` was given."""
@@ -72,8 +79,7 @@ def watched(model: LlavaForConditionalGeneration) -> Iterator[dict[int, tuple[to
 
         return hook
 
-    layers = model.model.language_model.layers
-    handles = [layers[index].self_attn.register_forward_pre_hook(keep(index)) for index in LAYERS]
+    handles = [_attention(model, index).register_forward_pre_hook(keep(index)) for index in LAYERS]
     try:
         yield seen
     finally:
@@ -92,7 +98,7 @@ def pointing_loss(
         mine = [pointer for pointer in pointers if pointer.layer == index]
         if not mine:
             continue
-        attention = model.model.language_model.layers[index].self_attn
+        attention = _attention(model, index)
         x, (cos, sin) = seen[index]
         rows = torch.tensor([p.row for p in mine])
         starts = torch.tensor([p.start for p in mine])

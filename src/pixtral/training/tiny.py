@@ -10,12 +10,14 @@ import pathlib
 from collections.abc import Sequence
 
 import torch
+from torch.multiprocessing.spawn import spawn
 
 from pixtral.configuration import LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.training.batches import Encoder
+from pixtral.training.curriculum import Plan, initialise
 from pixtral.training.export import export
-from pixtral.training.loop import Plan, Trainer, initialise
+from pixtral.training.loop import Trainer
 from pixtral.training.questions import vocabulary
 from pixtral.training.tiny_tokenizer import write_tokenizer
 
@@ -57,7 +59,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         work(0, 1, plan, given.out)
     else:
         (given.out / "rendezvous").unlink(missing_ok=True)
-        torch.multiprocessing.spawn(work, (given.processes, plan, given.out), nprocs=given.processes)  # type: ignore[no-untyped-call]
+        spawn(work, (given.processes, plan, given.out), nprocs=given.processes)  # type: ignore[no-untyped-call]
 
 
 def work(rank: int, processes: int, plan: Plan, folder: pathlib.Path) -> None:

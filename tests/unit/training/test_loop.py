@@ -8,8 +8,9 @@ import torch
 from pixtral.configuration import LlavaConfig
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.training.batches import Encoder
+from pixtral.training.curriculum import STAGES, Plan, initialise, learning_rate
 from pixtral.training.evaluate import accuracy
-from pixtral.training.loop import STAGES, Plan, Trainer, initialise, learning_rate
+from pixtral.training.loop import Trainer
 from pixtral.training.questions import vocabulary
 from pixtral.training.tiny import VOCAB_SIZE, tiny_config
 from pixtral.training.tiny_tokenizer import write_tokenizer

@@ -1,0 +1,87 @@
+"""What a training run does when: the stages of the curriculum, the plan, the state, first weights, learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from pixtral.training.batches import Stage
+
+_NAMING = {"describe": 1.0, "colour": 1.0, "shape": 1.0}
+_PLACING = {**_NAMING, "position": 1.0}
+_COUNTING = {**_PLACING, "count": 1.0}
+_EVERYTHING = {
+    "describe": 1.0, "colour": 1.2, "shape": 1.2, "position": 1.5, "count": 1.5, "relation": 0.6, "exists": 0.6,
+}  # fmt: skip
+
+STAGES = (
+    Stage((1,), _NAMING, 1, {"colour": 0.9, "shape": 0.6}, sides=(88, 128)),
+    Stage((1, 2), _PLACING, 3, {"colour": 0.9, "shape": 0.7, "position": 0.75}),
+    Stage((1, 2, 3), _COUNTING, 4, {"colour": 0.9, "shape": 0.75, "position": 0.8, "count": 0.7}),
+    Stage((1, 2, 3, 4, 5), _EVERYTHING, 5),
+)
+"""The curriculum. A task mixture from the start stays at chance for a long time; this does not."""
+
+LATEST = (0.25, 0.45, 0.6, 1.0)
+"""Fraction of the time after which a stage ends even if its goal is not reached."""
+
+LESSONS_GOAL = {"colour": 0.93, "shape": 0.7, "middle": 0.88, "place": 0.8}
+"""Share of right patch labels at which the tower's first lessons end (see `warmup`)."""
+
+LESSONS_LATEST = 0.2
+"""Fraction of the time after which the first lessons end in any case."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything that a run depends on besides the data."""
+
+    minutes: float = 90.0
+    seed: int = 1
+    batch_size: int = 32
+    learning_rate: float = 2e-3
+    weight_decay: float = 0.05
+    warmup_steps: int = 100
+    decay_from: float = 0.5
+    probe_weight: float = 0.5
+    pointing_weight: float = 0.5
+    report_minutes: float = 3.0
+    bfloat16: bool = True
+
+
+@dataclass
+class State:
+    """Where a run stands; `learning` is false until the tower's first lessons are over."""
+
+    learning: bool = False
+    lessons: int = 0
+    step: int = 0
+    stage: int = 0
+    pictures: int = 0
+    minutes: float = 0.0
+    history: list[dict[str, Any]] = field(default_factory=list)
+
+
+def initialise(model: nn.Module, seed: int, layers: int = 4) -> None:
+    """Normal weights of deviation 1 / sqrt(inputs), smaller into the residual stream and the logits; norms 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 1:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            deviation = 0.5 if "embed_tokens" in name else 0.02 if "lm_head" in name else weight[0].numel() ** -0.5
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                deviation /= math.sqrt(2 * layers)
+            weight.copy_(torch.randn(weight.shape, generator=generator) * deviation)
+
+
+def learning_rate(plan: Plan, step: int, progress: float) -> float:
+    """Linear warm-up by steps, constant, then a cosine to 1 % over the last part of the time."""
+    warm = min(1.0, (step + 1) / plan.warmup_steps)
+    late = max(0.0, (min(progress, 1.0) - plan.decay_from) / (1 - plan.decay_from))
+    return plan.learning_rate * warm * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * late)))
