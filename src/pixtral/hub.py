@@ -1,10 +1,11 @@
-"""Where a model's files are: a local folder as it stands, or a Hugging Face Hub id fetched into the cache."""
+"""Where a model's files are: a local folder, or a Hugging Face Hub id fetched into the cache; and where they go."""
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 from pixtral.errors import CheckpointError
@@ -51,6 +52,21 @@ def resolve(
             "and it is not a Hub id of the form owner/name; check the path"
         )
     return _fetch(text, list(patterns), revision, token, cache_dir, local_files_only, force_download)
+
+
+@contextmanager
+def saving(folder: str | os.PathLike[str]) -> Iterator[Path]:
+    """The folder to write into, made if need be; what the file system refuses inside becomes a CheckpointError."""
+    path = Path(folder)
+    if path.is_file():
+        raise CheckpointError(f"{os.fspath(folder)!r} is a file; expected a folder to save into")
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+        yield path
+    except CheckpointError:
+        raise
+    except OSError as error:
+        raise CheckpointError(f"cannot write to {path}: {error}; check the path, its rights and the room") from error
 
 
 def _fetch(

@@ -6,9 +6,12 @@ from pathlib import Path
 
 import pytest
 from checkpoint_files import fake_hub, use_hub
+from tokens import small_hf, small_tekken
 
+from pixtral.configuration import GenerationConfig, LlavaConfig
 from pixtral.errors import CheckpointError
-from pixtral.hub import resolve
+from pixtral.hub import resolve, saving
+from pixtral.processing import AutoProcessor
 
 
 @pytest.fixture(autouse=True)
@@ -89,3 +92,27 @@ def test_failures_of_the_transport_are_ours(monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr("huggingface_hub.snapshot_download", fails)
     with pytest.raises(CheckpointError, match=r"disk full; check the connection"):
         resolve("team/model", patterns=["*.json"])
+
+
+def test_a_place_that_cannot_be_written(tmp_path: Path) -> None:
+    with saving(tmp_path / "a" / "b") as folder:
+        assert folder.is_dir()
+    (tmp_path / "file").write_text("x")
+    with (
+        pytest.raises(CheckpointError, match=r"'.*file' is a file; expected a folder to save into"),
+        saving(str(tmp_path / "file")),
+    ):
+        pass
+    with pytest.raises(CheckpointError, match=r"cannot write to .*; check the path"), saving(tmp_path / "file" / "in"):
+        pass
+    with pytest.raises(CheckpointError, match=r"No space left"), saving(tmp_path / "a"):
+        raise OSError(28, "No space left on device")
+
+
+def test_everything_that_is_saved_says_where_it_cannot_be(tmp_path: Path) -> None:
+    processor = AutoProcessor.from_pretrained(small_hf())
+    native = AutoProcessor.from_pretrained(small_tekken())
+    (tmp_path / "file").write_text("x")
+    for part in (LlavaConfig(), GenerationConfig(), processor, processor.image_processor, native):
+        with pytest.raises(CheckpointError, match=r"cannot write to .*; check the path"):
+            part.save_pretrained(tmp_path / "file" / "in")

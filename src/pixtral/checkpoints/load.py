@@ -155,7 +155,8 @@ def _fill(
     groups = _shared(model)
     # One buffer for all that is not read straight into its place: many short-lived ones would fragment the heap.
     scratch = torch.empty(_scratch_bytes(plan, target, heads), dtype=torch.uint8, device="cpu")
-    with byte_bar(progress, sum(info.nbytes for info in plan.sources.values())) as advance:
+    title = f"Loading weights ({contents.files.layout} layout)"
+    with byte_bar(progress, sum(info.nbytes for info in plan.sources.values()), title) as advance:
         for name in order:
             info = plan.sources[name]
             value = _read(info, target, heads.get(name), scratch)

@@ -8,7 +8,7 @@ from contextlib import contextmanager
 
 
 @contextmanager
-def byte_bar(wanted: bool, total: int, title: str = "Loading weights") -> Iterator[Callable[[int], None]]:
+def byte_bar(wanted: bool, total: int, title: str) -> Iterator[Callable[[int], None]]:
     """A progress bar over bytes on stderr, or nothing; yields the function that advances it."""
     if not (wanted and sys.stderr.isatty()):
         yield lambda count: None

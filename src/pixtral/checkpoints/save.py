@@ -22,6 +22,7 @@ from pixtral.checkpoints.memory import gigabytes
 from pixtral.checkpoints.tensors import DTYPES, write_file
 from pixtral.configuration import Config, GenerationConfig, LlavaConfig, MistralConfig
 from pixtral.errors import CheckpointError, ConfigError
+from pixtral.hub import saving
 
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _STEMS = {"hf": "model", "mistral": "consolidated"}
@@ -63,10 +64,8 @@ def save_model(
     if isinstance(generation, GenerationConfig):
         known = {key: value for key, value in generation.to_dict().items() if value is not None}
         files["generation_config.json"] = json.dumps(known, indent=2) + "\n"
-    target = Path(folder)
     need = sum(p.numel() * p.element_size() for p in parameters.values())
-    try:
-        target.mkdir(parents=True, exist_ok=True)
+    with saving(folder) as target:
         free = shutil.disk_usage(target).free
         if free < need:
             raise CheckpointError(f"{target} has {gigabytes(free)} free, the model takes {gigabytes(need)}; make room")
@@ -79,10 +78,6 @@ def save_model(
             return _publish(staging, target, weights, list(files), layout)
         finally:
             shutil.rmtree(staging, ignore_errors=True)
-    except CheckpointError:
-        raise
-    except OSError as error:
-        raise CheckpointError(f"cannot write to {target}: {error}; check the path, its rights and the room") from error
 
 
 def _config_of(model: nn.Module) -> Config:

@@ -10,7 +10,7 @@ import pathlib
 from typing import Any, ClassVar, TypeVar
 
 from pixtral.errors import ConfigError, nearest
-from pixtral.hub import resolve
+from pixtral.hub import resolve, saving
 
 # Keys that Transformers writes into every config.json, whatever the model, and that say nothing about this one.
 _GENERIC_KEYS = """_attn_implementation_autoset _name_or_path add_cross_attention attn_implementation bad_words_ids
@@ -103,9 +103,9 @@ class Config:
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write the configuration's file into a folder, which is created if needed."""
-        folder = pathlib.Path(save_directory)
-        folder.mkdir(parents=True, exist_ok=True)
-        (folder / self.file_name).write_text(json.dumps(self.to_dict(), indent=2) + "\n", encoding="utf-8")
+        text = json.dumps(self.to_dict(), indent=2) + "\n"
+        with saving(save_directory) as folder:
+            (folder / self.file_name).write_text(text, encoding="utf-8")
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

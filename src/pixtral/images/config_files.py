@@ -56,12 +56,9 @@ def read_image_config(
 
 def write_image_config(folder: str | os.PathLike[str], config: Mapping[str, Any]) -> str:
     """Write preprocessor_config.json; returns its path."""
-    path = Path(os.fspath(folder))
-    if path.is_file():
-        raise ConfigError(f"{str(path)!r} is a file; expected a folder to save into")
-    path.mkdir(parents=True, exist_ok=True)
     text = json.dumps(dict(config), indent=2, sort_keys=True)
-    (path / _PREPROCESSOR).write_text(text + "\n", encoding="utf-8")
+    with hub.saving(folder) as path:
+        (path / _PREPROCESSOR).write_text(text + "\n", encoding="utf-8")
     return str(path / _PREPROCESSOR)
 
 

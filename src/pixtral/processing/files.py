@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from pixtral.errors import ImageError, refuse_unknown
-from pixtral.hub import resolve
+from pixtral.hub import resolve, saving
 from pixtral.images.base import BaseImageProcessor
 from pixtral.images.processors import PixtralImageProcessor, PixtralImageProcessorFast
 from pixtral.processing.auto import PATTERNS, choose_layout
@@ -95,12 +95,12 @@ class ProcessorFiles:
         refuse_unknown((key for key, value in kwargs.items() if value), "save_pretrained()", ("save_directory",))
         paths = list(self.tokenizer.save_pretrained(save_directory))
         paths += self.image_processor.save_pretrained(save_directory)
-        folder = Path(save_directory)
-        if self.layout == "hf" and self.chat_template is not None:
-            (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
-            paths.append(str(folder / "chat_template.jinja"))
         config = {"processor_class": "PixtralProcessor", **{name: getattr(self, name) for name in CONFIG}}
-        (folder / "processor_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
+        with saving(save_directory) as folder:
+            if self.layout == "hf" and self.chat_template is not None:
+                (folder / "chat_template.jinja").write_text(self.chat_template, encoding="utf-8")
+                paths.append(str(folder / "chat_template.jinja"))
+            (folder / "processor_config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
         return list(dict.fromkeys([*paths, str(folder / "processor_config.json")]))
 
     @classmethod

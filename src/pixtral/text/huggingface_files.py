@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from pixtral.errors import CheckpointError
+from pixtral.hub import saving
 from pixtral.text.mistral_files import NoTokenizer, listing
 from pixtral.text.padding import NO_LIMIT, VERY_LARGE
 from pixtral.text.templates import find_template
@@ -77,19 +78,17 @@ def read_files(folder: Path) -> TokenizerFiles:
 
 def write_files(files: TokenizerFiles, folder: Path) -> tuple[str, ...]:
     """Write what `read_files` reads; returns the paths."""
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; save_pretrained() needs a folder")
-    folder.mkdir(parents=True, exist_ok=True)
     options = {key: value for key, value in files.options.items() if value is not None}
     template = options.pop("chat_template", None)
     config = {"tokenizer_class": "PreTrainedTokenizerFast", **options, **files.special_tokens}
     paths = [folder / name for name in FILES[:3]]
-    files.backend.save(str(paths[0]))
-    for path, value in zip(paths[1:], (config, dict(files.special_tokens)), strict=True):
-        path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    if template is not None:
-        paths.append(folder / "chat_template.jinja")
-        paths[-1].write_text(template, encoding="utf-8")
+    with saving(folder):
+        paths[0].write_text(files.backend.to_str(pretty=True), encoding="utf-8")
+        for path, value in zip(paths[1:], (config, dict(files.special_tokens)), strict=True):
+            path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
+        if template is not None:
+            paths.append(folder / "chat_template.jinja")
+            paths[-1].write_text(template, encoding="utf-8")
     return tuple(map(str, paths))
 
 

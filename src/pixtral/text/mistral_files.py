@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pixtral.errors import CheckpointError, PromptError
+from pixtral.hub import saving
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
@@ -90,14 +91,12 @@ def load_tokenizer(path: Path, mode: object) -> MistralTokenizer[Any, Any, Any, 
 
 def save_tokenizer_file(path: Path, folder: Path, name: str) -> str:
     """Copy a tokenizer file into a folder, which is made if need be; returns the copy's path."""
-    if folder.is_file():
-        raise CheckpointError(f"{folder} is a file; save_pretrained() needs a folder")
     if not path.is_file():
         raise MissingTokenizerFile(f"the tokenizer's file {path} is gone, so it cannot be copied")
-    folder.mkdir(parents=True, exist_ok=True)
     target = folder / name
-    if not (target.exists() and target.samefile(path)):
-        shutil.copyfile(path, target)
+    with saving(folder):
+        if not (target.exists() and target.samefile(path)):
+            shutil.copyfile(path, target)
     return str(target)
 
 

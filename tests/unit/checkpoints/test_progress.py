@@ -14,7 +14,7 @@ def test_the_bar_is_shown_on_terminals_only(
 ) -> None:
     for terminal, wanted in [(True, True), (False, True), (True, False)]:
         monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
-        with byte_bar(wanted, 100) as advance:
+        with byte_bar(wanted, 100, "Loading weights (hf layout)") as advance:
             advance(60)
             advance(40)
-        assert ("Loading weights" in capsys.readouterr().err) == (terminal and wanted)
+        assert ("Loading weights (hf layout)" in capsys.readouterr().err) == (terminal and wanted)
