@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from pixtral.images.limits import ImageLimits as ImageLimits
     from pixtral.images.processors import PixtralImageProcessor as PixtralImageProcessor
     from pixtral.images.processors import PixtralImageProcessorFast as PixtralImageProcessorFast
+    from pixtral.images.source import load_image as load_image
     from pixtral.pretrained import LlavaForConditionalGeneration as LlavaForConditionalGeneration
     from pixtral.pretrained import MistralForCausalLM as MistralForCausalLM
     from pixtral.pretrained import PixtralVisionModel as PixtralVisionModel
@@ -66,6 +67,7 @@ _HOME = {
         ),
         "pixtral.images.limits": ("ImageLimits",),
         "pixtral.images.processors": ("PixtralImageProcessor", "PixtralImageProcessorFast"),
+        "pixtral.images.source": ("load_image",),
         "pixtral.pretrained": ("LlavaForConditionalGeneration", "MistralForCausalLM", "PixtralVisionModel"),
         "pixtral.processing": ("AutoProcessor", "AutoTokenizer", "PixtralProcessor"),
         "pixtral.streamers": ("TextIteratorStreamer", "TextStreamer"),
@@ -108,6 +110,7 @@ __all__ = [  # written out for tools that read it without running it; a test com
     "UnknownArgument",
     "__version__",
     "load",
+    "load_image",
 ]
 
 
