@@ -194,6 +194,14 @@ def test_config_json_goes_before_params_json(tmp_path: pathlib.Path) -> None:
     assert_is_12b(LlavaConfig.from_pretrained(write(tmp_path, "config.json", CONFIG_12B)))
 
 
+def test_what_tools_around_transformers_ask_of_a_configuration(tmp_path: pathlib.Path) -> None:
+    config = LlavaConfig.from_params(PARAMS_12B)
+    assert config.get_text_config() is config.text_config
+    config.save_pretrained(tmp_path)
+    assert (tmp_path / "config.json").read_text(encoding="utf-8") == config.to_json_string()
+    assert LlavaConfig.from_dict(json.loads(config.to_json_string())) == config
+
+
 def test_a_misspelt_field_of_params_is_named() -> None:
     for where, wrong, right in (("", "ropetheta", "rope_theta"), ("vision_encoder.", "patchsize", "patch_size")):
         with pytest.raises(ConfigError, match=f"has the field '{wrong}'.*did you mean '{right}'"):

@@ -103,9 +103,13 @@ class Config:
 
     def save_pretrained(self, save_directory: str | os.PathLike[str]) -> None:
         """Write the configuration's file into a folder, which is created if needed."""
-        text = json.dumps(self.to_dict(), indent=2) + "\n"
+        text = self.to_json_string()
         with saving(save_directory) as folder:
             (folder / self.file_name).write_text(text, encoding="utf-8")
+
+    def to_json_string(self) -> str:
+        """The text of the configuration's file."""
+        return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
 def read_json(path: pathlib.Path) -> dict[str, Any]:

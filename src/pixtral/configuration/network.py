@@ -237,6 +237,10 @@ class LlavaConfig(Config):
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
         self.text_config.tie_word_embeddings = self.tie_word_embeddings
 
+    def get_text_config(self) -> MistralConfig:
+        """The decoder's configuration, where Transformers' tools look for vocabulary and lengths."""
+        return self.text_config
+
     @property
     def image_token_id(self) -> int:
         """Transformers' second name for `image_token_index`."""

@@ -118,7 +118,10 @@ def find_template(folder: Path) -> str | None:
         path = folder / name
         if not path.is_file():
             continue
-        text = path.read_text(encoding="utf-8")
+        try:
+            text = path.read_text(encoding="utf-8")
+        except UnicodeDecodeError as error:
+            raise PromptError(f"{path} is not UTF-8 text ({error}); fetch the file again") from error
         if path.suffix == ".jinja":
             return text
         try:

@@ -121,6 +121,9 @@ def test_where_templates_are_found(tmp_path: Path) -> None:
     (tmp_path / "chat_template.json").write_text("{")
     with pytest.raises(PromptError, match="not a JSON object"):
         find_template(tmp_path)
+    (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe{")
+    with pytest.raises(PromptError, match=r"chat_template.jinja is not UTF-8 text .*; fetch the file again"):
+        find_template(tmp_path)
 
 
 def test_templates_see_plain_data_only() -> None:
