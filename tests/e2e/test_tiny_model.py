@@ -27,7 +27,7 @@ QUESTIONS = {
     "What color is the circle?": "The circle is red.",
     "What shape is the blue thing?": "It is a square.",
     "How many shapes are there?": "There are three shapes.",
-    "Where is the red circle?": "It is in the top left.",
+    "Where is the red circle?": "It is at the top left.",
     "What is in the picture?": "A red circle, a blue square and a green star.",
 }
 

@@ -21,7 +21,7 @@ from tokenizers import Tokenizer
 from pixtral.images.geometry import expand, image_grid
 from pixtral.training.labels import PATCH, patch_labels, patch_owners
 from pixtral.training.pictures import SIDES, draw_labelled, sample_scene, sample_size
-from pixtral.training.pointing import Pointer, named_things, naming_ids
+from pixtral.training.pointing import ANSWER, DESCRIPTION, NAME, Pointer, answering, named_things, naming_ids
 from pixtral.training.questions import Question, conversation
 
 T = TypeVar("T")
@@ -119,13 +119,19 @@ def point(
     for turn, answer in zip(turns, answers, strict=True):
         asked_ids, answer_ids = encoder.text(turn.text), encoder.text(turn.answer)
         begin = answer[0] - 1 - len(asked_ids)
-        for in_answer, offset, thing, layer in named_things(
-            turn, asked_ids, answer_ids, encoder.words, encoder.articles
-        ):
+        named: list[int] = []
+        for in_answer, offset, thing in named_things(turn, asked_ids, answer_ids, encoder.words, encoder.articles):
             mine = patches[owners == thing]
+            row = start + offset + (answer[0] if in_answer else begin)
+            named.append(row)
             if len(mine):
-                row = start + offset + (answer[0] if in_answer else begin)
-                found.append(Pointer(row, start, tuple(int(start + at) for at in mine), layer))
+                route = DESCRIPTION if turn.kind == "describe" else NAME
+                found.append(Pointer(row, start, tuple(int(start + at) for at in mine), route))
+        if named:
+            found += [
+                Pointer(start + answer[0] + offset, start, tuple(named), ANSWER)
+                for offset in answering(turn, [*answer_ids, EOS])
+            ]
     return found
 
 

@@ -3,7 +3,8 @@
 Looking a thing up by its name is what answers about several things need, and what a decoder of this size finds last
 when it learns from answers alone (after 58,000 pictures it still picked one of two things at random). So two heads
 of one layer are told directly: their attention at the naming word should fall on the thing's patches. In a
-description it is the article and the colour of the k-th thing that point at it, one layer later.
+description it is the article and the colour of the k-th thing that point at it, one layer later, and in other answers
+the words that lead to the point ("is", "a", "at the") look back at the naming word.
 """
 
 from __future__ import annotations
@@ -20,20 +21,20 @@ from pixtral.models.rope import Rotation, rotate
 from pixtral.training.pictures import COLOURS, SHAPES
 from pixtral.training.questions import Question
 
-LAYERS = (1, 2)
-"""The decoder layers that are told: the first for names in questions, the second for descriptions."""
+ROUTES = ((1, (0, 3)), (2, (0, 3)), (2, (1, 4)))
+"""Decoder layer and heads that are told: names in questions, descriptions, and answers that look back at the name."""
 
-HEADS = (0, 3)
+NAME, DESCRIPTION, ANSWER = range(3)
 
 
 @dataclass(frozen=True)
 class Pointer:
-    """The token at `row` of the packed batch, in the sequence that begins at `start`, means the thing of `rows`."""
+    """The token at `row` of the packed batch, in the sequence that begins at `start`, should attend to `rows`."""
 
     row: int
     start: int
     rows: tuple[int, ...]
-    layer: int
+    route: int
 
 
 def naming_ids(encode: Callable[[str], list[int]]) -> tuple[frozenset[int], frozenset[int]]:
@@ -44,22 +45,30 @@ def naming_ids(encode: Callable[[str], list[int]]) -> tuple[frozenset[int], froz
 
 def named_things(
     question: Question, asked: Sequence[int], answer: Sequence[int], words: frozenset[int], articles: frozenset[int]
-) -> Iterator[tuple[bool, int, int, int]]:
-    """(in the answer?, offset, index of the thing, layer) for each token of a turn that should point."""
+) -> Iterator[tuple[bool, int, int]]:
+    """(in the answer?, offset, index of the thing) for each token of a turn that names a thing."""
     if question.kind == "describe":
         thing = -1
         for offset, token in enumerate(answer):
             if token in articles:
                 thing += 1
-                yield True, offset, thing, LAYERS[1]
+                yield True, offset, thing
             elif token in words and offset and answer[offset - 1] in articles:
-                yield True, offset, thing, LAYERS[1]
+                yield True, offset, thing
     elif question.thing is not None:
         offsets = [offset for offset, token in enumerate(asked) if token in words]
         if offsets:
-            yield False, offsets[-1], question.thing, LAYERS[0]
+            yield False, offsets[-1], question.thing
         if question.kind == "colour" and len(answer) > 1 and answer[1] in words:
-            yield True, 1, question.thing, LAYERS[0]
+            yield True, 1, question.thing
+
+
+def answering(question: Question, answer: Sequence[int]) -> list[int]:
+    """Offsets in the answer of the tokens after which something about the thing is said: "is" red, "a" star."""
+    if question.thing is None:
+        return []
+    said = len(answer) - 3  # before the full stop and </s>
+    return list(range(2, said)) if question.kind == "position" else [said - 1]
 
 
 def _attention(model: LlavaForConditionalGeneration, index: int) -> MistralAttention:
@@ -70,7 +79,7 @@ def _attention(model: LlavaForConditionalGeneration, index: int) -> MistralAtten
 
 @contextlib.contextmanager
 def watched(model: LlavaForConditionalGeneration) -> Iterator[dict[int, tuple[torch.Tensor, Rotation]]]:
-    """Inside, a pass of the model leaves what the attention of each of `LAYERS` was given."""
+    """Inside, a pass of the model leaves what the attention of each layer of `ROUTES` was given."""
     seen: dict[int, tuple[torch.Tensor, Rotation]] = {}
 
     def keep(index: int) -> Callable[[torch.nn.Module, tuple[torch.Tensor, Rotation]], None]:
@@ -79,7 +88,9 @@ def watched(model: LlavaForConditionalGeneration) -> Iterator[dict[int, tuple[to
 
         return hook
 
-    handles = [_attention(model, index).register_forward_pre_hook(keep(index)) for index in LAYERS]
+    handles = [
+        _attention(model, index).register_forward_pre_hook(keep(index)) for index in {layer for layer, _ in ROUTES}
+    ]
     try:
         yield seen
     finally:
@@ -92,10 +103,10 @@ def pointing_loss(
     seen: dict[int, tuple[torch.Tensor, Rotation]],
     pointers: Sequence[Pointer],
 ) -> torch.Tensor:
-    """Mean of -log(attention that falls on the right patches), over pointers and `HEADS`."""
+    """Mean of -log(attention that falls on the right patches), over pointers and heads."""
     losses = []
-    for index in LAYERS:
-        mine = [pointer for pointer in pointers if pointer.layer == index]
+    for route, (index, heads) in enumerate(ROUTES):
+        mine = [pointer for pointer in pointers if pointer.route == route]
         if not mine:
             continue
         attention = _attention(model, index)
@@ -113,7 +124,7 @@ def pointing_loss(
         k = attention.k_proj(x).unflatten(-1, (-1, attention.head_dim))
         q, k = rotate(q.float(), (cos[rows], sin[rows])), rotate(k.float(), (cos, sin))
         group = q.shape[1] // k.shape[1]
-        for head in HEADS:
+        for head in heads:
             scores = torch.einsum("rd,rld->rl", q[:, head], k[keys_at, head // group]) * attention.head_dim**-0.5
             every = scores.masked_fill(~allowed, float("-inf")).logsumexp(-1)
             hit = scores.masked_fill(~right, float("-inf")).logsumexp(-1)

@@ -13,17 +13,14 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pixtral.training.pictures import COLOURS, SHAPES, Scene, Thing
+from pixtral.training.pictures import COLOURS, PLACES, SHAPES, Scene, Thing
 
 KINDS = ("colour", "shape", "count", "position", "relation", "exists", "describe")
 """Every kind of question; the first four are the ones the model is measured on."""
 
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 
-WHERE = (
-    "in the top left", "at the top", "in the top right", "on the left", "in the centre", "on the right",
-    "in the bottom left", "at the bottom", "in the bottom right",
-)  # fmt: skip
+WHERE = tuple(f"at the {place}" for place in PLACES)
 """How an answer says that something is in cell 0..8 (see `pictures.PLACES`)."""
 
 _COLOUR_OF = (
@@ -239,5 +236,5 @@ def vocabulary() -> Iterator[str]:
     yield from (f"The {shape} is {plural(shape)}, It is {_article(shape)}." for shape in SHAPES)
     yield from (f"It is {colour}, a {colour} and an {colour}. A {colour}. {colour.title()}" for colour in COLOURS)
     yield from (f"There are {number} shapes, is one thing." for number in NUMBERS)
-    yield from (f"It is {where}." for where in WHERE)
+    yield from (f"It is {word} the {place}." for place in PLACES for word in ("at", "in", "on"))
     yield "Yes. No. An A shape objects right of above below"

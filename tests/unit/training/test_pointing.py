@@ -11,7 +11,7 @@ from pixtral.training.batches import IMG, Encoder, Stage, make_batch
 from pixtral.training.evaluate import forward
 from pixtral.training.labels import patch_owners
 from pixtral.training.pictures import COLOURS, SHAPES, draw_labelled, sample_scene
-from pixtral.training.pointing import HEADS, LAYERS, Pointer, pointing_loss, watched
+from pixtral.training.pointing import ANSWER, ROUTES, Pointer, pointing_loss, watched
 from pixtral.training.questions import KINDS, vocabulary
 from pixtral.training.tiny import VOCAB_SIZE, tiny_config
 from pixtral.training.tiny_tokenizer import write_tokenizer
@@ -51,10 +51,15 @@ def test_pointers_lead_from_naming_words_to_patches_of_that_thing(encoder, kind)
     made = batch(encoder, kind)
     names = [0, *COLOURS], [0, *SHAPES]
     for pointer in made.pointers:
+        assert pointer.start <= min(pointer.rows) and max(pointer.rows) < pointer.row
+        if pointer.route == ANSWER:
+            assert all(int(made.ids[row]) in encoder.words for row in pointer.rows)
+            said = int(made.targets[made.asked.tolist().index(pointer.row)])
+            assert kind == "position" or said in encoder.words, "the token before the point of the answer looks back"
+            continue
         token = int(made.ids[pointer.row])
         assert token in encoder.words | encoder.articles
         assert all(int(made.ids[row]) == IMG for row in pointer.rows)
-        assert pointer.start <= min(pointer.rows) and max(pointer.rows) < pointer.row
         if token in encoder.words:
             image_rows = (made.ids == IMG).nonzero().flatten().tolist()
             shown = made.labels[[image_rows.index(row) for row in pointer.rows]]
@@ -68,17 +73,18 @@ def test_the_loss_is_the_attention_that_the_network_itself_computes(encoder, mod
         forward(model, made, bfloat16=False)
         loss = pointing_loss(model, seen, made.pointers)
     start = 0
-    expected: dict[int, list[float]] = {layer: [] for layer in LAYERS}
+    expected: list[list[torch.Tensor]] = [[] for _ in ROUTES]
     for number, length in enumerate(made.lengths):
         ids = made.ids[start : start + length]
         out = model(input_ids=ids[None], pixel_values=made.pixels[number : number + 1], output_attentions=True)
         for p in made.pointers:
             if p.start == start:
-                weights = out.attentions[p.layer][0][list(HEADS), p.row - start]
+                layer, heads = ROUTES[p.route]
+                weights = out.attentions[layer][0][list(heads), p.row - start]
                 share = weights[:, [row - start for row in p.rows]].sum(-1)
-                expected[p.layer].append(-share.log())
+                expected[p.route].append(-share.log())
         start += length
-    means = [torch.stack(values)[:, head].mean() for values in expected.values() if values for head in (0, 1)]
+    means = [torch.stack(values)[:, head].mean() for values in expected if values for head in (0, 1)]
     torch.testing.assert_close(loss, torch.stack(means).mean(), rtol=1e-4, atol=1e-4)
 
 
