@@ -50,10 +50,12 @@ class TensorInfo:
 
     @property
     def numel(self) -> int:
+        """Number of elements."""
         return math.prod(self.shape)
 
     @property
     def nbytes(self) -> int:
+        """Bytes in the file."""
         return self.stop - self.start
 
 

@@ -46,6 +46,7 @@ Part = TextPart | ImagePart
 
 
 def parse_part(part: object, where: str) -> Part:
+    """A part of a message's content; `where` names it in a PromptError."""
     if isinstance(part, (TextPart, ImagePart)):
         return part
     if isinstance(part, str):
@@ -95,6 +96,7 @@ def _image_source(given: Mapping[str, object], kind: str, where: str) -> object 
 
 
 def parse_tool_call(call: object, where: str) -> ToolCall:
+    """A tool call in OpenAI's form, or without the "function" around it."""
     if isinstance(call, ToolCall):
         return call
     if not isinstance(call, Mapping):
@@ -112,12 +114,14 @@ def parse_tool_call(call: object, where: str) -> ToolCall:
 
 
 def optional_text(value: object, what: str) -> str | None:
+    """The value, a string or None; anything else is a PromptError."""
     if value is not None and not isinstance(value, str):
         raise PromptError(f"{what} is {value!r}; expected a string")
     return value
 
 
 def known_keys(given: Mapping[Any, object], known: tuple[str, ...], where: str) -> None:
+    """Raise PromptError for the first key that is not known."""
     for key in given:
         if key not in known:
             raise PromptError(f"{where} has an unknown key {key!r}; {nearest(str(key), known)}")

@@ -132,6 +132,7 @@ def _array_kind(value: Any) -> str | None:
 
 
 def tensor_type(kind: object) -> str | None:
+    """ "pt", "np" or None out of `return_tensors`, a string or Transformers' enumeration."""
     name = getattr(kind, "value", kind)
     if name not in (None, "pt", "np"):
         raise PromptError(f"return_tensors is {kind!r}; expected 'pt', 'np' or None")

@@ -44,6 +44,7 @@ class _Bytes:
         self._utf8 = codecs.getincrementaldecoder("utf-8")("replace")
 
     def push(self, token_id: int) -> str:
+        """The text that this id completes."""
         data = self._tokenizer.id_to_bytes(token_id)
         if data is not None:
             return self._utf8.decode(data)
@@ -53,6 +54,7 @@ class _Bytes:
         return self.finish() + name
 
     def finish(self) -> str:
+        """What is left, incomplete characters as U+FFFD."""
         text = self._utf8.decode(b"", final=True)
         self._utf8.reset()
         return text
@@ -71,6 +73,7 @@ class _Windows:
         self._text = ""  # what they are
 
     def push(self, token_id: int) -> str:
+        """The text that this id completes."""
         self._ids.append(token_id)
         text = self._tokenizer.ids_to_text(self._ids, self._skip)
         if text.endswith("\ufffd") or not text.startswith(self._text):
@@ -78,6 +81,7 @@ class _Windows:
         return self._give_out(text)
 
     def finish(self) -> str:
+        """What is left, incomplete characters as U+FFFD."""
         piece = self._give_out(self._tokenizer.ids_to_text(self._ids, self._skip)) if self._ids else ""
         self._ids, self._known, self._text = [], 0, ""
         return piece
