@@ -26,8 +26,18 @@ T = TypeVar("T", bound="PretrainedModel")
 class PretrainedModel(PixtralModule):
     """What the public models add to the networks: files in and out, and defaults of generation."""
 
+    config_class: type[Config]
     loaded_from: LoadedFrom | None = None
     name_or_path: str = ""
+
+    def __init__(self, config: Config) -> None:
+        if not isinstance(config, self.config_class):
+            wanted = f"pixtral.{self.config_class.__name__}"
+            raise ConfigError(
+                f"{type(self).__name__} got a {type(config).__module__}.{type(config).__name__}, expected a {wanted}; "
+                f"make one with {wanted}.from_dict(...) or from_pretrained(...)"
+            )
+        super().__init__(config)
 
     @classmethod
     def from_pretrained(

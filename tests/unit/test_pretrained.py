@@ -151,6 +151,12 @@ def test_defaults_of_generation(tmp_path: Path) -> None:
     assert LlavaForConditionalGeneration.from_pretrained(tmp_path / "again").generation_config.eos_token_id == 7
 
 
+@pytest.mark.parametrize("config", [llava_dict(), MistralConfig(), None])
+def test_a_configuration_of_another_kind(config: Any) -> None:
+    with pytest.raises(ConfigError, match=r"got a .*, expected a pixtral.LlavaConfig; make one with"):
+        LlavaForConditionalGeneration(config)
+
+
 def test_a_model_that_was_built_knows_no_files() -> None:
     model = LlavaForConditionalGeneration(LlavaConfig.from_dict(llava_dict()))
     assert model.loaded_from is None
