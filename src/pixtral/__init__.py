@@ -1,4 +1,4 @@
-"""Run, serve, quantize and fine-tune the Pixtral family of vision-language models.
+"""Run Mistral's Pixtral vision-language models.
 
     import pixtral
     print(pixtral.load().chat("What is this?", images="shapes.png").text)

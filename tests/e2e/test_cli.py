@@ -169,7 +169,7 @@ def test_broken_files_are_one_line(cli, tmp_path):
 
 @pytest.mark.parametrize(
     "words",
-    [["what"], ["chat", "a", "b", "c"], ["chat", "--nothing"], ["chat", "-m", TINY, "a", "b"], ["inspect"],
+    [["what"], ["chat", "a", "b", "c"], ["chat", "--nothing"], ["chat", "-m", TINY, "a", "b"],
      ["chat", "--json"], ["chat", QUESTION, "--top-p", "2"], ["chat", QUESTION, "-n", "none"]],
 )  # fmt: skip
 def test_wrong_usage_is_exit_code_2(cli, words):
@@ -242,6 +242,14 @@ def test_the_grid_drawn_on_a_picture(cli, tmp_path):
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["01-demo.png", "02-plain.png"]
     with Image.open(tmp_path / "folder" / "01-demo.png") as file:
         assert file.size == (144 * 4, 112 * 4)  # enlarged, to be seen
+
+
+def test_inspecting_nothing_is_the_embedded_model(cli):
+    result = cli("inspect", "--json")
+    assert result.exit_code == 0
+    facts = json.loads(result.stdout)
+    assert facts["layout"] == "hf"
+    assert facts["total_parameters"] == sum(facts["parameters"].values()) > 10**6
 
 
 def test_inspecting_a_model(cli, tmp_path):

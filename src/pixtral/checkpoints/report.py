@@ -79,7 +79,8 @@ class CheckpointReport:
         if self.layout:
             also = f" (the {self.also} layout is there too)" if self.also else ""
             lines.append(f"layout       {self.layout}{also}, names as {self.naming or 'unknown'}")
-            lines.append(f"files        {listed([file.name for file in self.files])}; {gigabytes(self.nbytes)}")
+            size = f"; {gigabytes(self.nbytes)}" if self.nbytes else ""  # unknown when the headers cannot be read
+            lines.append(f"files        {listed([file.name for file in self.files])}{size}")
         if self.parameters:
             lines.append(f"parameters   {self.total:,}")
             lines += [f"  {part:<14}{count:>16,}" for part, count in self.parameters.items()]

@@ -8,15 +8,20 @@ from typing import Annotated
 
 import typer
 
+from pixtral.assets import tiny_path
 from pixtral.cli import options
 from pixtral.cli.output import print_json
 
 
 def inspect(
     targets: Annotated[
-        list[str],
-        typer.Argument(metavar="TARGET", help="Pictures (paths, URLs) or models (folders, owner/name)."),
-    ],
+        list[str] | None,
+        typer.Argument(
+            metavar="[TARGET]...",
+            help="Pictures (paths, URLs) or models (folders, owner/name); without any, the embedded model.",
+            show_default=False,
+        ),
+    ] = None,
     save: Annotated[
         Path | None,
         typer.Option(
@@ -43,6 +48,7 @@ def inspect(
     A target is a MODEL if it is an existing folder or has the form owner/name, and an IMAGE otherwise. The exit code
     is 1 if a picture cannot be read or a model could not be loaded.
     """
+    targets = targets or [str(tiny_path())]
     models = [target for target in targets if options.looks_like_model(target) and not _is_url(target)]
     pictures = [target for target in targets if target not in models]
     results: list[dict[str, object]] = []

@@ -71,7 +71,8 @@ def _print(report: CheckpointReport, tokenizer: str | None) -> None:
     if report.layout:
         also = f", not read: {report.also}" if report.also else ""
         about.append(("layout", f"{report.layout}{also}"))
-        about.append(("files", f"{_first([file.name for file in report.files], 4)} ({report.nbytes / 1e6:,.1f} MB)"))
+        size = f" ({report.nbytes / 1e6:,.1f} MB)" if report.nbytes else ""  # unknown when the headers cannot be read
+        about.append(("files", _first([file.name for file in report.files], 4) + size))
     about += [(name, str(value)) for name, value in report.summary().items()]
     about.append(("tokenizer", tokenizer or "none: it cannot chat"))
     if report.dtypes:

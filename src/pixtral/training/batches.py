@@ -6,10 +6,11 @@ batches it would have seen.
 
 from __future__ import annotations
 
+import itertools
 import pathlib
-import queue
-import threading
+from collections import deque
 from collections.abc import Callable, Generator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
 from typing import TypeVar
 
@@ -181,31 +182,11 @@ def make_batch(encoder: Encoder, stage: Stage, rng: np.random.Generator, size: i
 
 def prefetch(make: Callable[[int], T], start: int, depth: int = 4) -> Generator[T, None, None]:
     """Yield make(start), make(start + 1), ... for ever, made ahead of time by one thread."""
-    ready: queue.Queue[T | BaseException] = queue.Queue(maxsize=depth)
-    stop = threading.Event()
-
-    def work() -> None:
-        number = start
+    with ThreadPoolExecutor(1) as pool:
+        ready = deque(pool.submit(make, start + ahead) for ahead in range(depth))
         try:
-            while not stop.is_set():
-                made = make(number)
-                number += 1
-                while not stop.is_set():
-                    try:
-                        ready.put(made, timeout=0.2)
-                        break
-                    except queue.Full:
-                        continue
-        except BaseException as error:  # handed to the consumer, who raises it
-            ready.put(error)
-
-    thread = threading.Thread(target=work, daemon=True)
-    thread.start()
-    try:
-        while True:
-            made = ready.get()
-            if isinstance(made, BaseException):
-                raise made
-            yield made
-    finally:
-        stop.set()
+            for number in itertools.count(start + depth):
+                yield ready.popleft().result()
+                ready.append(pool.submit(make, number))
+        finally:
+            pool.shutdown(cancel_futures=True)
