@@ -15,7 +15,7 @@ _NAMING = {"describe": 1.0, "colour": 1.0, "shape": 1.0}
 _PLACING = {**_NAMING, "position": 1.0}
 _COUNTING = {**_PLACING, "count": 1.0}
 _EVERYTHING = {
-    "describe": 1.0, "colour": 1.2, "shape": 1.2, "position": 1.5, "count": 1.5, "relation": 0.6, "exists": 0.6,
+    "describe": 0.6, "colour": 1.0, "shape": 1.0, "position": 1.2, "count": 4.0, "relation": 0.3, "exists": 0.9,
 }  # fmt: skip
 
 STAGES = (
