@@ -1,6 +1,6 @@
 """How often the embedded model is right on pictures it has never seen: ``python benchmarks/tiny_accuracy.py``.
 
-For each kind of question, pictures are drawn from seeds that training never uses, with sizes from 64 to 160 pixels
+For each kind of question, pictures are drawn from seeds that training never uses, with sizes from 88 to 160 pixels
 (mostly no multiples of the patch) and jittered colours, positions and angles; each question is asked alone, through
 the processor and greedy `generate`, and counts as right only when the whole answer is. Prints a table by kind and
 number of things in the picture, and one line of JSON.
