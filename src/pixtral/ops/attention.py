@@ -86,26 +86,16 @@ def attention(
         return _rectangle((q, k, v), len(lens), packing.causal, dropout)
     if packing.causal and longest * len(lens) <= (1 + MAX_PADDING) * len(q):
         return _padded(q, k, v, lens, longest, dropout)
-    out = torch.empty_like(q) if not torch.is_grad_enabled() else None
+    # several lengths: those that share one go together, and come back to their places
+    segments = [torch.split(x, list(lens)) for x in (q, k, v)]
     pieces: list[Tensor] = [q] * len(lens)
-    starts = _starts(lens)
     for n in sorted(set(lens)):
         members = [i for i, m in enumerate(lens) if m == n]
-        rows = [slice(starts[i], starts[i] + n) for i in members]
-        parts = [torch.cat([x[r] for r in rows]) if len(rows) > 1 else x[rows[0]] for x in (q, k, v)]
-        group = _rectangle(parts, len(members), packing.causal, dropout).view(len(members), n, *q.shape[1:])
-        for i, r, piece in zip(members, rows, group, strict=True):
+        parts = [torch.cat([x[i] for i in members]) for x in segments]
+        group = _rectangle(parts, len(members), packing.causal, dropout)
+        for i, piece in zip(members, group.view(len(members), n, *q.shape[1:]), strict=True):
             pieces[i] = piece
-            if out is not None:
-                out[r] = piece
-    return torch.cat(pieces) if out is None else out
-
-
-def _starts(lens: Sequence[int]) -> list[int]:
-    starts = [0]
-    for n in lens:
-        starts.append(starts[-1] + n)
-    return starts
+    return torch.cat(pieces)
 
 
 def _sdpa(qkv: Iterable[Tensor], mask: Tensor | None, causal: bool, dropout: float) -> Tensor:

@@ -7,12 +7,11 @@ import json
 import pathlib
 
 import torch
-from PIL import Image
 from torch import nn
 
 from pixtral.checkpoints.save import save_model
 from pixtral.training.batches import BOS, EOS
-from pixtral.training.pictures import Scene, Thing, draw
+from pixtral.training.pictures import Scene, Thing
 from pixtral.training.questions import vocabulary
 from pixtral.training.tiny_tokenizer import SPECIAL_TOKENS, write_tokenizer
 
@@ -52,8 +51,3 @@ def demo_scene() -> Scene:
     )
     pale = (250, 248, 240)
     return Scene(144, 112, things, (pale, pale), 0.0, 3.0, 7)
-
-
-def write_demo_picture(path: pathlib.Path) -> None:
-    """Draw the demonstration's picture as PNG."""
-    Image.fromarray(draw(demo_scene())).save(path, optimize=True)
