@@ -4,10 +4,16 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo test lint types layers check format wheel clean
+.PHONY: demo native test lint types layers check format wheel clean
 
 demo: $(VENV)/.installed            ## run the embedded model on a packaged picture
 	$(BIN)/pixtral demo
+
+native:                             ## build the kernels into the checkout
+	cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release > /dev/null
+	cmake --build build/native -j 2
+	cp build/native/_kernels.abi3.so src/pixtral/ops/native/.new && \
+	  mv src/pixtral/ops/native/.new src/pixtral/ops/native/_kernels.abi3.so
 
 test: $(VENV)/.installed-dev        ## all default tests: under four minutes on two cores, no network
 	$(BIN)/python -m pytest -n 2 --dist loadfile

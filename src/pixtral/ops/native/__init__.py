@@ -1,0 +1,1 @@
+"""The native kernels: C++ sources, and the door to the library that is built from them."""
