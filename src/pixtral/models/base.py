@@ -17,6 +17,7 @@ class PixtralModule(nn.Module):
 
     config: Config
     initializer_range: float
+    main_device: torch.device | None = None  # where a model computes whose weights wait elsewhere
     supports_gradient_checkpointing = True
 
     @property
@@ -26,8 +27,9 @@ class PixtralModule(nn.Module):
 
     @property
     def device(self) -> torch.device:
-        """Device of the first parameter."""
-        return next(self.parameters()).device
+        """Where inputs go: the device of the first parameter, or where it is brought when it waits on the disk."""
+        device = next(self.parameters()).device
+        return self.main_device if device.type == "meta" and self.main_device is not None else device
 
     def num_parameters(self, only_trainable: bool = False) -> int:
         """Number of parameters, tied ones once."""
@@ -101,9 +103,10 @@ class AttentionStep:
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor] | None = None) -> Tensor:
         """(N, H, D), (N, K, D), (N, K, D) -> (N, H * D)."""
+        packing = self.packing.on(q.device)
         if self.trace.attentions is not None:
-            out, weights = attention_eager(q, k, v, self.packing, cache)
+            out, weights = attention_eager(q, k, v, packing, cache)
             self.trace.attentions.append(weights)
         else:
-            out = attention(q, k, v, self.packing, cache, self.dropout)
+            out = attention(q, k, v, packing, cache, self.dropout)
         return out.flatten(1)

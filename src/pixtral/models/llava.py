@@ -149,7 +149,7 @@ class LlavaForConditionalGeneration(PixtralModule):
         Raises:
             PromptError: there are more or fewer [IMG] tokens than features.
         """
-        embeds: Tensor = self.decoder.embed_tokens(input_ids)
+        embeds: Tensor = self.decoder.embed_tokens(input_ids).to(input_ids.device)
         if image_features:
             embeds = self._place(embeds, input_ids == self.config.image_token_index, image_features)
         return embeds
@@ -175,7 +175,7 @@ class LlavaForConditionalGeneration(PixtralModule):
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, C) hidden states -> (R, V)."""
         out: Tensor = self.lm_head(hidden)
-        return out
+        return out.to(hidden.device)
 
     def get_image_features(
         self,
@@ -236,7 +236,7 @@ class LlavaForConditionalGeneration(PixtralModule):
             inputs_embeds = self.embed(input_ids, features)
         elif features:
             image_token = torch.tensor(self.config.image_token_index, device=inputs_embeds.device)
-            mask = (inputs_embeds == self.decoder.embed_tokens(image_token)).all(-1)
+            mask = (inputs_embeds == self.embed(image_token)).all(-1)
             inputs_embeds = self._place(inputs_embeds, mask, features)
         fields = run_padded(
             self, inputs_embeds, attention_mask, position_ids, past_key_values, labels, use_cache,

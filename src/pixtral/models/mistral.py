@@ -33,7 +33,7 @@ class MistralAttention(nn.Module):
     def forward(self, x: Tensor, rotation: Rotation, attend: AttentionStep, cache: KVCache | None) -> Tensor:
         """(N, C) -> (N, C)."""
         q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
-        layer = None if cache is None else cache.layers[self.index]
+        layer = None if cache is None else cache.on(self.index, x.device)
         out: Tensor = self.o_proj(attend(rotate(q, rotation), rotate(k, rotation), v, layer))
         return out
 
@@ -100,7 +100,7 @@ class MistralModel(LayerStack):
             cache.advance(packing.q_lens)
         out: Tensor = self.norm(x)
         trace.add(out)
-        return out
+        return out.to(embeds.device)  # the last layers may live elsewhere
 
 
 class MistralForCausalLM(PixtralModule):
@@ -140,7 +140,7 @@ class MistralForCausalLM(PixtralModule):
     def embed(self, input_ids: Tensor) -> Tensor:
         """(N,) token ids -> (N, C)."""
         out: Tensor = self.model.embed_tokens(input_ids)
-        return out
+        return out.to(input_ids.device)
 
     def forward_packed(
         self, embeds: Tensor, positions: Tensor, packing: Packing, cache: KVCache | None = None
@@ -152,7 +152,7 @@ class MistralForCausalLM(PixtralModule):
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, C) hidden states -> (R, V)."""
         out: Tensor = self.lm_head(hidden)
-        return out
+        return out.to(hidden.device)
 
     def forward(
         self,
@@ -177,7 +177,8 @@ class MistralForCausalLM(PixtralModule):
         if (input_ids is None) == (inputs_embeds is None):
             raise PromptError("forward() needs exactly one of input_ids and inputs_embeds")
         if inputs_embeds is None:
-            inputs_embeds = self.model.embed_tokens(input_ids)
+            assert input_ids is not None
+            inputs_embeds = self.embed(input_ids)
         fields = run_padded(
             self, inputs_embeds, attention_mask, position_ids, past_key_values, labels, use_cache,
             logits_to_keep, Trace.wanted(output_hidden_states, output_attentions), num_items_in_batch,

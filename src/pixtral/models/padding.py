@@ -55,8 +55,9 @@ class Padding:
 
     def pad(self, x: Tensor) -> Tensor:
         """(N, ...) -> (B, S, ...), zero at the padding."""
-        out = x.new_zeros(*self.real.shape, *x.shape[1:])
-        return out.masked_scatter(self.real.view(*self.real.shape, *[1] * (x.dim() - 1)), x)
+        real = self.real.to(x.device)  # hidden states of a model over several devices stay where they arose
+        out = x.new_zeros(*real.shape, *x.shape[1:])
+        return out.masked_scatter(real.view(*real.shape, *[1] * (x.dim() - 1)), x)
 
     def positions(self, earlier: Sequence[int], position_ids: Tensor | None) -> Tensor:
         """(N,) int64: each token's place in its sequence, padding not counted, after `earlier[i]` tokens."""
@@ -79,7 +80,7 @@ class Padding:
         batch, length = self.real.shape
         out = weights[0].new_zeros(batch, len(weights[0]), length, past_columns + length)
         for i, weight in enumerate(weights):
-            rows = self.real[i].nonzero().flatten()
+            rows = self.real[i].nonzero().flatten().to(weight.device)
             earlier = weight.shape[2] - len(rows)
             past = torch.arange(past_columns - earlier, past_columns, device=rows.device)
             columns = torch.cat([past, rows + past_columns])

@@ -18,6 +18,14 @@ from pixtral.models.rope import Rotation, grid_rotation, rotate
 from pixtral.ops.attention import Packing
 
 
+class PatchConv(nn.Conv2d):
+    """The convolution over whole patches, also as one product over patches that are cut already."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, 3 * P * P) -> (N, C); or images (B, 3, H, W) -> (B, C, H / P, W / P)."""
+        return F.linear(x, self.weight.flatten(1)) if x.dim() == 2 else super().forward(x)
+
+
 class PixtralAttention(nn.Module):
     """Multi-head attention without biases; patches attend in both directions."""
 
@@ -81,7 +89,7 @@ class PixtralVisionModel(PixtralModule):
         self.config = config
         self.initializer_range = config.initializer_range
         self.patch_size = config.patch_size
-        self.patch_conv = nn.Conv2d(
+        self.patch_conv = PatchConv(
             config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size, bias=False
         )
         self.ln_pre = RMSNorm(config.hidden_size, eps=1e-5)
@@ -103,15 +111,15 @@ class PixtralVisionModel(PixtralModule):
 
     def embed_patches(self, images: Sequence[Tensor]) -> Tensor:
         """(3, H, W) each -> (N, C): the convolution written as one product, patches row by row, image by image."""
-        size = self.patch_size
-        weight = self.patch_conv.weight
+        size, device, dtype = self.patch_size, self.device, self.patch_conv.weight.dtype
         patches = []
         for pixels in images:
             rows, cols = self.grid(pixels)
-            whole = pixels[:, : rows * size, : cols * size].to(weight.device, weight.dtype)
+            whole = pixels[:, : rows * size, : cols * size].to(device, dtype)
             cut = whole.reshape(-1, rows, size, cols, size).permute(1, 3, 0, 2, 4)
             patches.append(cut.reshape(rows * cols, -1))
-        return F.linear(torch.cat(patches), weight.flatten(1))
+        out: Tensor = self.patch_conv(torch.cat(patches))
+        return out
 
     def encode(self, images: Sequence[Tensor], trace: Trace | None = None) -> Tensor:
         """All images in one pass.

@@ -40,6 +40,13 @@ class Packing:
         """Whole sequences without a cache: each attends to itself alone."""
         return cls(tuple(lens), tuple(lens), causal)
 
+    def on(self, device: torch.device) -> Packing:
+        """The same with its indices on a device."""
+        if self.slots is None or self.slots.device == device:
+            return self
+        tables = tuple(table if isinstance(table, slice) else table.to(device) for table in self.tables or ())
+        return dataclasses.replace(self, slots=self.slots.to(device), tables=tables)
+
     def check(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor] | None) -> None:
         """Assert that the lengths account for every row."""
         assert sum(self.q_lens) == len(q) == len(k) == len(v), (self.q_lens, q.shape, k.shape, v.shape)

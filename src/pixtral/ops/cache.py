@@ -45,6 +45,13 @@ class KVCache:
         """Where the tensors live."""
         return self.layers[0][0].device
 
+    def on(self, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
+        """A layer's keys and values, brought to where the layer computes: a model may lie on several devices."""
+        keys, values = self.layers[index]
+        if keys.device != device:
+            self.layers[index] = keys, values = keys.to(device), values.to(device)
+        return keys, values
+
     @property
     def nbytes(self) -> int:
         """Memory that the tensors take."""
