@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from pixtral.assistant import Answer as Answer
     from pixtral.assistant import Assistant as Assistant
     from pixtral.assistant import load as load
+    from pixtral.configuration import BitsAndBytesConfig as BitsAndBytesConfig
     from pixtral.configuration import GenerationConfig as GenerationConfig
     from pixtral.configuration import LlavaConfig as LlavaConfig
     from pixtral.configuration import MistralConfig as MistralConfig
@@ -52,7 +53,13 @@ _HOME = {
     name: (module, name)
     for module, names in {
         "pixtral.assistant": ("Answer", "Assistant", "load"),
-        "pixtral.configuration": ("GenerationConfig", "LlavaConfig", "MistralConfig", "PixtralVisionConfig"),
+        "pixtral.configuration": (
+            "BitsAndBytesConfig",
+            "GenerationConfig",
+            "LlavaConfig",
+            "MistralConfig",
+            "PixtralVisionConfig",
+        ),
         "pixtral.errors": (
             "CheckpointError",
             "ConfigError",
@@ -83,6 +90,7 @@ __all__ = [  # written out for tools that read it without running it; a test com
     "Assistant",
     "AutoProcessor",
     "AutoTokenizer",
+    "BitsAndBytesConfig",
     "CheckpointError",
     "ConfigError",
     "GenerationConfig",

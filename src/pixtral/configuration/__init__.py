@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from pixtral.configuration.base import Config
+from pixtral.configuration.bitsandbytes import BitsAndBytesConfig
 from pixtral.configuration.checks import ACTIVATIONS
 from pixtral.configuration.generation import GenerationConfig
 from pixtral.configuration.network import LlavaConfig, MistralConfig, PixtralVisionConfig
 
 __all__ = [
     "ACTIVATIONS",
+    "BitsAndBytesConfig",
     "Config",
     "GenerationConfig",
     "LlavaConfig",
