@@ -213,7 +213,9 @@ def _dtype(name: str, value: object, default: str, allowed: tuple[str, ...]) -> 
     given = default if value is None else value
     if not isinstance(given, (str, torch.dtype)) or _short(given) not in allowed:
         known = ", ".join(allowed)
-        raise ConfigError(f"BitsAndBytesConfig.{name} is {value!r}; expected one of {known} (a torch.dtype or its name)")
+        raise ConfigError(
+            f"BitsAndBytesConfig.{name} is {value!r}; expected one of {known} (a torch.dtype or its name)"
+        )
     found: torch.dtype = getattr(torch, _short(given))
     return found
 
