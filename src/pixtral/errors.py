@@ -7,6 +7,7 @@
     │   └── ImageFetchError (OSError)      ... because it could not be fetched
     ├── PromptError         (ValueError)   messages, templates, placeholders, context length
     ├── CheckpointError     (OSError)      missing, broken or unexpected files and tensors
+    ├── QuantizationError   (ValueError)   weights that cannot be stored in fewer bits
     ├── GenerationError     (ValueError)   arguments of generate()
     ├── UnknownArgument     (TypeError)    a keyword that nobody would read
     └── MissingDependency   (ImportError)  an optional package; the message names the extra
@@ -46,6 +47,10 @@ class PromptError(PixtralError, ValueError):
 
 class CheckpointError(PixtralError, OSError):
     """A checkpoint is missing, broken, or does not fit the model."""
+
+
+class QuantizationError(PixtralError, ValueError):
+    """Weights cannot be stored in fewer bits, or stored ones do not fit together."""
 
 
 class GenerationError(PixtralError, ValueError):

@@ -50,7 +50,7 @@ class Kernels:
             raise ConfigError(f"{_VARIABLE} is {wanted!r}; expected one of {', '.join(ISAS)}, or leave it unset")
         if not self.function("px_set_isa", [ctypes.c_int], ctypes.c_int)(ISAS.index(wanted)):
             raise ConfigError(
-                f"{_VARIABLE} is {wanted!r}, but this CPU or this build offers {self.best_isa!r} at most; leave it unset"
+                f"{_VARIABLE} is {wanted!r}, but this CPU or build offers {self.best_isa!r} at most; leave it unset"
             )
 
 
