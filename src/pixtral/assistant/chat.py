@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, overload
 
 from pixtral.assistant.answer import Answer, Estimate
 from pixtral.assistant.conversation import Conversation
-from pixtral.assistant.options import ChatOptions, Images, Messages, sampling, stop_strings
+from pixtral.assistant.options import ChatOptions, Images, Messages, how_to_answer
 from pixtral.assistant.prompt import PreparedPrompt, explained, prepare, prepare_raw
 from pixtral.assistant.stream import AnswerStream
 from pixtral.engine.loop import context_length
@@ -32,6 +32,8 @@ class Assistant:
         *,
         limits: ImageLimits | None = None,
         max_image_size: int | None = None,
+        kv_cache: str | None = None,
+        prompt_lookup_num_tokens: int | None = None,
         load_seconds: float = 0.0,
     ) -> None:
         """
@@ -40,12 +42,15 @@ class Assistant:
             limits: on the pictures that are read; `ImageLimits()` when left out.
             max_image_size: longest side in pixels to which pictures are scaled down; the processor's own (1024 for
                 Pixtral-12B) when left out. Fewer pixels make fewer tokens.
+            kv_cache, prompt_lookup_num_tokens: of the chats that do not say, see `ChatOptions`.
             load_seconds: for `Answer.timings`.
         """
         self.model = model
         self.processor = processor
         self.limits = limits
         self.max_image_size = max_image_size
+        self.kv_cache = kv_cache
+        self.prompt_lookup_num_tokens = prompt_lookup_num_tokens
         self.load_seconds = load_seconds
 
     @overload
@@ -74,6 +79,9 @@ class Assistant:
         repetition_penalty: float | None = None,
         seed: int | None = None,
         stop: str | Sequence[str] | None = None,
+        kv_cache: str | None = None,
+        prompt_lookup_num_tokens: int | None = None,
+        max_matching_ngram_size: int | None = None,
     ) -> Answer | AnswerStream:
         """Answer a question, or the last message of a conversation.
 
@@ -84,7 +92,8 @@ class Assistant:
                 put before the text; for messages, those of the parts `{"type": "image"}` that name no source.
             stream: give the text piece by piece; the result's `answer` is what is returned otherwise.
             system: how the assistant should behave.
-            max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop: see `ChatOptions`.
+            max_new_tokens, temperature, top_p, top_k, min_p, repetition_penalty, seed, stop, kv_cache,
+                prompt_lookup_num_tokens, max_matching_ngram_size: see `ChatOptions`.
 
         Raises:
             PromptError: no question, a conversation that the template refuses, more or fewer pictures than places, or
@@ -95,6 +104,8 @@ class Assistant:
         options: ChatOptions = {
             "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k,
             "min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop,
+            "kv_cache": kv_cache, "prompt_lookup_num_tokens": prompt_lookup_num_tokens,
+            "max_matching_ngram_size": max_matching_ngram_size,
         }  # fmt: skip
         answer = self._start(self._prepare(message, images, system), options)
         return answer if stream else answer.answer
@@ -129,10 +140,14 @@ class Assistant:
         return Estimate(len(prompt.ids), prompt.image_tokens, length, slots * per_token, prompt.images)
 
     def _start(self, prompt: PreparedPrompt, options: ChatOptions) -> AnswerStream:
-        stops = stop_strings(options.get("stop"))
-        params = sampling(options, self._ends())
+        merged: ChatOptions = {**options}
+        if merged.get("kv_cache") is None:
+            merged["kv_cache"] = self.kv_cache
+        if merged.get("prompt_lookup_num_tokens") is None:
+            merged["prompt_lookup_num_tokens"] = self.prompt_lookup_num_tokens
+        how = how_to_answer(merged, self._ends())
         self._check_room(prompt)
-        return AnswerStream(self.model, prompt, params, stops, self.load_seconds)
+        return AnswerStream(self.model, prompt, how, self.load_seconds)
 
     def _prepare(self, message: Messages, images: Images, system: str | None) -> PreparedPrompt:
         return prepare(self.processor, message, images, system, self.limits, self.max_image_size)

@@ -7,6 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pixtral.assistant.chat import Assistant
+from pixtral.assistant.options import how_to_answer
 from pixtral.errors import ConfigError
 from pixtral.images.limits import ImageLimits
 
@@ -25,6 +26,8 @@ def load(
     layout: Layout = "auto",
     tokenizer_mode: str | None = None,
     max_image_size: int | None = None,
+    kv_cache: str | None = None,
+    prompt_lookup_num_tokens: int | None = None,
     limits: ImageLimits | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -44,6 +47,10 @@ def load(
         layout: which weights of a folder that holds both layouts: "auto" (Hugging Face's first), "hf", "mistral".
         tokenizer_mode: which tokenizer, "auto", "hf" or "mistral"; that of `layout` when left out.
         max_image_size: longest side in pixels to which pictures are scaled down; the model's own when left out.
+        kv_cache: how keys and values are kept while answering: "bf16", "int8" (half the memory, answers nearly the
+            same), or None, in the model's dtype.
+        prompt_lookup_num_tokens: check up to this many tokens at once that stood in the text before: the same answers,
+            faster where they repeat their prompt. None does not.
         limits: on the pictures that are read: pixels, bytes, seconds, places.
         revision, token, cache_dir, local_files_only, force_download: for the Hub.
         progress: show a bar while loading, if stderr is a terminal.
@@ -51,6 +58,7 @@ def load(
     Raises:
         CheckpointError: no such folder or Hub id, or files that are missing, broken or do not fit.
         ConfigError: a configuration or argument that cannot be used.
+        GenerationError: an unknown kind of cache, or a number below 1.
     """
     started = time.perf_counter()
     from pixtral.pretrained import LlavaForConditionalGeneration
@@ -58,6 +66,7 @@ def load(
 
     if layout not in ("auto", "hf", "mistral"):
         raise ConfigError(f"layout is {layout!r}; expected 'auto', 'hf' or 'mistral'")
+    how_to_answer({"kv_cache": kv_cache, "prompt_lookup_num_tokens": prompt_lookup_num_tokens}, ())  # refused at once
     if path_or_id is None:
         from pixtral.assets import tiny_path
 
@@ -78,5 +87,7 @@ def load(
         processor,
         limits=limits,
         max_image_size=max_image_size,
+        kv_cache=kv_cache,
+        prompt_lookup_num_tokens=prompt_lookup_num_tokens,
         load_seconds=time.perf_counter() - started,
     )

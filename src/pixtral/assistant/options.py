@@ -2,9 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any, TypeAlias, TypedDict
 
+import torch
+
+from pixtral.engine.lookup import DEFAULT_NGRAM, PromptLookup
+from pixtral.engine.runner import cache_dtype
 from pixtral.engine.sampling import SamplingParams
 from pixtral.errors import GenerationError
 from pixtral.images.source import ImageSource
@@ -25,6 +30,10 @@ class ChatOptions(TypedDict, total=False):
     repetition_penalty: above 1 discourages what was said already.
     seed: of the drawing; the same seed gives the same answer.
     stop: one string or several that end the answer; they are not part of it.
+    kv_cache: how keys and values are kept, "bf16" or "int8"; None as `load` was told, or else in the model's dtype.
+    prompt_lookup_num_tokens: check up to this many tokens at once that stood in the text before; the same answer,
+        faster where it repeats its prompt. None as `load` was told, or else not.
+    max_matching_ngram_size: how many of the newest tokens must have stood there, at first (2).
     """
 
     max_new_tokens: int
@@ -35,6 +44,9 @@ class ChatOptions(TypedDict, total=False):
     repetition_penalty: float | None
     seed: int | None
     stop: str | Sequence[str] | None
+    kv_cache: str | None
+    prompt_lookup_num_tokens: int | None
+    max_matching_ngram_size: int | None
 
 
 def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
@@ -67,3 +79,38 @@ def sampling(options: ChatOptions, ends: tuple[int, ...]) -> SamplingParams:
     return SamplingParams(
         temperature=temperature, seed=options.get("seed"), max_tokens=limit, stop_token_ids=ends, **given
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class HowToAnswer:
+    """The options of a chat, decided and checked.
+
+    Attributes:
+        sampling: how tokens are chosen.
+        stops: strings that end the answer.
+        kv_cache: "bf16", "int8", or None for the model's dtype.
+        prompt_lookup: what is looked up in the text, if anything.
+    """
+
+    sampling: SamplingParams
+    stops: tuple[str, ...]
+    kv_cache: str | None
+    prompt_lookup: PromptLookup | None
+
+
+def how_to_answer(options: ChatOptions, ends: tuple[int, ...]) -> HowToAnswer:
+    """Decide everything; arguments and errors as in `sampling`."""
+    kv_cache = options.get("kv_cache")
+    cache_dtype(kv_cache, torch.float32)  # refuses an unknown name
+    return HowToAnswer(sampling(options, ends), stop_strings(options.get("stop")), kv_cache, _prompt_lookup(options))
+
+
+def _prompt_lookup(options: ChatOptions) -> PromptLookup | None:
+    num_tokens, size = options.get("prompt_lookup_num_tokens"), options.get("max_matching_ngram_size")
+    if num_tokens is not None:
+        return PromptLookup(num_tokens, DEFAULT_NGRAM if size is None else size)
+    if size is not None:
+        raise GenerationError(
+            f"max_matching_ngram_size is {size!r}, but nothing is looked up; add prompt_lookup_num_tokens=10"
+        )
+    return None

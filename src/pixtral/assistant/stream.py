@@ -14,8 +14,8 @@ from pixtral.errors import GenerationError
 from pixtral.text.stream import StreamDecoder
 
 if TYPE_CHECKING:
+    from pixtral.assistant.options import HowToAnswer
     from pixtral.assistant.prompt import PreparedPrompt
-    from pixtral.engine.sampling import SamplingParams
     from pixtral.pretrained import LlavaForConditionalGeneration
 
 
@@ -62,15 +62,14 @@ class AnswerStream(Iterator[str]):
         self,
         model: LlavaForConditionalGeneration,
         prompt: PreparedPrompt,
-        params: SamplingParams,
-        stops: Sequence[str],
+        how: HowToAnswer,
         load_seconds: float,
     ) -> None:
         self._model = model
         self._prompt = prompt
-        self._params = params
+        self._how = how
         self._load_seconds = load_seconds
-        self._stop_text = StopText(stops)
+        self._stop_text = StopText(how.stops)
         self._stopped = False
         self._text = ""
         self._answer: Answer | None = None
@@ -116,7 +115,7 @@ class AnswerStream(Iterator[str]):
                 prompt_seconds, first_token = now - clock, now - prompt.started
             else:
                 decoding += now - clock
-            if token not in self._params.stop_token_ids:
+            if token not in self._how.sampling.stop_token_ids:
                 yield from self._tell(self._stop_text.push(decoder.push(token)))
         reason: FinishReason = state.finish_reason or "abort"
         if not self._stop_text.found:
@@ -141,7 +140,13 @@ class AnswerStream(Iterator[str]):
         embeds = model.embed(torch.tensor(prompt.ids, device=model.device), features)
         if model.device.type == "cuda":
             torch.cuda.synchronize(model.device)  # or the tower's seconds would be counted as the prompt's
-        return Generation(model, [Prompt(embeds, tuple(prompt.ids))], [self._params])
+        return Generation(
+            model,
+            [Prompt(embeds, tuple(prompt.ids), model.config.image_token_index)],
+            [self._how.sampling],
+            kv_cache=self._how.kv_cache,
+            prompt_lookup=self._how.prompt_lookup,
+        )
 
     def _finish(
         self,

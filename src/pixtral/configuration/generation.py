@@ -13,7 +13,8 @@ ORIGIN_KEYS = frozenset({"_from_model_config", "_commit_hash", "transformers_ver
 
 _PROCESSOR = "pass a function (input_ids, scores) -> scores as logits_processor"
 _SINGLE = "only greedy search and sampling are implemented"
-_CACHE = "the cache grows by itself and needs no settings"
+_CACHE = "the cache grows by itself; kv_cache='int8' makes it smaller"
+_DRAFT = "leave it out: drafts come from the text itself, with prompt_lookup_num_tokens"
 
 # Transformers' other settings: the values that ask for nothing (null always does), and what to do instead. A setting is
 # either honoured or refused: a file or a call that asks for more than this package does must not seem to succeed.
@@ -51,19 +52,17 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "negative_prompt_attention_mask": ((), _PROCESSOR),
     "token_healing": ((False,), "end the prompt at a token border"),
     "max_time": ((), "pass a function that looks at the clock as stopping_criteria"),
-    "assistant_model": ((), "leave it out: there is no speculative decoding"),
-    "prompt_lookup_num_tokens": ((), "leave it out: there is no speculative decoding"),
-    "assistant_early_exit": ((), "leave it out: there is no speculative decoding"),
-    "assistant_ensemble_weight": ((), "leave it out: there is no speculative decoding"),
-    "speculation_type": ((), "leave it out: there is no speculative decoding"),
-    "use_mtp": ((False,), "leave it out: there is no speculative decoding"),
-    "is_assistant": ((False,), "leave it out: there is no speculative decoding"),
-    "num_assistant_tokens": ((20,), "leave it out: there is no speculative decoding"),
-    "num_assistant_tokens_schedule": (("constant",), "leave it out: there is no speculative decoding"),
-    "assistant_confidence_threshold": ((0.4,), "leave it out: there is no speculative decoding"),
-    "max_matching_ngram_size": ((), "leave it out: there is no speculative decoding"),
-    "assistant_lookbehind": ((10,), "leave it out: there is no speculative decoding"),
-    "target_lookbehind": ((10,), "leave it out: there is no speculative decoding"),
+    "assistant_model": ((), _DRAFT),
+    "assistant_early_exit": ((), _DRAFT),
+    "assistant_ensemble_weight": ((), _DRAFT),
+    "speculation_type": ((), _DRAFT),
+    "use_mtp": ((False,), _DRAFT),
+    "is_assistant": ((False,), _DRAFT),
+    "num_assistant_tokens": ((20,), _DRAFT),
+    "num_assistant_tokens_schedule": (("constant",), _DRAFT),
+    "assistant_confidence_threshold": ((0.4,), _DRAFT),
+    "assistant_lookbehind": ((10,), _DRAFT),
+    "target_lookbehind": ((10,), _DRAFT),
     "cache_implementation": (("dynamic", "dynamic_full"), _CACHE),
     "cache_config": (({},), _CACHE),
     "max_cache_len": ((), _CACHE),
@@ -97,7 +96,12 @@ class GenerationConfig(Config):
         min_length: no end before this length; `min_new_tokens` goes first.
         stop_strings: strings that end a sequence; generate() needs `tokenizer` for them.
         use_cache: False computes every step anew (slow).
+        kv_cache: how keys and values are kept: "bf16", "int8" (half of that, answers nearly the same), or None, in the
+            model's dtype.
         prefill_chunk_size: prompt tokens in one forward pass, all sequences together.
+        prompt_lookup_num_tokens: where the newest tokens stood in the text before, check up to this many that followed
+            them there in one forward pass. The same tokens come out; faster where the answer repeats its prompt.
+        max_matching_ngram_size: how many of the newest tokens must stand there, at first; then fewer, down to one (2).
         output_scores, output_logits: with `return_dict_in_generate`, per step what the token was chosen from, and the
             logits as the model gave them.
         pad_token_id: fills the places after a sequence's end; the first end token where there is none.
@@ -113,7 +117,10 @@ class GenerationConfig(Config):
     stop_strings: str | list[str] | None = None
     do_sample: bool | None = None
     use_cache: bool | None = None
+    kv_cache: str | None = None
     prefill_chunk_size: int | None = None
+    prompt_lookup_num_tokens: int | None = None
+    max_matching_ngram_size: int | None = None
     temperature: float | None = None
     top_k: int | None = None
     top_p: float | None = None

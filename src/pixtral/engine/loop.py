@@ -7,13 +7,23 @@ from collections.abc import Callable, Iterator, Sequence
 import torch
 from torch import Tensor
 
+from pixtral.engine.lookup import PromptLookup
 from pixtral.engine.request import FinishReason, Prompt, SequenceState, Step, check_prompt_length, context_length
 from pixtral.engine.runner import PREFILL_TOKENS, PackedModel, Runner
 from pixtral.engine.sampling import SamplingParams, choose, penalize, seeded_generator, warp
 from pixtral.engine.stopping import Decodes, StopStrings
 from pixtral.errors import GenerationError
 
-__all__ = ["Generation", "PackedModel", "Prompt", "SamplingParams", "SequenceState", "Step", "context_length"]
+__all__ = [
+    "Generation",
+    "PackedModel",
+    "Prompt",
+    "PromptLookup",
+    "SamplingParams",
+    "SequenceState",
+    "Step",
+    "context_length",
+]
 
 Edit = Callable[[Tensor, list[int]], Tensor]
 
@@ -21,8 +31,8 @@ Edit = Callable[[Tensor, list[int]], Tensor]
 class Generation:
     """A batch of sequences on their way from prompts to ends.
 
-    The first `step()` runs the prompts, packed, in passes of at most `prefill_tokens`; each later one runs one token
-    of every sequence that still goes on. A sequence that ends is not computed any more; the others do not notice.
+    The first `step()` runs the prompts, packed, in passes of at most `prefill_tokens`; each later one gives one token
+    to every sequence that still goes on. A sequence that ends is not computed any more; the others do not notice.
     Iterate for a plain loop (`for step in generation: ...`), or call `step()` while `running` is not empty.
     """
 
@@ -38,6 +48,8 @@ class Generation:
         edit: Edit | None = None,
         use_cache: bool = True,
         prefill_tokens: int = PREFILL_TOKENS,
+        kv_cache: str | None = None,
+        prompt_lookup: PromptLookup | None = None,
     ) -> None:
         """
         Args:
@@ -50,10 +62,13 @@ class Generation:
             edit: changes scores before temperature and filters, given (R, V) and the R indices of sequences.
             use_cache: False computes everything anew at every step; slow, the same tokens.
             prefill_tokens: prompt tokens in one forward pass.
+            kv_cache: how keys and values are kept, "bf16" or "int8"; None keeps them in the model's dtype.
+            prompt_lookup: check tokens that stood in the text before, several in one forward pass; the same tokens
+                come out, in fewer passes where the text repeats itself.
 
         Raises:
             PromptError: an empty prompt, or one that leaves no room in the context.
-            GenerationError: stop strings without a tokenizer.
+            GenerationError: stop strings without a tokenizer, an unknown kind of cache.
         """
         self.edit = edit
         self.generator = generator
@@ -73,7 +88,14 @@ class Generation:
                 self._stops[p.stop] = StopStrings(p.stop, tokenizer)
         self._seen: Tensor | None = None
         self._runner = Runner(
-            model, prompts, self.sequences, copies=copies, use_cache=use_cache, prefill_tokens=prefill_tokens
+            model,
+            prompts,
+            self.sequences,
+            copies=copies,
+            use_cache=use_cache,
+            prefill_tokens=prefill_tokens,
+            kv_cache=kv_cache,
+            prompt_lookup=prompt_lookup,
         )
 
     @property

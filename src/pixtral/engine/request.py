@@ -21,11 +21,13 @@ class Prompt:
 
     Attributes:
         embeds: (S, C) in the model's dtype, S >= 1.
-        ids: the S token ids, for penalties and stop strings; empty when only embeddings are known.
+        ids: the S token ids, for penalties, stop strings and prompt lookup; empty when only embeddings are known.
+        image_token: the id at whose places the features of images stand.
     """
 
     embeds: Tensor
     ids: tuple[int, ...] = ()
+    image_token: int | None = None
 
 
 @dataclasses.dataclass

@@ -156,8 +156,9 @@ def make_prompts(model: PackedModel, inputs: Inputs, pixel_values: object, image
         check_images(vision.config, packed_ids, lengths, images)
         embeds = vision.embed(packed_ids, vision.encode_images(images) if images else None)
     ids = torch.split(packed_ids, lengths) if packed_ids is not None else None
+    image_token = cast(VisionModel, model).config.image_token_index if hasattr(model, "encode_images") else None
     return [
-        Prompt(part, () if ids is None else tuple(ids[i].tolist()))
+        Prompt(part, () if ids is None else tuple(ids[i].tolist()), image_token)
         for i, part in enumerate(torch.split(embeds, lengths))
     ]
 

@@ -13,10 +13,11 @@ from pixtral.configuration import GenerationConfig
 from pixtral.engine.loop import Generation
 from pixtral.engine.runner import PackedModel
 from pixtral.errors import GenerationError
-from pixtral.generation.arguments import merge_settings, resolve, special_tokens, split_arguments
+from pixtral.generation.arguments import merge_settings, split_arguments
 from pixtral.generation.inputs import make_prompts, read_inputs
 from pixtral.generation.output import GenerateDecoderOnlyOutput
 from pixtral.generation.run import LogitsProcessor, Run, StoppingCriterion, Streamer
+from pixtral.generation.settings import resolve, special_tokens
 
 
 class GenerationMixin:
@@ -50,8 +51,9 @@ class GenerationMixin:
             streamer: gets the prompt, each step's tokens and the end, which also comes after an error.
             **kwargs: model inputs `input_ids`, `attention_mask` (B, S), padding on any side, `pixel_values` with
                 `image_sizes` as the processor makes them (any float dtype), `inputs_embeds` (B, S, C);
-                every field of GenerationConfig; `seed` (each prompt draws from its own generator, so that neither
-                neighbours nor batch size change its tokens; equal prompts draw equal tokens); `generator`
+                every field of GenerationConfig, of which `prompt_lookup_num_tokens` changes neither the result nor what
+                processors, criteria and streamers are given; `seed` (each prompt draws from its own generator, so that
+                neither neighbours nor batch size change its tokens; equal prompts draw equal tokens); `generator`
                 (torch.Generator for all draws of the call); `tokenizer` for `stop_strings`.
 
         Returns:
@@ -117,6 +119,8 @@ class GenerationMixin:
             edit=run.edit if processors else None,
             use_cache=settings.use_cache,
             prefill_tokens=settings.prefill_tokens,
+            kv_cache=settings.kv_cache,
+            prompt_lookup=settings.prompt_lookup,
         )
         return run
 

@@ -11,8 +11,8 @@ from torch import Tensor
 from pixtral.engine.loop import Generation
 from pixtral.engine.request import SequenceState, Step
 from pixtral.errors import GenerationError
-from pixtral.generation.arguments import Settings
 from pixtral.generation.output import GenerateDecoderOnlyOutput
+from pixtral.generation.settings import Settings
 
 LogitsProcessor = Callable[[Tensor, Tensor], Tensor]
 StoppingCriterion = Callable[[Tensor, Any], "bool | Tensor"]
