@@ -16,6 +16,7 @@ BUILTINS = {
     "ImageFetchError": OSError,
     "PromptError": ValueError,
     "CheckpointError": OSError,
+    "QuantizationError": ValueError,
     "GenerationError": ValueError,
     "UnknownArgument": TypeError,
     "MissingDependency": ImportError,
