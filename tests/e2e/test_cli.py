@@ -42,6 +42,14 @@ def expected():
     return pixtral.load().chat(QUESTION, PICTURE)
 
 
+def test_a_question_with_prompt_lookup_and_a_small_cache(cli, expected):
+    result = cli("chat", "-i", PICTURE, "--prompt-lookup", 6, "--kv-cache", "bf16", QUESTION)
+    assert (result.exit_code, result.stdout) == (0, expected.text + "\n")
+    line = only_error(cli("chat", "-i", PICTURE, "--kv-cache", "int3", QUESTION))
+    assert "kv_cache is 'int3', expected 'bf16', 'int8'" in line
+    assert cli("chat", "--prompt-lookup", 0, QUESTION).exit_code == 2
+
+
 def only_error(result, *, code=1):
     """The one line on stderr of a command that failed."""
     assert result.exit_code == code

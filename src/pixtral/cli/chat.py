@@ -50,6 +50,8 @@ def chat(
     min_p: options.MinP = None,
     seed: options.Seed = None,
     stop: options.Stop = None,
+    kv_cache: options.KvCache = None,
+    prompt_lookup: options.PromptLookup = None,
     as_json: options.Json = False,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = "auto",
@@ -77,7 +79,10 @@ def chat(
             raise PromptError("standard input is empty; expected the question there, since it was given as '-'")
     if question is not None and not question.strip():
         raise PromptError("the question is empty; write what you want to know")
-    choice = options.ModelChoice(name, dtype, device_map, layout, revision, cache_dir, local_files_only, max_image_size)
+    choice = options.ModelChoice(
+        name, dtype, device_map, layout, revision, cache_dir, local_files_only, max_image_size,
+        kv_cache=kv_cache, prompt_lookup=prompt_lookup,
+    )  # fmt: skip
     how: ChatOptions = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
         "seed": seed, "stop": stop,

@@ -71,6 +71,20 @@ Stop = Annotated[
     list[str] | None,
     typer.Option(metavar="TEXT", help="Text that ends the answer; may be given several times.", show_default=False),
 ]
+KvCache = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FORMAT", show_default=False,
+        help="Number format of keys and values: bf16, or int8 (half the memory); the model's own when left out.",
+    ),
+]  # fmt: skip
+PromptLookup = Annotated[
+    int | None,
+    typer.Option(
+        metavar="INTEGER", min=1, show_default=False,
+        help="Check this many tokens at once that stood in the text before: the same answer, sooner if it repeats.",
+    ),
+]  # fmt: skip
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt: how to answer.", show_default=False)]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
@@ -89,6 +103,8 @@ class ModelChoice:
     cache_dir: str | None = None
     local_files_only: bool = False
     max_image_size: int | None = None
+    kv_cache: str | None = None
+    prompt_lookup: int | None = None
 
     @property
     def name(self) -> str:
@@ -117,6 +133,8 @@ class ModelChoice:
             cache_dir=self.cache_dir,
             local_files_only=self.local_files_only,
             max_image_size=self.max_image_size,
+            kv_cache=self.kv_cache,
+            prompt_lookup_num_tokens=self.prompt_lookup,
         )
 
 
