@@ -65,18 +65,33 @@ def read_raw(files: Files) -> dict[str, Any]:
     """The JSON object of config.json or params.json.
 
     Raises:
-        CheckpointError: the weights are quantized in a way that is not read.
         ConfigError: not valid JSON.
     """
-    raw = read_json(files.config)
-    for key in ("quantization_config", "quantization", "compression_config"):
+    return read_json(files.config)
+
+
+def stored_quantization(files: Files, raw: Mapping[str, Any]) -> dict[str, Any] | None:
+    """What the configuration file says of how its weights are quantized; None for full precision.
+
+    Raises:
+        CheckpointError: they are quantized in a way that is not read.
+    """
+    for key in ("quantization", "compression_config"):  # of Mistral's programs, and of compressed-tensors
         if raw.get(key):
             method = raw[key].get("quant_method", raw[key]) if isinstance(raw[key], dict) else raw[key]
             raise CheckpointError(
-                f"{files.config} says the weights are quantized ({method}); quantized checkpoints are not read: "
+                f"{files.config} says the weights are quantized ({method}); that is not read: "
                 "use the checkpoint in bfloat16"
             )
-    return raw
+    found = raw.get("quantization_config")
+    if found and files.layout == "mistral":
+        raise CheckpointError(
+            f"{files.config} has a quantization_config, but Mistral's layout is read in full precision only: "
+            "remove it if the weights are not quantized"
+        )
+    if found and not isinstance(found, dict):
+        raise ConfigError(f"{files.config} has quantization_config {found!r}; expected an object")
+    return found or None
 
 
 def whole_config(files: Files, raw: Mapping[str, Any], tensors: Mapping[str, TensorInfo]) -> Config:

@@ -7,7 +7,7 @@ Our canonical names are those of LlavaForConditionalGeneration's modules: the sc
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
 from torch import Tensor
@@ -99,6 +99,14 @@ class Scheme:
         """What such a file calls our parameter `canonical`; None when it cannot hold it."""
         return _translate(canonical, self.from_ours)
 
+    def canonical_stored(self, name: str, suffixes: Collection[str]) -> str | None:
+        """`canonical`, also for what a quantized layer stores: "X.codes" is to "X.weight" as the suffix to "weight"."""
+        return _with_suffix(name, suffixes, self.canonical)
+
+    def spell_stored(self, canonical: str, suffixes: Collection[str]) -> str | None:
+        """`spell`, also for what a quantized layer stores."""
+        return _with_suffix(canonical, suffixes, self.spell)
+
 
 OURS = Scheme("transformers >= 4.52, module names", {**_OUR_PREFIX, HEAD: ""})
 MISTRAL = Scheme(
@@ -126,16 +134,21 @@ SCHEMES = (HF, OURS, MISTRAL, HF_TEXT, HF_VISION, HF_BASE, HF_TEXT_BASE)
 _WHOLE = (HF, OURS, HF_BASE)  # programs that save by hand mix the prefixes of these three
 
 
-def detect(names: Collection[str]) -> Scheme:
+def detect(names: Collection[str], suffixes: Collection[str] = ()) -> Scheme:
     """The scheme that knows most of `names`; the first of `SCHEMES` among equals."""
-    return max(SCHEMES, key=lambda scheme: sum(scheme.canonical(name) is not None for name in names))
+    return max(SCHEMES, key=lambda one: sum(one.canonical_stored(name, suffixes) is not None for name in names))
 
 
-def canonical_names(names: Collection[str]) -> tuple[Scheme, dict[str, str | None]]:
-    """The scheme of a file, and our name (None: unknown) for each of its names."""
-    scheme = detect(names)
+def canonical_names(names: Collection[str], suffixes: Collection[str] = ()) -> tuple[Scheme, dict[str, str | None]]:
+    """The scheme of a file, and our name (None: unknown) for each of its names.
+
+    Args:
+        names: in the file.
+        suffixes: under which quantized layers store tensors beside or in the place of "weight".
+    """
+    scheme = detect(names, suffixes)
     family = (scheme, *_WHOLE) if scheme in _WHOLE else (scheme,)
-    found = {name: next(filter(None, (one.canonical(name) for one in family)), None) for name in names}
+    found = {name: next(filter(None, (one.canonical_stored(name, suffixes) for one in family)), None) for name in names}
     return scheme, found
 
 
@@ -176,6 +189,17 @@ def to_interleaved(weight: Tensor, heads: int) -> Tensor:
     """The inverse of `to_half_split`: (heads * D, C) -> same."""
     rows, columns = weight.shape
     return weight.view(heads, 2, rows // heads // 2, columns).transpose(1, 2).reshape(rows, columns)
+
+
+def _with_suffix(name: str, suffixes: Collection[str], translate: Callable[[str], str | None]) -> str | None:
+    plain = translate(name)
+    if plain is not None:
+        return plain
+    for suffix in suffixes:
+        if name.endswith("." + suffix):
+            weight = translate(name.removesuffix(suffix) + "weight")
+            return None if weight is None else weight.removesuffix("weight") + suffix
+    return None
 
 
 def _pattern(name: str) -> tuple[str, str]:

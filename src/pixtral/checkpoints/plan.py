@@ -15,6 +15,7 @@ from pixtral.checkpoints.layout import Files
 from pixtral.checkpoints.names import Scheme
 from pixtral.checkpoints.tensors import TensorInfo, read_header
 from pixtral.errors import CheckpointError
+from pixtral.quantization import Quantizer, Slot
 
 _SHOWN = 5
 _QUANTIZED = (
@@ -40,6 +41,7 @@ class Contents:
         tensors: canonical name -> tensor.
         unknown: names that no scheme knows.
         promised: names of the shard index that no file holds.
+        suffixes: of what quantized layers store, see `Quantizer.suffixes`.
     """
 
     files: Files
@@ -47,6 +49,24 @@ class Contents:
     tensors: Mapping[str, TensorInfo]
     unknown: tuple[str, ...]
     promised: tuple[str, ...]
+    suffixes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """What a model on `meta` needs.
+
+    Args:
+        slots: name in the model -> what fills it: every parameter, and for a quantized layer what its scheme says.
+        tied: name -> the first name of the same tensor (itself, unless tied); as it was before layers were swapped.
+        layers: name -> quantized layer.
+        owners: name of a slot that a scheme fills -> (name of its layer, the rest of the slot's name).
+    """
+
+    slots: Mapping[str, Slot]
+    tied: Mapping[str, str]
+    layers: Mapping[str, nn.Module]
+    owners: Mapping[str, tuple[str, str]]
 
 
 @dataclass(frozen=True)
@@ -59,8 +79,10 @@ class Plan:
         unexpected: names in the files that have no place in the network.
         mismatched: (parameter, what the file has, what the model expects).
         twins: tied parameters that the files hold as well: they must be equal to what they are tied to.
+        wanted: what the model needed.
     """
 
+    wanted: Wanted
     sources: Mapping[str, TensorInfo]
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
@@ -68,8 +90,8 @@ class Plan:
     twins: Mapping[str, str]
 
 
-def read_contents(files: Files) -> Contents:
-    """The headers of all weight files.
+def read_contents(files: Files, suffixes: tuple[str, ...] = ()) -> Contents:
+    """The headers of all weight files; `suffixes` are those of what quantized layers store.
 
     Raises:
         CheckpointError: a broken file, or a tensor that occurs twice.
@@ -83,7 +105,7 @@ def read_contents(files: Files) -> Contents:
                     "keep the files of one checkpoint only"
                 )
             stored[name] = info
-    scheme, canonical = names.canonical_names(stored)
+    scheme, canonical = names.canonical_names(stored, suffixes)
     tensors: dict[str, TensorInfo] = {}
     for name, ours in canonical.items():
         if ours is None:
@@ -94,7 +116,7 @@ def read_contents(files: Files) -> Contents:
             )
         tensors[ours] = stored[name]
     unknown = tuple(name for name, ours in canonical.items() if ours is None and not names.is_derived(name))
-    return Contents(files, scheme, tensors, unknown, tuple(sorted(files.promised - stored.keys())))
+    return Contents(files, scheme, tensors, unknown, tuple(sorted(files.promised - stored.keys())), suffixes)
 
 
 def parameter_groups(model: nn.Module) -> dict[str, str]:
@@ -103,27 +125,53 @@ def parameter_groups(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
 
 
-def make_plan(model: nn.Module, kind: Kind, contents: Contents) -> Plan:
-    """Match a (meta) model's parameters with a checkpoint's tensors; what does not fit is for `refuse`."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    groups = parameter_groups(model)
+def wanted_by(model: nn.Module, dtype: torch.dtype, quantizer: Quantizer | None) -> Wanted:
+    """What a model on `meta` needs, after the quantizer has swapped its layers."""
+    tied = parameter_groups(model)
+    layers = {} if quantizer is None else quantizer.swap(model, dtype)
+    slots: dict[str, Slot] = {}
+    owners: dict[str, tuple[str, str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        layer, _, leaf = name.rpartition(".")
+        if layer not in layers or leaf == "bias":
+            slots[name] = Slot(tuple(parameter.shape))
+    for layer, module in layers.items():
+        assert quantizer is not None
+        for suffix, slot in quantizer.slots(module).items():
+            slots[f"{layer}.{suffix}"] = slot
+            owners[f"{layer}.{suffix}"] = (layer, suffix)
+    return Wanted(slots, tied, layers, owners)
+
+
+def make_plan(wanted: Wanted, kind: Kind, contents: Contents) -> Plan:
+    """Match what a model needs with a checkpoint's tensors; what does not fit is for `refuse`."""
+    slots, tied = wanted.slots, wanted.tied
     sources: dict[str, TensorInfo] = {}
     surplus = list(contents.unknown)
     for ours, info in contents.tensors.items():
-        name = kind.own.spell(ours)
-        if name in parameters:
+        name = kind.own.spell_stored(ours, contents.suffixes)
+        if name is not None and name in slots:
             sources[name] = info
         elif name is not None:  # a part of this network, but for example one layer too many
             surplus.append(info.name)
-    mismatched = []
-    for name, info in sources.items():
-        expected = parameters[name].shape
-        if info.shape != tuple(expected) or not info.dtype.is_floating_point:
-            mismatched.append((name, f"{list(info.shape)} {_short(info.dtype)}", f"{list(expected)}"))
-    filled = {groups[name] for name in sources}
-    twins = {name: groups[name] for name in sources if groups[name] != name and groups[name] in sources}
-    missing = [name for name, first in groups.items() if first == name and name not in filled]
-    return Plan(sources, tuple(missing), tuple(surplus), tuple(mismatched), twins)
+    mismatched = [
+        (name, f"{list(info.shape)} {_short(info.dtype)}", str(slots[name]))
+        for name, info in sources.items()
+        if not slots[name].takes(info.shape, info.dtype)
+    ]
+    twins = {name: first for name, first in tied.items() if name != first and {name, first} <= sources.keys()}
+    for name, first in tied.items():  # one tensor in the files fills both, and a quantized layer makes a copy of it
+        for one, other in ((name, first), (first, name)):
+            if name != first and name in wanted.owners and one not in sources and other in sources:
+                sources[one] = sources[other]
+    filled = {tied.get(name, name) for name in sources}
+    missing = [
+        name
+        for name, slot in slots.items()
+        if not slot.optional
+        and (name not in sources if name in wanted.owners else tied[name] == name and name not in filled)
+    ]
+    return Plan(wanted, sources, tuple(missing), tuple(surplus), tuple(mismatched), twins)
 
 
 def problems(plan: Plan, contents: Contents) -> list[str]:

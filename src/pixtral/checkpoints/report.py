@@ -7,15 +7,18 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
+import torch
+
 from pixtral.checkpoints import names
-from pixtral.checkpoints.config import KINDS, read_raw, whole_config
+from pixtral.checkpoints.config import KINDS, read_raw, stored_quantization, whole_config
 from pixtral.checkpoints.empty import build_empty
 from pixtral.checkpoints.layout import Files, Layout, fetch
 from pixtral.checkpoints.memory import gigabytes
-from pixtral.checkpoints.plan import advice, listed, make_plan, problems, read_contents
+from pixtral.checkpoints.plan import advice, listed, make_plan, problems, read_contents, wanted_by
 from pixtral.checkpoints.tensors import TensorInfo
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.errors import CheckpointError, ConfigError
+from pixtral.quantization import Asked, Quantizer, choose_quantizer
 
 _TITLES = {
     "vision": "vision tower",
@@ -128,8 +131,9 @@ def inspect_checkpoint(
 
 def _report(files: Files) -> CheckpointReport:
     base = CheckpointReport(files.folder, files.layout, files.also, files=files.weights)
+    quantizer, refusal = _stored_quantizer(files)
     try:
-        contents = read_contents(files)
+        contents = read_contents(files, () if quantizer is None else quantizer.suffixes)
     except CheckpointError as error:
         return replace(base, problems=(str(error),))
     tensors = contents.tensors
@@ -142,11 +146,14 @@ def _report(files: Files) -> CheckpointReport:
         unexpected=contents.unknown,
     )
     try:
+        if refusal is not None:
+            raise refusal
         config = whole_config(files, read_raw(files), tensors)
+        kind = next(one for one in KINDS if isinstance(config, one.config))
+        wanted = wanted_by(build_empty(kind.model, config), torch.bfloat16, quantizer)
     except (CheckpointError, ConfigError) as error:
         return replace(base, problems=(str(error),))
-    kind = next(one for one in KINDS if isinstance(config, one.config))
-    plan = make_plan(build_empty(kind.model, config), kind, contents)
+    plan = make_plan(wanted, kind, contents)
     found = problems(plan, contents)
     return replace(
         base,
@@ -156,6 +163,14 @@ def _report(files: Files) -> CheckpointReport:
         mismatched=plan.mismatched,
         problems=(*found, advice(plan, contents)) if found else (),
     )
+
+
+def _stored_quantizer(files: Files) -> tuple[Quantizer | None, CheckpointError | ConfigError | None]:
+    """The scheme in which the weights are stored (None: full precision), or why it cannot be read."""
+    try:
+        return choose_quantizer(Asked(), stored_quantization(files, read_raw(files)), files.config), None
+    except (CheckpointError, ConfigError) as error:
+        return None, error
 
 
 def _by_part(tensors: Mapping[str, TensorInfo]) -> dict[str, int]:

@@ -1,8 +1,9 @@
 """The safetensors format, read and written tensor by tensor with plain file access.
 
 No memory mapping: a mapped file counts in the process's memory beside the model, and a file that is overwritten or
-cut while mapped kills the process. Here a tensor is read straight into its own memory. Format: 8 bytes little-endian
-header length, JSON header {name: {dtype, shape, data_offsets}}, then the data (huggingface/safetensors README).
+cut while mapped kills the process. Here a tensor is read straight into its own memory. The one exception is made for
+quantized models on a CPU, for the reasons in `mapping.py`. Format: 8 bytes little-endian header length, JSON header
+{name: {dtype, shape, data_offsets}}, then the data (huggingface/safetensors README).
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ import json
 import math
 import os
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -57,6 +58,13 @@ class TensorInfo:
     def nbytes(self) -> int:
         """Bytes in the file."""
         return self.stop - self.start
+
+    def rows(self, first: int, last: int) -> TensorInfo:
+        """A part of it: rows from `first` to below `last`."""
+        size = self.nbytes // self.shape[0]
+        return replace(
+            self, shape=(last - first, *self.shape[1:]), start=self.start + first * size, stop=self.start + last * size
+        )
 
 
 def read_header(file: Path) -> dict[str, TensorInfo]:

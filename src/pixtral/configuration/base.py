@@ -70,6 +70,8 @@ class Config:
         values: dict[str, Any] = {"model_type": self.model_type} if self.model_type else {}
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
+            if field.name == "quantization_config" and value is None:
+                continue  # Transformers takes a model for quantized when the name is there
             values[field.name] = value.to_dict() if isinstance(value, Config) else copy.deepcopy(value)
         return values
 

@@ -39,6 +39,7 @@ class PixtralVisionConfig(Config):
     rope_theta: float | None = None
     initializer_range: float = 0.02
     rope_parameters: dict[str, Any] | None = None
+    quantization_config: dict[str, Any] | None = None
     dtype: str | None = None
     architectures: list[str] | None = None
 
@@ -127,6 +128,7 @@ class MistralConfig(Config):
     sliding_window: int | None = 4096
     attention_dropout: float = 0.0
     rope_parameters: dict[str, Any] | None = None
+    quantization_config: dict[str, Any] | None = None
     dtype: str | None = None
     architectures: list[str] | None = None
 

@@ -14,7 +14,7 @@ from pixtral.checkpoints import names
 from pixtral.checkpoints.config import KINDS, whole_config
 from pixtral.checkpoints.empty import build_empty
 from pixtral.checkpoints.layout import Files
-from pixtral.checkpoints.plan import Contents, make_plan, problems
+from pixtral.checkpoints.plan import Contents, make_plan, problems, wanted_by
 from pixtral.checkpoints.tensors import TensorInfo
 
 CONFIG_12B: dict[str, Any] = {
@@ -117,7 +117,8 @@ def matched(layout: str, raw: dict[str, Any], tensors: dict[str, tuple[int, ...]
     contents = Contents(files, scheme, {c: infos[n] for n, c in canonical.items() if c is not None}, unknown, ())
     config = whole_config(files, raw, contents.tensors)
     kind = next(kind for kind in KINDS if isinstance(config, kind.config))
-    return config, problems(make_plan(build_empty(kind.model, config), kind, contents), contents), contents
+    wanted = wanted_by(build_empty(kind.model, config), torch.bfloat16, None)
+    return config, problems(make_plan(wanted, kind, contents), contents), contents
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,248 @@
+"""The tensors of a plan into a model on `meta`: each read once, straight into its place where it can be."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from pixtral.checkpoints import names
+from pixtral.checkpoints.config import Kind
+from pixtral.checkpoints.mapping import Mappings, can_map
+from pixtral.checkpoints.plan import Contents, Plan
+from pixtral.checkpoints.progress import byte_bar
+from pixtral.checkpoints.tensors import TensorInfo, read_tensor
+from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
+from pixtral.errors import CheckpointError, QuantizationError
+from pixtral.quantization import Quantizer
+from pixtral.quantization.base import BLOCK_BYTES, block_rows
+
+
+@dataclass(frozen=True)
+class Target:
+    """What the tensors of a checkpoint become.
+
+    Args:
+        dtype: of everything in full precision.
+        device: of everything.
+        heads: parameter -> heads, for those whose rows lie in Mistral's rotary order and have to be moved.
+        quantizer: fills the swapped layers; None when there are none.
+    """
+
+    dtype: torch.dtype
+    device: torch.device
+    heads: Mapping[str, int]
+    quantizer: Quantizer | None = None
+
+    def place(self, name: str) -> torch.device:
+        """The device of a parameter, or of a quantized layer."""
+        return self.device
+
+    def takes(self, name: str, info: TensorInfo) -> bool:
+        """Whether a stored parameter can be used as it is."""
+        return info.dtype == self.dtype and self.place(name).type == "cpu" and name not in self.heads
+
+    def maps(self, name: str, info: TensorInfo, owned: bool) -> bool:
+        """Whether a tensor is mapped from its file instead of read; `owned` when a scheme stored it."""
+        if self.quantizer is None or not self.quantizer.maps(name) or self.place(name).type != "cpu":
+            return False
+        return can_map(info) and (owned or self.takes(name, info))
+
+
+def fill(model: nn.Module, plan: Plan, contents: Contents, target: Target, progress: bool) -> None:
+    """Read every tensor of the plan, in the order of the files, into the model.
+
+    Raises:
+        CheckpointError: tied parameters that differ, a file that became shorter, or weights that are not numbers.
+    """
+    filler = _Filler(model, plan, contents, target)
+    order = sorted(plan.sources, key=lambda name: (plan.sources[name].file, plan.sources[name].start))
+    order.sort(key=lambda name: name in plan.twins)  # what a twin is compared with comes first
+    title = f"Loading weights ({contents.files.layout} layout)"
+    with byte_bar(progress, sum(info.nbytes for info in plan.sources.values()), title) as advance:
+        for name in order:
+            filler.take(name)
+            advance(plan.sources[name].nbytes)
+    tensors = [*model.named_parameters(), *model.named_buffers()]
+    left = [name for name, tensor in tensors if tensor.is_meta]
+    assert not left, f"left without a value: {left}"
+
+
+def scratch_bytes(plan: Plan, target: Target) -> int:
+    """Bytes held beside the finished tensors while the largest one is converted; 0 when all are used as they are."""
+    quantizer, most = target.quantizer, 0
+    for name, info in plan.sources.items():
+        if name in plan.wanted.owners:
+            assert quantizer is not None
+            layer = plan.wanted.layers[plan.wanted.owners[name][0]]
+            most = max(most, quantizer.work_bytes(layer) + (0 if quantizer.stored else _block_bytes(info)))
+        elif not target.takes(name, info):
+            most = max(most, info.nbytes)
+    return most
+
+
+def _block_bytes(info: TensorInfo) -> int:
+    return min(info.nbytes, BLOCK_BYTES)
+
+
+class _Scratch:
+    """One piece of memory for all that is not read straight into its place: many would fragment the heap."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
+
+    def bytes(self, count: int) -> Tensor:
+        """(count,) uint8, good until the next call."""
+        if len(self._memory) < count:
+            self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")  # freed before the larger one is made
+            self._memory = torch.empty(count, dtype=torch.uint8, device="cpu")
+        return self._memory[:count]
+
+
+class _StoredWeight:
+    """A full-precision weight in a file; see `quantization.base.WeightSource`."""
+
+    def __init__(self, info: TensorInfo, heads: int | None, scratch: _Scratch) -> None:
+        self.info = info
+        self.heads = heads
+        self.scratch = scratch
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, K)."""
+        return self.info.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The file's."""
+        return self.info.dtype
+
+    def read(self) -> Tensor:
+        """All of it."""
+        if self.heads is None:
+            return read_tensor(self.info)
+        return names.to_half_split(read_tensor(self.info, self.scratch.bytes(self.info.nbytes)), self.heads)
+
+    def blocks(self, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
+        """Blocks of whole heads where rows have to be moved inside of them."""
+        rows = self.shape[0]
+        head = 1 if self.heads is None else rows // self.heads
+        step = block_rows(self.info.nbytes // max(rows, 1), math.lcm(multiple, head))
+        for start in range(0, rows, step):
+            part = self.info.rows(start, min(start + step, rows))
+            block = read_tensor(part, self.scratch.bytes(part.nbytes))
+            yield start, block if self.heads is None else names.to_half_split(block, len(block) // head)
+
+
+class _Filler:
+    """Fills a model's parameters and quantized layers one by one."""
+
+    def __init__(self, model: nn.Module, plan: Plan, contents: Contents, target: Target) -> None:
+        self.model = model
+        self.plan = plan
+        self.contents = contents
+        self.target = target
+        self.scratch = _Scratch()
+        self.mappings = Mappings()
+        self.groups = _shared(model)
+        self.pending: dict[str, dict[str, Tensor]] = {}
+
+    def take(self, name: str) -> None:
+        """Read one tensor of the plan."""
+        if name in self.plan.wanted.owners:
+            self._owned(name)
+        elif name in self.plan.twins:
+            if not torch.equal(self._value(name), self.model.get_parameter(name)):
+                self._refuse_twin(name)
+        else:
+            value = self._value(name)
+            for alias in self.groups[name]:
+                _assign(self.model, alias, self.groups[name][0], value)
+
+    def _value(self, name: str) -> Tensor:
+        """One parameter."""
+        info, target = self.plan.sources[name], self.target
+        if target.maps(name, info, owned=False):
+            return self.mappings.tensor(info, rows=name.endswith("embed_tokens.weight"))
+        if target.takes(name, info):
+            return read_tensor(info)
+        stored = read_tensor(info, self.scratch.bytes(info.nbytes))
+        value = torch.empty(info.shape, dtype=target.dtype, device=target.place(name))
+        heads = target.heads.get(name)
+        if heads is None:
+            return value.copy_(stored)
+        moved = names.half_split_view(stored, heads)
+        value.view(moved.shape).copy_(moved)
+        return value
+
+    def _owned(self, name: str) -> None:
+        """A tensor of a quantized layer: quantized now, or kept until the last one of the layer is there."""
+        quantizer, info = self.target.quantizer, self.plan.sources[name]
+        assert quantizer is not None
+        path, suffix = self.plan.wanted.owners[name]
+        layer, device = self.plan.wanted.layers[path], self.target.place(path)
+        if not quantizer.stored:
+            source = _StoredWeight(info, self.target.heads.get(name), self.scratch)
+            if name in self.plan.twins:
+                self._compare(name, source)
+            try:
+                quantizer.quantize(layer, source, device)
+            except QuantizationError as error:
+                raise CheckpointError(f"{info.file}: {info.name!r} cannot be quantized: {error}") from error
+            return
+        kept = self.pending.setdefault(path, {})
+        mapped = self.target.maps(name, info, owned=True)
+        kept[suffix] = self.mappings.tensor(info) if mapped else read_tensor(info)
+        if all(f"{path}.{other}" not in self.plan.sources or other in kept for other in quantizer.slots(layer)):
+            quantizer.restore(layer, self.pending.pop(path), device)
+
+    def _compare(self, name: str, source: _StoredWeight) -> None:
+        """Refuse a tied output layer that the files hold with other values than the embeddings."""
+        first = self.model.get_parameter(self.plan.twins[name])
+        for start, rows in source.blocks():
+            if not torch.equal(rows.to(first.device, first.dtype), first[start : start + len(rows)]):
+                self._refuse_twin(name)
+
+    def _refuse_twin(self, name: str) -> None:
+        raise CheckpointError(
+            f"the configuration ties {name!r} to {self.plan.twins[name]!r}, but {self.contents.files.folder} holds "
+            "different values for them; set tie_word_embeddings to false, or remove one from the files"
+        )
+
+
+def interleaved(kind: Kind, plan: Plan, contents: Contents, config: Config) -> dict[str, int]:
+    """Parameter -> heads, for those whose rows lie in Mistral's rotary order."""
+    if not contents.scheme.native:
+        return {}
+    counts = head_counts(config)
+    found = {name: names.rotary_heads(kind.own.canonical(name) or name, *counts) for name in plan.sources}
+    return {name: heads for name, heads in found.items() if heads is not None}
+
+
+def head_counts(config: Config) -> tuple[int, int, int]:
+    """Heads of the tower, query heads and key heads of the decoder; 0 for a part that there is not."""
+    vision = config.vision_config if isinstance(config, LlavaConfig) else config
+    text = config.text_config if isinstance(config, LlavaConfig) else config
+    tower = vision.num_attention_heads if isinstance(vision, PixtralVisionConfig) else 0
+    if isinstance(text, MistralConfig):
+        return tower, text.num_attention_heads, text.num_key_value_heads
+    return tower, 0, 0
+
+
+def _shared(model: nn.Module) -> dict[str, list[str]]:
+    """Parameter name -> all names of the same parameter."""
+    same: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        same.setdefault(id(parameter), []).append(name)
+    return {name: group for group in same.values() for name in group}
+
+
+def _assign(model: nn.Module, name: str, first: str, value: Tensor) -> None:
+    """Put a value in the place of a meta parameter; tied names share one Parameter."""
+    path, _, leaf = name.rpartition(".")
+    old = model.get_parameter(name)
+    new = nn.Parameter(value, requires_grad=old.requires_grad) if name == first else model.get_parameter(first)
+    model.get_submodule(path).register_parameter(leaf, new)

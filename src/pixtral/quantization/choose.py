@@ -1,0 +1,112 @@
+"""Which scheme a load uses: what the caller asks for, what the checkpoint says, and whether the two agree."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from pixtral.configuration.quantization import QuantizationConfig
+from pixtral.errors import CheckpointError, ConfigError
+from pixtral.quantization.base import Quantizer
+from pixtral.quantization.packed import PackedQuantizer
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What a caller says about quantization; the arguments of `from_pretrained` and `load` of these names.
+
+    Args:
+        quantization: "int4", "int8" or None.
+        quantize_vision: also the tower and the projector.
+        activations: "int8", "bf16", or None for the configuration's.
+        config: a QuantizationConfig, its `to_dict()`, or None.
+    """
+
+    quantization: str | None = None
+    quantize_vision: bool = False
+    activations: str | None = None
+    config: object = None
+
+
+def choose_quantizer(asked: Asked, stored: Mapping[str, Any] | None, where: object) -> Quantizer | None:
+    """The scheme for a load; None for weights as they are.
+
+    Args:
+        asked: by the caller.
+        stored: `quantization_config` of the checkpoint, or None.
+        where: the checkpoint, for messages.
+
+    Raises:
+        ConfigError: arguments that contradict each other, or what the checkpoint holds.
+        CheckpointError: the checkpoint is quantized in a way that is not read.
+    """
+    config = None if asked.config is None else _parsed(asked.config)
+    _check_agreement(asked, config)
+    if stored is None:
+        return _fresh(asked, config)
+    method = stored.get("quant_method")
+    if method == QuantizationConfig.method:
+        return _stored_packed(asked, config, QuantizationConfig.from_dict(dict(stored)), where)
+    raise CheckpointError(
+        f"{where} says the weights are quantized ({method}); of quantized checkpoints those of pixtral are read: "
+        "use the checkpoint in bfloat16"
+    )
+
+
+def _parsed(config: object) -> QuantizationConfig:
+    """A configuration object from itself or its dict."""
+    if isinstance(config, dict):
+        return QuantizationConfig.from_dict(config)
+    if isinstance(config, QuantizationConfig):
+        return config
+    raise ConfigError(
+        f"quantization_config is a {type(config).__name__}; expected a pixtral.QuantizationConfig or its dict"
+    )
+
+
+def _check_agreement(asked: Asked, config: QuantizationConfig | None) -> None:
+    """Refuse short arguments that contradict the object or have nothing to act on."""
+    if asked.quantization is not None:
+        QuantizationConfig.from_name(asked.quantization)  # refuses other names
+    given: dict[str, object] = {"quantization": asked.quantization, "activations": asked.activations}
+    given["quantize_vision"] = asked.quantize_vision or None
+    for name, value in given.items():
+        found = getattr(config, "name" if name == "quantization" else name, None)
+        if config is not None and value is not None and found != value:
+            raise ConfigError(f"{name}={value!r} contradicts quantization_config, {config!r}; give one of them")
+
+
+def _fresh(asked: Asked, config: QuantizationConfig | None) -> Quantizer | None:
+    """For a checkpoint in full precision."""
+    if config is not None:
+        return PackedQuantizer(config)
+    if asked.quantization is not None:
+        values = {} if asked.activations is None else {"activations": asked.activations}
+        made = QuantizationConfig.from_name(asked.quantization, quantize_vision=asked.quantize_vision, **values)
+        return PackedQuantizer(made)
+    alone = [f"{name}={value!r}" for name, value in vars(asked).items() if value not in (None, False)]
+    if alone:
+        raise ConfigError(f"found {' and '.join(alone)}, but nothing asks to quantize; add quantization='int4'")
+    return None
+
+
+def _stored_packed(
+    asked: Asked, config: QuantizationConfig | None, found: QuantizationConfig, where: object
+) -> Quantizer:
+    """For a checkpoint in our format: what is stored cannot change, `activations` can."""
+    wanted = config or found
+    if config is None:
+        wanted = dataclasses.replace(
+            found,
+            bits=found.bits if asked.quantization is None else QuantizationConfig.from_name(asked.quantization).bits,
+            quantize_vision=found.quantize_vision or asked.quantize_vision,
+            activations=asked.activations or found.activations,
+        )
+    if dataclasses.replace(wanted, activations=found.activations) != found:
+        raise ConfigError(
+            f"{where} says the weights are quantized already, as {found!r}, and asked for is {wanted!r}; "
+            "load it without these arguments, or quantize the original checkpoint"
+        )
+    return PackedQuantizer(wanted, stored=True)

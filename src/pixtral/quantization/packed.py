@@ -1,0 +1,146 @@
+"""int4 and int8: which layers are packed into how many bits, and how they are filled."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pixtral.configuration.quantization import QuantizationConfig
+from pixtral.errors import ConfigError
+from pixtral.models.llava import LlavaMultiModalProjector
+from pixtral.models.mistral import MistralDecoderLayer
+from pixtral.models.packed import PackedLinear
+from pixtral.models.vision import PixtralVisionModel
+from pixtral.ops.linear import choose_group_size, pack, packed_shapes
+from pixtral.quantization.base import Quantizer, Slot, WeightSource, replace_module
+
+TILE = 16  # rows that are packed together: blocks of a weight are cut between them
+VISION_BITS = 8
+_PARTS = ("codes", "scales", "row_scales")
+
+
+class PackedQuantizer(Quantizer):
+    """Our own format, see `ops.linear`.
+
+    The decoder's projections are packed into `bits`, the output layer into `lm_head_bits`; tower and projector stay as
+    they are unless `quantize_vision`. An output layer that is tied to the embeddings becomes a packed copy of them, and
+    the embeddings stay: one is read row by row and the other as a whole, for every token.
+    """
+
+    method: ClassVar[str] = QuantizationConfig.method
+    suffixes: ClassVar[tuple[str, ...]] = _PARTS
+
+    def __init__(self, config: QuantizationConfig, *, stored: bool = False) -> None:
+        super().__init__(stored=stored)
+        self._config = config
+
+    @property
+    def config(self) -> QuantizationConfig:
+        """What was asked for, or what the checkpoint says."""
+        return self._config
+
+    def swap(self, model: nn.Module, dtype: torch.dtype) -> dict[str, nn.Module]:
+        """See Quantizer.swap.
+
+        Raises:
+            ConfigError: a width that no group divides, or nothing to quantize in this network.
+        """
+        swapped: dict[str, nn.Module] = {}
+        for name, bits in self._chosen(model).items():
+            old = model.get_submodule(name)
+            assert isinstance(old, nn.Linear)
+            with torch.device("meta"):
+                new = PackedLinear(
+                    old.in_features, old.out_features, bits=bits,
+                    group_size=self._group_size(name, old.in_features), activations=self._config.activations,
+                )  # fmt: skip
+            new.bias = old.bias
+            replace_module(model, name, new)
+            swapped[name] = new
+        if not swapped and not self.stored:
+            raise ConfigError(
+                f"quantization={self._config.name!r} is for a decoder, and {type(model).__name__} has none; "
+                "pass quantize_vision=True for the vision tower, or load it as it is"
+            )
+        return swapped
+
+    def slots(self, layer: nn.Module) -> dict[str, Slot]:
+        """The full-precision weight, or the three packed tensors."""
+        assert isinstance(layer, PackedLinear)
+        if not self.stored:
+            return {"weight": Slot((layer.out_features, layer.in_features))}
+        return {name: Slot(shape, dtype) for name, (dtype, shape) in _shapes(layer).items()}
+
+    def nbytes(self, layer: nn.Module) -> int:
+        """See Quantizer.nbytes."""
+        assert isinstance(layer, PackedLinear)
+        return sum(math.prod(shape) * dtype.itemsize for dtype, shape in _shapes(layer).values())
+
+    def quantize(self, layer: nn.Module, source: WeightSource, device: torch.device) -> None:
+        """Pack block after block, so that no second copy of a large weight is ever held."""
+        assert isinstance(layer, PackedLinear)
+        whole = {name: torch.empty(shape, dtype=dtype, device="cpu") for name, (dtype, shape) in _shapes(layer).items()}
+        for start, rows in source.blocks(TILE):
+            packed = pack(rows, layer.bits, layer.group_size)
+            tiles = slice(start // TILE, start // TILE + len(packed.codes))
+            whole["codes"][tiles] = packed.codes
+            whole["scales"][tiles] = packed.scales
+            whole["row_scales"][start : start + len(packed.row_scales)] = packed.row_scales
+        self.restore(layer, whole, device)
+
+    def restore(self, layer: nn.Module, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """See Quantizer.restore."""
+        for name in _PARTS:
+            setattr(layer, name, tensors[name].to(device))
+
+    def tensors(self, layer: nn.Module) -> dict[str, Tensor]:
+        """See Quantizer.tensors."""
+        return {name: getattr(layer, name) for name in _PARTS}
+
+    def to_dict(self) -> dict[str, Any]:
+        """See QuantizationConfig.to_dict."""
+        return self._config.to_dict()
+
+    def describe(self, layer: nn.Module) -> str:
+        """See Quantizer.describe."""
+        assert isinstance(layer, PackedLinear)
+        return f"{layer.bits} bits, groups of {layer.group_size}"
+
+    def maps(self, name: str) -> bool:
+        """All of a stored model; of one that is quantized here the embeddings, of which a token needs one row."""
+        return self.stored or name.endswith("embed_tokens.weight")
+
+    def _chosen(self, model: nn.Module) -> dict[str, int]:
+        """Name of a linear layer -> its bits."""
+        config = self._config
+        chosen: dict[str, int] = {}
+        for path, module in model.named_modules():
+            if isinstance(module, MistralDecoderLayer):
+                bits = config.bits
+            elif isinstance(module, (PixtralVisionModel, LlavaMultiModalProjector)) and config.quantize_vision:
+                bits = VISION_BITS
+            else:
+                continue
+            prefix = path + "." if path else ""
+            chosen |= {prefix + name: bits for name, one in module.named_modules() if isinstance(one, nn.Linear)}
+        if config.lm_head_bits < 16 and isinstance(getattr(model, "lm_head", None), nn.Linear):
+            chosen["lm_head"] = config.lm_head_bits
+        return chosen
+
+    def _group_size(self, name: str, width: int) -> int:
+        wanted = self._config.group_size
+        size = choose_group_size(width) if wanted is None else wanted
+        if size is None or width % size:
+            raise ConfigError(
+                f"{name} has {width} columns, which groups of {size or '64 or 32'} do not divide; "
+                + ("leave the model as it is" if wanted is None else "leave group_size out, or choose one that does")
+            )
+        return size
+
+
+def _shapes(layer: PackedLinear) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    return packed_shapes(layer.bits, layer.group_size, layer.out_features, layer.in_features)
