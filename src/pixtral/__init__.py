@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from pixtral.configuration import LlavaConfig as LlavaConfig
     from pixtral.configuration import MistralConfig as MistralConfig
     from pixtral.configuration import PixtralVisionConfig as PixtralVisionConfig
+    from pixtral.configuration import QuantizationConfig as QuantizationConfig
     from pixtral.errors import CheckpointError as CheckpointError
     from pixtral.errors import ConfigError as ConfigError
     from pixtral.errors import GenerationError as GenerationError
@@ -59,6 +60,7 @@ _HOME = {
             "LlavaConfig",
             "MistralConfig",
             "PixtralVisionConfig",
+            "QuantizationConfig",
         ),
         "pixtral.errors": (
             "CheckpointError",
@@ -113,6 +115,7 @@ __all__ = [  # written out for tools that read it without running it; a test com
     "PixtralVisionConfig",
     "PixtralVisionModel",
     "PromptError",
+    "QuantizationConfig",
     "TextIteratorStreamer",
     "TextStreamer",
     "UnknownArgument",

@@ -19,6 +19,7 @@ from pixtral.errors import ConfigError, refuse_unknown
 from pixtral.generation import GenerationMixin
 from pixtral.models import llava, mistral, vision
 from pixtral.models.base import PixtralModule
+from pixtral.quantization import Asked, Quantizer
 
 T = TypeVar("T", bound="PretrainedModel")
 
@@ -28,6 +29,7 @@ class PretrainedModel(PixtralModule):
 
     config_class: type[Config]
     loaded_from: LoadedFrom | None = None
+    quantizer: Quantizer | None = None
     name_or_path: str = ""
 
     def __init__(self, config: Config) -> None:
@@ -49,6 +51,9 @@ class PretrainedModel(PixtralModule):
         torch_dtype: str | torch.dtype | None = None,
         device_map: DeviceMap = None,
         attn_implementation: str | None = None,
+        quantization: str | None = None,
+        quantize_vision: bool = False,
+        activations: str | None = None,
         quantization_config: object = None,
         layout: Layout = "auto",
         revision: str | None = None,
@@ -73,7 +78,11 @@ class PretrainedModel(PixtralModule):
             dtype: "auto" (as stored; the default), a torch dtype, or its name. `torch_dtype` is its former name.
             device_map: None or "cpu", "auto" (the best single device), "cuda", a torch.device, {"": device}.
             attn_implementation: None, "sdpa" or "eager", for programs written for Transformers; it is one and the same.
-            quantization_config: must be None: quantized models are not read.
+            quantization: "int4" or "int8" packs the decoder's weights while they are read (output layer: 8 bits); None
+                leaves them as they are stored, which may be packed.
+            quantize_vision: also pack the vision tower's and the projector's, in 8 bits.
+            activations: "int8" (fast; the default) or "bf16": what goes into packed layers.
+            quantization_config: the same with every setting: a QuantizationConfig, or its dict.
             layout: which layout to read when a folder holds both: "auto" (Hugging Face's), "hf", "mistral".
             revision, token, cache_dir, local_files_only, force_download: for the Hub.
             progress: show a bar, if stderr is a terminal.
@@ -86,7 +95,7 @@ class PretrainedModel(PixtralModule):
             UnknownArgument: a keyword that is none of these.
         """
         refuse_unknown(unknown, f"{cls.__name__}.from_pretrained()", _keywords(cls.from_pretrained))
-        _check_arguments(config, attn_implementation, quantization_config, use_safetensors)
+        _check_arguments(config, attn_implementation, use_safetensors)
         if dtype is not None and torch_dtype is not None and dtype != torch_dtype:
             raise ConfigError(f"dtype is {dtype!r} and torch_dtype, its former name, {torch_dtype!r}; give one of them")
         model = load_model(
@@ -95,6 +104,7 @@ class PretrainedModel(PixtralModule):
             config=config,
             dtype=dtype if dtype is not None else torch_dtype,
             device_map=device_map,
+            asked=Asked(quantization, quantize_vision, activations, quantization_config),
             layout=layout,
             revision=revision,
             token=token,
@@ -108,6 +118,11 @@ class PretrainedModel(PixtralModule):
         if (model.loaded_from.folder / GenerationConfig.file_name).is_file():
             model._set_generation_config(GenerationConfig.from_folder(model.loaded_from.folder))
         return model
+
+    @property
+    def quantization_config(self) -> object:
+        """How the weights are quantized: a QuantizationConfig, a BitsAndBytesConfig, or None."""
+        return None if self.quantizer is None else self.quantizer.config
 
     def save_pretrained(
         self,
@@ -200,9 +215,7 @@ def _keywords(function: Callable[..., object]) -> list[str]:
     return [parameter.name for parameter in parameters if parameter.kind is parameter.KEYWORD_ONLY]
 
 
-def _check_arguments(
-    config: object, attn_implementation: str | None, quantization_config: object, use_safetensors: bool | None
-) -> None:
+def _check_arguments(config: object, attn_implementation: str | None, use_safetensors: bool | None) -> None:
     """Refuse what Transformers would take and this package does otherwise."""
     if config is not None and not isinstance(config, Config):
         raise ConfigError(f"config is a {type(config).__name__}; expected a LlavaConfig or one of its parts")
@@ -211,7 +224,5 @@ def _check_arguments(
             f"attn_implementation is {attn_implementation!r}; leave it out, or say 'sdpa' or 'eager': there is one "
             "implementation, in plain PyTorch"
         )
-    if quantization_config is not None:
-        raise ConfigError("quantization_config is not supported: load the model without it, for example in bfloat16")
     if use_safetensors is False:
         raise ConfigError("use_safetensors=False asks for pickles, which can run code when read; leave it out")

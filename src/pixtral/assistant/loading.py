@@ -23,6 +23,11 @@ def load(
     *,
     dtype: str | torch.dtype = "auto",
     device_map: DeviceMap = "auto",
+    quantization: str | None = None,
+    quantize_vision: bool = False,
+    activations: str | None = None,
+    quantization_config: object = None,
+    threads: int | None = None,
     layout: Layout = "auto",
     tokenizer_mode: str | None = None,
     max_image_size: int | None = None,
@@ -44,6 +49,11 @@ def load(
         path_or_id: a folder or a Hub id; nothing for the small model inside this package, which knows coloured shapes.
         dtype: "auto" (as stored), a torch dtype or its name.
         device_map: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", a torch.device.
+        quantization: "int4" or "int8" packs the decoder's weights while they are read; None leaves them as stored.
+        quantize_vision: also pack the vision tower's and the projector's weights, in 8 bits.
+        activations: "int8" (fast; the default) or "bf16": what goes into packed layers.
+        quantization_config: the same with every setting: a QuantizationConfig or a BitsAndBytesConfig.
+        threads: CPU threads of this process, PyTorch's included; as many as there are cores when left out.
         layout: which weights of a folder that holds both layouts: "auto" (Hugging Face's first), "hf", "mistral".
         tokenizer_mode: which tokenizer, "auto", "hf" or "mistral"; that of `layout` when left out.
         max_image_size: longest side in pixels to which pictures are scaled down; the model's own when left out.
@@ -66,6 +76,8 @@ def load(
 
     if layout not in ("auto", "hf", "mistral"):
         raise ConfigError(f"layout is {layout!r}; expected 'auto', 'hf' or 'mistral'")
+    if threads is not None:
+        _set_threads(threads)
     how_to_answer({"kv_cache": kv_cache, "prompt_lookup_num_tokens": prompt_lookup_num_tokens}, ())  # refused at once
     if path_or_id is None:
         from pixtral.assets import tiny_path
@@ -80,8 +92,9 @@ def load(
     }
     processor = AutoProcessor.from_pretrained(path_or_id, tokenizer_mode=tokenizer_mode or layout, **hub)
     model = LlavaForConditionalGeneration.from_pretrained(
-        path_or_id, dtype=dtype, device_map=device_map, layout=layout, progress=progress, **hub
-    )
+        path_or_id, dtype=dtype, device_map=device_map, quantization=quantization, quantize_vision=quantize_vision,
+        activations=activations, quantization_config=quantization_config, layout=layout, progress=progress, **hub,
+    )  # fmt: skip
     return Assistant(
         model,
         processor,
@@ -91,3 +104,11 @@ def load(
         prompt_lookup_num_tokens=prompt_lookup_num_tokens,
         load_seconds=time.perf_counter() - started,
     )
+
+
+def _set_threads(threads: int) -> None:
+    import torch
+
+    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
+        raise ConfigError(f"threads is {threads!r}; expected 1 or more, or None for as many as there are cores")
+    torch.set_num_threads(threads)

@@ -55,6 +55,10 @@ def chat(
     as_json: options.Json = False,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = "auto",
+    quantization: options.Quantization = None,
+    quantize_vision: options.QuantizeVision = False,
+    activations: options.Activations = None,
+    threads: options.Threads = None,
     layout: options.LayoutName = "auto",
     max_image_size: options.MaxImageSize = None,
     revision: options.Revision = None,
@@ -81,7 +85,8 @@ def chat(
         raise PromptError("the question is empty; write what you want to know")
     choice = options.ModelChoice(
         name, dtype, device_map, layout, revision, cache_dir, local_files_only, max_image_size,
-        kv_cache=kv_cache, prompt_lookup=prompt_lookup,
+        kv_cache=kv_cache, prompt_lookup=prompt_lookup, quantization=quantization, quantize_vision=quantize_vision,
+        activations=activations, threads=threads,
     )  # fmt: skip
     how: ChatOptions = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,

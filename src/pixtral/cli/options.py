@@ -20,6 +20,27 @@ DeviceMap = Annotated[
     str,
     typer.Option(metavar="DEVICE", help="Where the model runs: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."),
 ]
+Quantization = Annotated[
+    str | None,
+    typer.Option(
+        metavar="SCHEME", show_default=False,
+        help="Pack the decoder's weights while they are read: int4 (a quarter of the memory) or int8 (half).",
+    ),
+]  # fmt: skip
+QuantizeVision = Annotated[
+    bool, typer.Option("--quantize-vision", help="Also pack the vision tower's and the projector's, in 8 bits.")
+]
+Activations = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FORMAT", show_default=False,
+        help="What goes into packed layers: int8 (fast; the default) or bf16.",
+    ),
+]  # fmt: skip
+Threads = Annotated[
+    int | None,
+    typer.Option(metavar="INTEGER", show_default=False, help="CPU threads; as many as there are cores when left out."),
+]
 LayoutName = Annotated[
     str, typer.Option(metavar="LAYOUT", help="Files to read of a folder that holds both layouts: auto, hf, mistral.")
 ]
@@ -105,6 +126,10 @@ class ModelChoice:
     max_image_size: int | None = None
     kv_cache: str | None = None
     prompt_lookup: int | None = None
+    quantization: str | None = None
+    quantize_vision: bool = False
+    activations: str | None = None
+    threads: int | None = None
 
     @property
     def name(self) -> str:
@@ -119,7 +144,7 @@ class ModelChoice:
             from pixtral import pretrained, processing  # noqa: F401
             from pixtral.assistant import load
 
-            if self.model is None:  # it is so small that threads cost it more than they bring
+            if self.model is None and self.threads is None:  # it is so small that threads cost it more than they bring
                 import torch
 
                 torch.set_num_threads(1)
@@ -128,6 +153,10 @@ class ModelChoice:
             self.model,
             dtype=self.dtype,
             device_map=self.device_map,
+            quantization=self.quantization,
+            quantize_vision=self.quantize_vision,
+            activations=self.activations,
+            threads=self.threads,
             layout=layout,
             revision=self.revision,
             cache_dir=self.cache_dir,

@@ -7,6 +7,7 @@ from pixtral.configuration.bitsandbytes import BitsAndBytesConfig
 from pixtral.configuration.checks import ACTIVATIONS
 from pixtral.configuration.generation import GenerationConfig
 from pixtral.configuration.network import LlavaConfig, MistralConfig, PixtralVisionConfig
+from pixtral.configuration.quantization import QuantizationConfig
 
 __all__ = [
     "ACTIVATIONS",
@@ -16,4 +17,5 @@ __all__ = [
     "LlavaConfig",
     "MistralConfig",
     "PixtralVisionConfig",
+    "QuantizationConfig",
 ]

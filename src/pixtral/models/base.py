@@ -32,12 +32,13 @@ class PixtralModule(nn.Module):
         return self.main_device if device.type == "meta" and self.main_device is not None else device
 
     def num_parameters(self, only_trainable: bool = False) -> int:
-        """Number of parameters, tied ones once."""
-        return sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+        """Number of parameters, tied ones once; weights in fewer bits count as what they stand for."""
+        count = sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+        return count if only_trainable else count + sum(_folded(module) for module in self.modules())
 
     def get_memory_footprint(self) -> int:
-        """Bytes of the parameters, tied ones once."""
-        return sum(p.numel() * p.element_size() for p in self.parameters())
+        """Bytes of the parameters and of packed weights, tied ones once."""
+        return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
 
     def init_weights(self) -> None:
         """Normal weights of the configuration's `initializer_range`, zero biases, unit norms."""
@@ -76,6 +77,15 @@ class PixtralModule(nn.Module):
         for module in self.modules():
             if isinstance(module, LayerStack):
                 module.gradient_checkpointing = on
+
+
+def _folded(module: nn.Module) -> int:
+    """How many weights a linear layer stands for beyond the numbers in its `weight`; 0 unless it is quantized."""
+    rows, columns = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        return 0
+    weight = getattr(module, "weight", None)
+    return rows * columns - (weight.numel() if isinstance(weight, Tensor) else 0)
 
 
 class LayerStack(nn.Module):
