@@ -4,10 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
+from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+
+from pixtral.models.projections import gated
 
 # Without gradients the feed-forward block runs on this many rows at a time: the wide activations of long inputs stay
 # in the cache, and their memory does not grow with the input.
@@ -56,6 +59,7 @@ class MLP(nn.Module):
         self.up_proj = nn.Linear(hidden_size, intermediate_size, bias=False)
         self.down_proj = nn.Linear(intermediate_size, hidden_size, bias=False)
         self.act = activation(hidden_act)
+        self.is_silu = hidden_act in ("silu", "swish")
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C) -> (N, C)."""
@@ -64,6 +68,9 @@ class MLP(nn.Module):
         return torch.cat([self._rows(rows) for rows in torch.split(x, MLP_ROWS)])
 
     def _rows(self, x: Tensor) -> Tensor:
+        fused = gated(x, self.gate_proj, self.up_proj) if self.is_silu else None
+        if fused is not None:
+            return cast(Tensor, self.down_proj(fused))
         hidden = self.act(self.gate_proj(x))
         hidden = hidden * self.up_proj(x) if torch.is_grad_enabled() else hidden.mul_(self.up_proj(x))
         out: Tensor = self.down_proj(hidden)

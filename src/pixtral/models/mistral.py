@@ -10,6 +10,7 @@ from pixtral.models.base import AttentionStep, LayerStack, PixtralModule
 from pixtral.models.layers import MLP, RMSNorm
 from pixtral.models.outputs import CausalLMOutputWithPast, Trace
 from pixtral.models.padded import run_padded
+from pixtral.models.projections import project
 from pixtral.models.rope import Rotation, line_rotation, rotate
 from pixtral.ops.attention import Packing
 from pixtral.ops.cache import KVCache
@@ -32,7 +33,8 @@ class MistralAttention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, attend: AttentionStep, cache: KVCache | None) -> Tensor:
         """(N, C) -> (N, C)."""
-        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        heads = (-1, self.head_dim)
+        q, k, v = (y.unflatten(-1, heads) for y in project(x, self.q_proj, self.k_proj, self.v_proj))
         layer = None if cache is None else cache.on(self.index, x.device)
         out: Tensor = self.o_proj(attend(rotate(q, rotation), rotate(k, rotation), v, layer))
         return out

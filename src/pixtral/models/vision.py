@@ -14,6 +14,7 @@ from pixtral.errors import ImageError
 from pixtral.models.base import AttentionStep, LayerStack, PixtralModule
 from pixtral.models.layers import MLP, RMSNorm
 from pixtral.models.outputs import BaseModelOutputWithPooling, Trace
+from pixtral.models.projections import project
 from pixtral.models.rope import Rotation, grid_rotation, rotate
 from pixtral.ops.attention import Packing
 
@@ -40,7 +41,8 @@ class PixtralAttention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, attend: AttentionStep) -> Tensor:
         """(N, C) -> (N, C)."""
-        q, k, v = (p(x).unflatten(-1, (-1, self.head_dim)) for p in (self.q_proj, self.k_proj, self.v_proj))
+        heads = (-1, self.head_dim)
+        q, k, v = (y.unflatten(-1, heads) for y in project(x, self.q_proj, self.k_proj, self.v_proj))
         out: Tensor = self.o_proj(attend(rotate(q, rotation), rotate(k, rotation), v))
         return out
 
