@@ -41,8 +41,8 @@ class PixtralAttention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, attend: AttentionStep) -> Tensor:
         """(N, C) -> (N, C)."""
-        heads = (-1, self.head_dim)
-        q, k, v = (y.unflatten(-1, heads) for y in project(x, self.q_proj, self.k_proj, self.v_proj))
+        rows = project(x, self.q_proj, self.k_proj, self.v_proj)
+        q, k, v = (y.view(len(y), y.shape[1] // self.head_dim, self.head_dim) for y in rows)
         out: Tensor = self.o_proj(attend(rotate(q, rotation), rotate(k, rotation), v))
         return out
 
