@@ -10,12 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from pixtral.checkpoints import names
-from pixtral.checkpoints.config import Kind
 from pixtral.checkpoints.mapping import Mappings, can_map
 from pixtral.checkpoints.plan import Contents, Plan
 from pixtral.checkpoints.progress import byte_bar
 from pixtral.checkpoints.tensors import TensorInfo, read_tensor
-from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.errors import CheckpointError, QuantizationError
 from pixtral.quantization import Quantizer
 from pixtral.quantization.base import BLOCK_BYTES, block_rows
@@ -211,25 +209,6 @@ class _Filler:
             f"the configuration ties {name!r} to {self.plan.twins[name]!r}, but {self.contents.files.folder} holds "
             "different values for them; set tie_word_embeddings to false, or remove one from the files"
         )
-
-
-def interleaved(kind: Kind, plan: Plan, contents: Contents, config: Config) -> dict[str, int]:
-    """Parameter -> heads, for those whose rows lie in Mistral's rotary order."""
-    if not contents.scheme.native:
-        return {}
-    counts = head_counts(config)
-    found = {name: names.rotary_heads(kind.own.canonical(name) or name, *counts) for name in plan.sources}
-    return {name: heads for name, heads in found.items() if heads is not None}
-
-
-def head_counts(config: Config) -> tuple[int, int, int]:
-    """Heads of the tower, query heads and key heads of the decoder; 0 for a part that there is not."""
-    vision = config.vision_config if isinstance(config, LlavaConfig) else config
-    text = config.text_config if isinstance(config, LlavaConfig) else config
-    tower = vision.num_attention_heads if isinstance(vision, PixtralVisionConfig) else 0
-    if isinstance(text, MistralConfig):
-        return tower, text.num_attention_heads, text.num_key_value_heads
-    return tower, 0, 0
 
 
 def _shared(model: nn.Module) -> dict[str, list[str]]:

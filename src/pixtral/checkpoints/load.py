@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import copy
 import os
-from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import TypeVar
 
 import torch
 from torch import nn
 
-from pixtral.checkpoints.config import (
-    Kind,
-    kind_of,
-    narrow,
-    read_raw,
-    settle_head_dim,
-    stored_quantization,
-    whole_config,
-)
-from pixtral.checkpoints.empty import build_empty
-from pixtral.checkpoints.fill import Target, fill, interleaved, scratch_bytes
+from pixtral.checkpoints.fill import Target, fill, scratch_bytes
 from pixtral.checkpoints.layout import Layout, fetch
 from pixtral.checkpoints.memory import check_fits
-from pixtral.checkpoints.placement import COMPUTE_DTYPES, DeviceMap, parse_device, parse_dtype
-from pixtral.checkpoints.plan import Contents, Plan, make_plan, read_contents, refuse, wanted_by, weight_files
+from pixtral.checkpoints.opening import open_checkpoint
+from pixtral.checkpoints.placement import DeviceMap, parse_device, parse_dtype
+from pixtral.checkpoints.plan import Plan, refuse, weight_files
 from pixtral.checkpoints.tensors import TensorInfo
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
-from pixtral.quantization import Asked, choose_quantizer
+from pixtral.quantization import Asked
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -90,7 +79,6 @@ def load_model(
         CheckpointError: files, names or shapes do not fit, or there is not enough memory; nothing has been built.
         ConfigError: the configuration, `dtype`, `device_map` or `layout` is not one that can be used.
     """
-    kind = kind_of(cls)
     wanted, device = parse_dtype(dtype), parse_device(device_map)
     files = fetch(
         path_or_id,
@@ -101,42 +89,18 @@ def load_model(
         local_files_only=local_files_only,
         force_download=force_download,
     )
-    raw = read_raw(files)
-    quantizer = choose_quantizer(asked or Asked(), stored_quantization(files, raw), files.config)
-    contents = read_contents(files, quantizer.suffixes if quantizer is not None and quantizer.stored else ())
-    if config is None:
-        config = narrow(whole_config(files, raw, contents.tensors), kind, files.config)
-    else:
-        config = narrow(copy.deepcopy(config), kind, "config=")
-        settle_head_dim(config, contents.tensors)
-    used = wanted or _stored_dtype(raw, kind, contents)
-    model = build_empty(cls, config)
-    plan = make_plan(wanted_by(model, used, quantizer), kind, contents)
-    refuse(plan, contents)
-    quantizer = quantizer if plan.wanted.layers else None  # the part that is read has no quantized layers
-    target = Target(used, device, interleaved(kind, plan, contents, config), quantizer)
-    _check_memory(plan, target)
-    _record(config, target)
-    fill(model, plan, contents, target, progress)
-    origin = LoadedFrom(files.folder, files.layout, weight_files(plan), contents.scheme.title, files.also)
-    model.loaded_from = origin  # type: ignore[assignment]  # nn.Module takes any attribute
-    model.quantizer = quantizer  # type: ignore[assignment]
+    found = open_checkpoint(files, cls, config=config, dtype=wanted, asked=asked)
+    refuse(found.plan, found.contents)
+    target = Target(found.dtype, device, found.heads, found.quantizer)
+    _check_memory(found.plan, target)
+    _record(found.config, target)
+    fill(found.model, found.plan, found.contents, target, progress)
+    scheme = found.contents.scheme.title
+    model = found.model
+    model.loaded_from = LoadedFrom(files.folder, files.layout, weight_files(found.plan), scheme, files.also)  # type: ignore[assignment]
+    model.quantizer = found.quantizer  # type: ignore[assignment]  # nn.Module takes any attribute
+    assert isinstance(model, cls)
     return model.eval()
-
-
-def _stored_dtype(raw: Mapping[str, Any], kind: Kind, contents: Contents) -> torch.dtype:
-    """What "auto" means: the configuration's dtype, else the one that most stored bytes of this network have."""
-    named = raw.get("dtype") or raw.get("torch_dtype")
-    if named is not None and named != "auto":
-        found = parse_dtype(named)
-        assert found is not None
-        return found
-    sizes: dict[torch.dtype, int] = {}
-    for name, info in contents.tensors.items():
-        if kind.own.spell(name) is not None:
-            sizes[info.dtype] = sizes.get(info.dtype, 0) + info.nbytes
-    most = max(sizes, key=lambda dtype: sizes[dtype], default=torch.bfloat16)
-    return most if most in COMPUTE_DTYPES else torch.bfloat16  # stored in 8 bits: nothing computes in that
 
 
 def _check_memory(plan: Plan, target: Target) -> None:

@@ -16,9 +16,9 @@ from torch import Tensor, nn
 
 from pixtral.checkpoints import names
 from pixtral.checkpoints.config import LLAVA, Kind, kind_of
-from pixtral.checkpoints.fill import head_counts
 from pixtral.checkpoints.layout import weight_names
 from pixtral.checkpoints.memory import gigabytes
+from pixtral.checkpoints.opening import head_counts
 from pixtral.checkpoints.tensors import DTYPES, write_file
 from pixtral.configuration import Config, GenerationConfig, LlavaConfig, MistralConfig
 from pixtral.errors import CheckpointError, ConfigError

@@ -7,6 +7,8 @@ A scheme is a subclass of `Quantizer`. It serves two ways into a model, and `sto
 
 The loader (`checkpoints.load`) uses it in this order, everything before step 4 without reading a tensor:
 
+0. `found(names)`, for stored weights only: the names of everything in the files, as the model spells them, and
+   of what has no place in it.
 1. `swap(model, dtype)`: `model` has its parameters on `meta`. The scheme replaces linear layers by modules of its own,
    also on `meta`, and returns them by their name in the model. A bias stays an ordinary parameter named `bias`.
 2. `slots(layer)`: the tensors that the files must hold for a layer, by what follows its name and a dot: `weight` when
@@ -24,7 +26,7 @@ The loader (`checkpoints.load`) uses it in this order, everything before step 4 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar, Protocol
 
@@ -132,6 +134,10 @@ class Quantizer(ABC):
     @abstractmethod
     def config(self) -> object:
         """The public configuration object; `model.quantization_config`."""
+
+    def found(self, names: Collection[str]) -> None:
+        """Hear which tensors the files of a stored model hold; most schemes know from the configuration."""
+        return
 
     @abstractmethod
     def swap(self, model: nn.Module, dtype: torch.dtype) -> dict[str, nn.Module]:

@@ -295,7 +295,7 @@ def test_a_truncated_shard_is_refused_before_anything_is_built(tmp_path: Path, m
     write_hf(tmp_path, shards=2)
     file = tmp_path / "model-00002-of-00002.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
-    monkeypatch.setattr("pixtral.checkpoints.load.build_empty", lambda *_: pytest.fail("built"))
+    monkeypatch.setattr("pixtral.checkpoints.opening.build_empty", lambda *_: pytest.fail("built"))
     with pytest.raises(CheckpointError, match=r"model-00002-of-00002.safetensors is cut short: \d+ bytes of \d+"):
         load(tmp_path)
 
@@ -325,8 +325,8 @@ def test_a_tied_model_whose_file_has_only_the_output_layer(tmp_path: Path) -> No
 @pytest.mark.parametrize("key", ["quantization_config", "compression_config"])
 def test_a_quantized_checkpoint_names_its_scheme(tmp_path: Path, key: str) -> None:
     write_hf(tmp_path)
-    edit(tmp_path, **{key: {"quant_method": "bitsandbytes", "load_in_4bit": True}})
-    with pytest.raises(CheckpointError, match=r"weights are quantized \(bitsandbytes\); .*use the checkpoint in bf"):
+    edit(tmp_path, **{key: {"quant_method": "gptq", "bits": 4}})
+    with pytest.raises(CheckpointError, match=r"weights are quantized \(gptq\); .*use the checkpoint in bf"):
         load(tmp_path)
 
 
