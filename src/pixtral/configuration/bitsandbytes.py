@@ -9,7 +9,7 @@ import pathlib
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
-from pixtral.errors import ConfigError, refuse_unknown
+from pixtral.errors import ConfigError, nearest, refuse_unknown
 
 if TYPE_CHECKING:
     import torch
@@ -128,13 +128,18 @@ class BitsAndBytesConfig:
         """Read `quantization_config` of a config.json, as `to_dict` and Transformers write it.
 
         Raises:
-            ConfigError: another method, or a field's value.
-            UnknownArgument: a field that there is not.
+            ConfigError: another method, a field that there is not, or a field's value.
         """
         method = config_dict.get("quant_method", cls.quant_method)
         if method != cls.quant_method:
             raise ConfigError(f"found quant_method {method!r}; BitsAndBytesConfig reads {cls.quant_method!r}")
-        return cls(**{key: value for key, value in config_dict.items() if key not in _WRITTEN})
+        values = {key: value for key, value in config_dict.items() if key not in _WRITTEN}
+        for key in values.keys() - set(cls.fields):
+            raise ConfigError(
+                f"quantization_config does not know the field {key!r} ({nearest(key, cls.fields)}); "
+                "remove it, or use a version of pixtral that implements it"
+            )
+        return cls(**values)
 
     def update(self, **kwargs: Any) -> dict[str, Any]:
         """Set fields; what is no field comes back."""

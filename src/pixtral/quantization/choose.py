@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from pixtral.configuration.bitsandbytes import BitsAndBytesConfig, asks_for_bitsandbytes
 from pixtral.configuration.quantization import QuantizationConfig
 from pixtral.errors import CheckpointError, ConfigError
 from pixtral.quantization.base import Quantizer
+from pixtral.quantization.bitsandbytes import BitsAndBytesQuantizer
 from pixtral.quantization.packed import PackedQuantizer
 
 
@@ -21,7 +24,7 @@ class Asked:
         quantization: "int4", "int8" or None.
         quantize_vision: also the tower and the projector.
         activations: "int8", "bf16", or None for the configuration's.
-        config: a QuantizationConfig, its `to_dict()`, or None.
+        config: a QuantizationConfig or BitsAndBytesConfig, the `to_dict()` of one, or None.
     """
 
     quantization: str | None = None
@@ -43,6 +46,8 @@ def choose_quantizer(asked: Asked, stored: Mapping[str, Any] | None, where: obje
         CheckpointError: the checkpoint is quantized in a way that is not read.
     """
     config = None if asked.config is None else _parsed(asked.config)
+    if isinstance(config, BitsAndBytesConfig) or asks_for_bitsandbytes(stored or {}):
+        return _bitsandbytes(asked, config, stored, where)
     _check_agreement(asked, config)
     if stored is None:
         return _fresh(asked, config)
@@ -50,19 +55,23 @@ def choose_quantizer(asked: Asked, stored: Mapping[str, Any] | None, where: obje
     if method == QuantizationConfig.method:
         return _stored_packed(asked, config, QuantizationConfig.from_dict(dict(stored)), where)
     raise CheckpointError(
-        f"{where} says the weights are quantized ({method}); of quantized checkpoints those of pixtral are read: "
-        "use the checkpoint in bfloat16"
+        f"{where} says the weights are quantized ({method}); of quantized checkpoints those of pixtral and "
+        "bitsandbytes are read: use the checkpoint in bfloat16"
     )
 
 
-def _parsed(config: object) -> QuantizationConfig:
+def _parsed(config: object) -> QuantizationConfig | BitsAndBytesConfig:
     """A configuration object from itself or its dict."""
+    if isinstance(config, dict) and asks_for_bitsandbytes(config):
+        return BitsAndBytesConfig.from_dict(config)
     if isinstance(config, dict):
         return QuantizationConfig.from_dict(config)
-    if isinstance(config, QuantizationConfig):
+    if isinstance(config, (QuantizationConfig, BitsAndBytesConfig)):
         return config
+    found = f"{type(config).__module__}.{type(config).__name__}".removeprefix("builtins.")
     raise ConfigError(
-        f"quantization_config is a {type(config).__name__}; expected a pixtral.QuantizationConfig or its dict"
+        f"quantization_config is a {found}; expected a pixtral.QuantizationConfig, a pixtral.BitsAndBytesConfig, "
+        "or the dict of one"
     )
 
 
@@ -110,3 +119,34 @@ def _stored_packed(
             "load it without these arguments, or quantize the original checkpoint"
         )
     return PackedQuantizer(wanted, stored=True)
+
+
+def _bitsandbytes(
+    asked: Asked,
+    config: QuantizationConfig | BitsAndBytesConfig | None,
+    stored: Mapping[str, Any] | None,
+    where: object,
+) -> Quantizer:
+    """When the caller or the checkpoint says bitsandbytes, as Transformers does: the checkpoint goes first."""
+    other = [f"{name}={value!r}" for name, value in vars(asked).items() if name != "config" and value]
+    if isinstance(config, QuantizationConfig):
+        other.append(f"quantization_config={config!r}")
+    if other:
+        who = "quantization_config" if isinstance(config, BitsAndBytesConfig) else where
+        raise ConfigError(f"{who} says bitsandbytes, and {' and '.join(other)} another way to quantize; choose one")
+    if stored is None:
+        assert isinstance(config, BitsAndBytesConfig)
+        return BitsAndBytesQuantizer(config)
+    if not asks_for_bitsandbytes(stored):
+        raise ConfigError(
+            f"{where} says the weights are quantized already, by {stored.get('quant_method')!r}, and "
+            "quantization_config asks for bitsandbytes; leave that out, or use the original checkpoint"
+        )
+    found = BitsAndBytesConfig.from_dict(stored)
+    if config is not None and config != found:
+        warnings.warn(
+            f"{where} says how its weights were quantized, and the quantization_config that was passed says it "
+            f"differently; the checkpoint's is used: {found.to_json_string().strip()}",
+            stacklevel=2,
+        )
+    return BitsAndBytesQuantizer(found, stored=True)

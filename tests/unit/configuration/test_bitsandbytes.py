@@ -74,7 +74,7 @@ def test_four_and_eight_bits_exclude_each_other() -> None:
 def test_unknown_names_are_refused() -> None:
     with pytest.raises(UnknownArgument, match="'load_in_4bits'; did you mean 'load_in_4bit'"):
         BitsAndBytesConfig(load_in_4bits=True)
-    with pytest.raises(UnknownArgument, match="'bnb_quant_type'"):
+    with pytest.raises(ConfigError, match="'bnb_quant_type'"):
         BitsAndBytesConfig.from_dict({"bnb_quant_type": "nf4"})
     with pytest.raises(UnknownArgument, match="'bits'"):
         BitsAndBytesConfig().bits = 4  # type: ignore[attr-defined]

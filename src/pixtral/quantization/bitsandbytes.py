@@ -1,0 +1,226 @@
+"""Quantizing with the bitsandbytes library as Transformers does: which layers, into what, and how they are stored."""
+
+from __future__ import annotations
+
+import logging
+import re
+import warnings
+from collections.abc import Collection, Mapping
+from importlib import import_module, metadata
+from types import ModuleType
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor, nn
+
+from pixtral.configuration import BitsAndBytesConfig
+from pixtral.errors import CheckpointError, ConfigError, MissingDependency
+from pixtral.quantization.base import Quantizer, Slot, WeightSource, replace_module
+
+OLDEST = (0, 46, 1)  # the first with kernels for CPUs that Transformers takes
+_SUFFIXES_4BIT = (
+    "weight.absmax",
+    "weight.quant_map",
+    "weight.nested_absmax",
+    "weight.nested_quant_map",
+    "weight.quant_state.bitsandbytes__nf4",
+    "weight.quant_state.bitsandbytes__fp4",
+)
+_SUFFIXES_8BIT = ("SCB", "weight_format")
+
+
+class BitsAndBytesQuantizer(Quantizer):
+    """4 or 8 bits by bitsandbytes.
+
+    Every linear layer is converted, those of the vision tower and the projector too, except the output layer; or, when
+    `llm_int8_skip_modules` is given, except what it names. In a stored checkpoint the files say which they are.
+
+    Args:
+        config: what to do, or what the checkpoint says was done.
+        stored: whether the files hold quantized weights.
+    """
+
+    method: ClassVar[str] = BitsAndBytesConfig.quant_method
+    suffixes: ClassVar[tuple[str, ...]] = (*_SUFFIXES_4BIT, *_SUFFIXES_8BIT)
+
+    def __init__(self, config: BitsAndBytesConfig, *, stored: bool = False) -> None:
+        super().__init__(stored=stored)
+        self._layers = _library_layers()
+        self._config = _settled(config)
+        self._quantized: frozenset[str] | None = None
+        self._dtype = torch.get_default_dtype()
+
+    @property
+    def config(self) -> BitsAndBytesConfig:
+        """What was asked for, or what the checkpoint says."""
+        return self._config
+
+    def found(self, names: Collection[str]) -> None:
+        """See Quantizer.found: a layer is quantized when its scales are there.
+
+        Raises:
+            CheckpointError: none is.
+        """
+        if self._config.load_in_8bit and self._config.llm_int8_has_fp16_weight:
+            return  # these have no scales; the configuration says which they are
+        scales = "." + (_SUFFIXES_8BIT[0] if self._config.load_in_8bit else _SUFFIXES_4BIT[0])
+        self._quantized = frozenset(name.removesuffix(scales) for name in names if name.endswith(scales))
+        if not self._quantized:
+            raise CheckpointError(
+                f"the configuration says that weights are quantized by bitsandbytes, but no file holds their scales "
+                f"(names that end with {scales!r}); if they are in full precision, remove quantization_config from it"
+            )
+
+    def swap(self, model: nn.Module, dtype: torch.dtype) -> dict[str, nn.Module]:
+        """See Quantizer.swap.
+
+        Raises:
+            ConfigError: a dtype that the library does not compute in.
+        """
+        if dtype == torch.float64:
+            raise ConfigError("bitsandbytes computes in bfloat16, float16 or float32; found dtype float64")
+        self._dtype = dtype
+        names = self._chosen(model)
+        kind = self._layers.Linear8bitLt if self._config.load_in_8bit else self._layers.Linear4bit
+        swapped: dict[str, nn.Module] = {}
+        for name in names:
+            with torch.device("meta"):
+                swapped[name] = kind(model.get_submodule(name), self._config)
+            replace_module(model, name, swapped[name])
+        return swapped
+
+    def slots(self, layer: nn.Module) -> dict[str, Slot]:
+        """See Quantizer.slots."""
+        found: dict[str, Slot] = self._own(layer).slots(self.stored)
+        return found
+
+    def nbytes(self, layer: nn.Module) -> int:
+        """See Quantizer.nbytes."""
+        return int(self._own(layer).nbytes())
+
+    def work_bytes(self, layer: nn.Module) -> int:
+        """See Quantizer.work_bytes."""
+        return 0 if self.stored else int(self._layers.WORK_BYTES)
+
+    def quantize(self, layer: nn.Module, source: WeightSource, device: torch.device) -> None:
+        """See Quantizer.quantize."""
+        self._own(layer).quantize(source, device, self._dtype)
+
+    def restore(self, layer: nn.Module, tensors: Mapping[str, Tensor], device: torch.device) -> None:
+        """See Quantizer.restore."""
+        self._own(layer).restore(tensors, device)
+
+    def tensors(self, layer: nn.Module) -> dict[str, Tensor]:
+        """See Quantizer.tensors."""
+        found: dict[str, Tensor] = self._own(layer).tensors()
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """See BitsAndBytesConfig.to_dict."""
+        return self._config.to_dict()
+
+    def describe(self, layer: nn.Module) -> str:
+        """See Quantizer.describe."""
+        return str(self._own(layer).describe())
+
+    def _own(self, layer: nn.Module) -> Any:
+        assert isinstance(layer, (self._layers.Linear4bit, self._layers.Linear8bitLt))
+        return layer
+
+    def _chosen(self, model: nn.Module) -> list[str]:
+        linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
+        if self.stored and self._quantized is not None:
+            return [name for name in linear if name in self._quantized]
+        skip = self._config.llm_int8_skip_modules
+        if skip is None:
+            skip = _kept(model)
+        else:
+            _report_idle(skip, linear)
+        return [name for name in linear if not any(skips(pattern, name) for pattern in skip)]
+
+
+def skips(pattern: str, name: str) -> bool:
+    """Whether an entry of llm_int8_skip_modules names a layer: by its start, up to a full stop, or by its end."""
+    return name.endswith(pattern) or re.match(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))", name) is not None
+
+
+def _kept(model: nn.Module) -> list[str]:
+    """What stays when nothing is said: the output layer, a layer whose weight is tied, and the last module."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    first: dict[int, str] = {}
+    kept = {named[-1][0]}
+    for name, parameter in named:
+        if id(parameter) in first:
+            kept |= {name, first[id(parameter)]}
+        first.setdefault(id(parameter), name)
+    output = getattr(model, "lm_head", None)
+    kept |= {name for name, module in model.named_modules() if output is not None and module is output}
+    return [name.removesuffix(".weight") for name in kept]
+
+
+def _report_idle(skip: list[str], linear: list[str]) -> None:
+    """A name that matches nothing is most often a misspelt one; Transformers says nothing."""
+    idle = [pattern for pattern in skip if not any(skips(pattern, name) for name in linear)]
+    if idle:
+        inner = sorted({".".join(name.split(".")[:2]) for name in linear})
+        warnings.warn(
+            f"llm_int8_skip_modules: {', '.join(map(repr, idle))} matches no linear layer, so nothing stays as it is "
+            f"because of it; names are matched from their start or to their end, as in {', '.join(map(repr, inner))}",
+            stacklevel=2,
+        )
+
+
+def _settled(config: BitsAndBytesConfig) -> BitsAndBytesConfig:
+    """A copy that says 4 or 8 bits: what asks for neither gets 4, as in Transformers."""
+    settled = BitsAndBytesConfig.from_dict(config.to_dict())
+    if not settled.is_quantizable():
+        warnings.warn(
+            "BitsAndBytesConfig asks for neither load_in_4bit nor load_in_8bit; 4 bits "
+            f"({settled.bnb_4bit_quant_type}) are taken, as in Transformers",
+            stacklevel=2,
+        )
+        settled.load_in_4bit = True
+    return settled
+
+
+def _library_layers() -> ModuleType:
+    """The module that needs the library.
+
+    Raises:
+        MissingDependency: it is not installed, or too old.
+    """
+    oldest = ".".join(map(str, OLDEST))
+    try:
+        version = metadata.version("bitsandbytes")
+    except metadata.PackageNotFoundError as error:
+        raise MissingDependency(
+            f"quantizing with BitsAndBytesConfig needs bitsandbytes {oldest} or newer, and it is not installed; "
+            'pip install "pixtral[bnb]", or use quantization="int4", which needs nothing'
+        ) from error
+    if tuple(int(number) for number in re.findall(r"\d+", version)[:3]) < OLDEST:
+        raise MissingDependency(
+            f'found bitsandbytes {version}, expected {oldest} or newer; pip install --upgrade "pixtral[bnb]"'
+        )
+    layers = import_module("pixtral.quantization.bitsandbytes_layers")
+    _say_once("bitsandbytes.autograd._functions")
+    return layers
+
+
+class _Once(logging.Filter):
+    """Lets each message through once: the library repeats one in every 8-bit layer of every step."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._said: set[str] = set()
+
+    def filter(self, record: logging.LogRecord) -> bool:
+        text = record.getMessage()
+        new = text not in self._said
+        self._said.add(text)
+        return new
+
+
+def _say_once(logger: str) -> None:
+    found = logging.getLogger(logger)
+    if not any(isinstance(one, _Once) for one in found.filters):
+        found.addFilter(_Once())
