@@ -91,9 +91,6 @@ def open_checkpoint(
     model = build_empty(cls or kind.model, config)
     if quantizer is not None and quantizer.stored:
         quantizer.found([kind.own.spell_stored(name, contents.suffixes) or name for name in contents.tensors])
-    if quantizer is not None and quantizer.stored:
-        spelled = (kind.own.spell_stored(name, contents.suffixes) for name in contents.tensors)
-        quantizer.found([name for name in spelled if name is not None])
     plan = make_plan(wanted_by(model, dtype, quantizer), kind, contents)
     quantizer = quantizer if plan.wanted.layers else None  # the part that is read has no quantized layers
     return Opened(kind, contents, config, model, quantizer, dtype, plan, _interleaved(kind, plan, contents, config))
