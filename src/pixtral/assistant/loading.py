@@ -77,7 +77,9 @@ def load(
     if layout not in ("auto", "hf", "mistral"):
         raise ConfigError(f"layout is {layout!r}; expected 'auto', 'hf' or 'mistral'")
     if threads is not None:
-        _set_threads(threads)
+        from pixtral.ops.threads import use_threads
+
+        use_threads(threads)
     how_to_answer({"kv_cache": kv_cache, "prompt_lookup_num_tokens": prompt_lookup_num_tokens}, ())  # refused at once
     if path_or_id is None:
         from pixtral.assets import tiny_path
@@ -104,11 +106,3 @@ def load(
         prompt_lookup_num_tokens=prompt_lookup_num_tokens,
         load_seconds=time.perf_counter() - started,
     )
-
-
-def _set_threads(threads: int) -> None:
-    import torch
-
-    if not isinstance(threads, int) or isinstance(threads, bool) or threads < 1:
-        raise ConfigError(f"threads is {threads!r}; expected 1 or more, or None for as many as there are cores")
-    torch.set_num_threads(threads)

@@ -7,6 +7,7 @@ from typing import Annotated, Any
 import typer
 from typer.core import TyperGroup
 
+from pixtral.cli.bench import bench
 from pixtral.cli.chat import chat
 from pixtral.cli.demo import demo
 from pixtral.cli.inspect import inspect
@@ -58,6 +59,7 @@ def root(
 app.command()(chat)
 app.command()(inspect)
 app.command()(demo)
+app.command()(bench)
 
 
 def main() -> None:

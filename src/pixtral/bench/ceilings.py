@@ -1,0 +1,94 @@
+"""What this machine can do at most: reading memory, products of 8-bit integers, products of bfloat16."""
+
+from __future__ import annotations
+
+import ctypes
+import dataclasses
+import statistics
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+
+from pixtral.ops.native.library import kernels
+
+READ_BYTES = 256 << 20  # many times the last cache of a processor's core complex
+PASSES = 5
+_ROUNDS = 2_000_000  # of the products: about ten milliseconds
+_SIDE = 2048  # of the matrices that PyTorch multiplies
+
+
+@dataclasses.dataclass(frozen=True)
+class Ceilings:
+    """Per second.
+
+    Attributes:
+        read: bytes of memory.
+        int8: operations on 8-bit integers, two for each multiply-add.
+        bf16: the same on bfloat16.
+        measured_with: the instruction set of the kernels that measured, or "torch".
+    """
+
+    read: float
+    int8: float
+    bf16: float
+    measured_with: str
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a report, in GB/s and TOP/s."""
+        return {
+            "read_gb_s": round(self.read / 1e9, 1),
+            "int8_top_s": round(self.int8 / 1e12, 3),
+            "bf16_top_s": round(self.bf16 / 1e12, 3),
+            "measured_with": self.measured_with,
+        }
+
+
+class Meter:
+    """Measures the limits with the threads in use; holds READ_BYTES of memory."""
+
+    def __init__(self, threads: int) -> None:
+        self.threads = threads
+        # numpy asks for huge pages, which are read faster; torch.ones does not
+        self._buffer = np.ones(READ_BYTES, np.uint8)
+        self._words = torch.from_numpy(self._buffer.view(np.int64))
+        self._library = kernels()
+        self._read: Callable[..., float] | None = None
+        if self._library is not None:
+            types = (ctypes.c_int, ctypes.c_void_p, ctypes.c_int64)
+            self._read = self._library.function("px_measure_read", types, ctypes.c_double)
+
+    def read(self) -> float:
+        """Bytes per second of one pass over the buffer, some milliseconds."""
+        if self._read is not None:
+            return READ_BYTES / self._read(self.threads, self._buffer.ctypes.data, READ_BYTES)
+        start = time.perf_counter()
+        self._words.sum()
+        return READ_BYTES / (time.perf_counter() - start)
+
+    def ceilings(self) -> Ceilings:
+        """Reading as the median of several passes, since it varies on a shared machine; products as the best."""
+        read = statistics.median(self.read() for _ in range(PASSES))
+        bf16 = max(_torch_rate(torch.mm, torch.bfloat16), self._rate("px_measure_bf16"))
+        int8 = self._rate("px_measure_int8") or _torch_rate(torch._int_mm, torch.int8)
+        return Ceilings(read, int8, bf16, "torch" if self._library is None else self._library.isa)
+
+    def _rate(self, name: str) -> float:
+        """Operations per second by a function of the library; 0 without one, or where it knows no such products."""
+        if self._library is None:
+            return 0.0
+        function = self._library.function(name, (ctypes.c_int, ctypes.c_int64), ctypes.c_double)
+        return max(float(function(self.threads, _ROUNDS)) for _ in range(PASSES))
+
+
+def _torch_rate(product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], dtype: torch.dtype) -> float:
+    """Operations per second of PyTorch's own product of two square matrices."""
+    a = torch.ones(_SIDE, _SIDE, dtype=dtype)
+    best = float("inf")
+    for _ in range(PASSES):
+        start = time.perf_counter()
+        product(a, a)
+        best = min(best, time.perf_counter() - start)
+    return 2 * _SIDE**3 / best

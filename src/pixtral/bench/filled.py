@@ -1,0 +1,77 @@
+"""A long context without the minutes of reading it: keys and values of the first tokens are drawn, not computed."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from pixtral.configuration import MistralConfig
+from pixtral.engine.runner import PackedModel
+from pixtral.ops.attention import Packing
+from pixtral.ops.cache import KVCache
+
+
+class FilledContext:
+    """A model for the generation loop, of whose one prompt only the last tokens are run.
+
+    The keys and values of the others are random; what comes after them, and every later step, is the model's own work
+    on a cache that is as long and as full as after reading the whole prompt. (The speed does not depend on the values.)
+    """
+
+    def __init__(self, model: PackedModel, context: int, computed: int = 1) -> None:
+        """
+        Args:
+            model: does the rest.
+            context: tokens of the prompt.
+            computed: of them, those at the end that are run, at least one.
+        """
+        self.model = model
+        self.drawn = max(context - max(computed, 1), 0)
+
+    @property
+    def text_config(self) -> MistralConfig:
+        """The decoder's configuration."""
+        return self.model.text_config
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        return self.model.device
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, embeddings and cache."""
+        return self.model.dtype
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """(N,) int64 -> (N, C)."""
+        return self.model.embed(input_ids)
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, C) -> (R, V)."""
+        return self.model.logits(hidden)
+
+    def forward_packed(self, embeds: Tensor, positions: Tensor, packing: Packing, cache: KVCache | None) -> Tensor:
+        """(N, C) -> (N, C); rows that are not run come back as they are."""
+        assert cache is not None and len(cache) == 1, "made for one sequence with a cache"
+        drawn = min(max(self.drawn - cache.lengths[0], 0), len(embeds))
+        if drawn == 0:
+            return self.model.forward_packed(embeds, positions, packing, cache)
+        _draw(cache, cache.lengths[0], cache.lengths[0] + drawn)
+        cache.advance([drawn])
+        if drawn == len(embeds):
+            return embeds
+        rest = cache.packing([len(embeds) - drawn])
+        hidden = self.model.forward_packed(embeds[drawn:], positions[drawn:], rest, cache)
+        return torch.cat([embeds[:drawn], hidden])
+
+
+def _draw(cache: KVCache, start: int, end: int) -> None:
+    """Random numbers for the slots start to end of every layer."""
+    for layer in cache.layers:
+        for tensor in layer:
+            part = tensor[start:end]
+            if part.dtype == torch.int8:
+                part.random_(-127, 128)
+            else:
+                part.normal_()

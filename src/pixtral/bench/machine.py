@@ -1,0 +1,92 @@
+"""What a figure was measured on: processor, memory, versions."""
+
+from __future__ import annotations
+
+import os
+import platform
+import re
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from pixtral import __version__
+
+# What the kernels ask of a processor, by the names of /proc/cpuinfo, and what people call it.
+FEATURES = {
+    "avx2": "AVX2",
+    "avx512f": "AVX-512",
+    "avx512_vnni": "AVX-512 VNNI",
+    "avx512_bf16": "AVX-512 BF16",
+    "avx_vnni": "AVX-VNNI",
+    "amx_int8": "AMX int8",
+    "amx_bf16": "AMX bf16",
+    "asimddp": "dot product",
+    "i8mm": "int8 matrices",
+    "bf16": "bf16",
+    "sve": "SVE",
+}
+
+
+def cpu_name() -> str:
+    """The processor as the system calls it."""
+    found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
+    return found[1].strip() if found else platform.processor() or platform.machine() or "unknown"
+
+
+def cpu_features() -> list[str]:
+    """Those of FEATURES that the processor reports; empty where the system does not say."""
+    found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
+    flags = set(found[1].split()) if found else set()
+    return [name for flag, name in FEATURES.items() if flag in flags]
+
+
+def cores() -> int:
+    """Processors that this process may run on."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def total_memory() -> int | None:
+    """Bytes of the machine; None where the system does not say."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError, AttributeError):
+        return None
+
+
+def version(package: str) -> str | None:
+    """Of an installed package; None without it."""
+    try:
+        return metadata.version(package)
+    except metadata.PackageNotFoundError:
+        return None
+
+
+def describe(isa: str | None, threads: int) -> dict[str, Any]:
+    """For a report.
+
+    Args:
+        isa: the instruction set of the kernels in use; None without kernels.
+        threads: in use.
+    """
+    memory = total_memory()
+    return {
+        "cpu": cpu_name(),
+        "features": cpu_features(),
+        "cores": cores(),
+        "threads": threads,
+        "kernels": isa,
+        "memory_gb": None if memory is None else round(memory / 1e9, 1),
+        "system": platform.platform(terse=True),
+        "python": platform.python_version(),
+        "torch": version("torch"),
+        "pixtral": __version__,
+    }
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux
+        return ""

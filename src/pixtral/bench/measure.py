@@ -1,0 +1,196 @@
+"""The phases of an answer, timed through the public interface: picture, prompt, first token, new tokens, memory."""
+
+from __future__ import annotations
+
+import dataclasses
+import gc
+import time
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+from pixtral.bench.ceilings import Ceilings, Meter
+from pixtral.bench.filled import FilledContext
+from pixtral.bench.memory import Resident, reset_peak, resident
+from pixtral.bench.settings import Phase, Settings
+from pixtral.bench.work import Work, cache_bytes, decoder_work, image_work
+from pixtral.engine.loop import Generation, Prompt, SamplingParams, context_length
+from pixtral.images.geometry import expand
+from pixtral.images.processors import PixtralImageProcessorFast
+from pixtral.pretrained import LlavaForConditionalGeneration
+
+QUESTION = 20  # tokens of text that go with a picture
+_WARM_UP = 32  # tokens of the prompt that is not timed
+_GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": None, "repetition_penalty": None}
+
+
+class Bench:
+    """Measures one model; a meter beside every run says what the machine could do at that moment."""
+
+    def __init__(
+        self, model: LlavaForConditionalGeneration, settings: Settings, meter: Meter, *, of_layers: int | None = None
+    ) -> None:
+        """
+        Args:
+            model: in memory, in evaluation mode, on the CPU.
+            settings: what to measure.
+            meter: of the threads in use.
+            of_layers: layers of the whole decoder where the model has only some of them.
+
+        Raises:
+            ConfigError: the model's context is too short for the settings.
+        """
+        settings.check(context_length(model.text_config))
+        self.model = model
+        self.settings = settings
+        self.meter: Meter | None = meter
+        self.ceilings = meter.ceilings()
+        self.layers = model.text_config.num_hidden_layers
+        self.of_layers = of_layers or self.layers
+        self._rng = np.random.default_rng(0)
+        vision = model.config.vision_config
+        self._processor = PixtralImageProcessorFast(
+            patch_size=vision.patch_size, size={"longest_edge": vision.image_size}
+        )
+        self._head_seconds: float | None = None
+
+    def image(self, side: int) -> Phase:
+        """One picture through tower and projector."""
+        pixels = self._pixels(side)["pixel_values"][0].to(self.model.dtype)
+        self._encode(pixels[:, :64, :64])
+        runs = [self._timed(lambda: self._encode(pixels)) for _ in range(self.settings.repeat)]
+        return Phase.of(runs, image_work(self.model, self._patches(pixels)))
+
+    def prompt(self) -> Phase:
+        """A prompt of random text, to its first token."""
+        length = self.settings.prompt
+        self._first_token({"input_ids": self._ids(min(_WARM_UP, length))})
+        runs = []
+        for _ in range(self.settings.repeat):
+            inputs = {"input_ids": self._ids(length)}
+            runs.append(self._timed(lambda inputs=inputs: self._first_token(inputs)))  # type: ignore[misc]
+        work = decoder_work(self.model, length, length, self._cache_bytes())
+        return Phase.of(runs, work, tokens=length, extra=self._left_out(runs))
+
+    def first_token(self, side: int) -> Phase:
+        """From a picture and a question to the first token, with the preparation of the picture."""
+        picture = self._picture(side)
+        runs = [self._timed(lambda: self._first_token(self._ask(picture))) for _ in range(self.settings.repeat)]
+        pixels, tokens = self._pixels(side)["pixel_values"][0], self._ask(picture)["input_ids"].shape[1]
+        image = self._timed(lambda: self._encode(pixels))[0] if self.layers < self.of_layers else 0.0
+        work = decoder_work(self.model, tokens, tokens, self._cache_bytes())
+        return Phase.of(
+            runs,
+            work + image_work(self.model, self._patches(pixels)),
+            tokens=tokens,
+            extra=self._left_out(runs, image),
+        )
+
+    def new(self, context: int) -> Phase:
+        """Tokens after a context, one by one; `runs` are those of single tokens."""
+        runs: list[tuple[float, Ceilings]] = []
+        works: list[Work] = []
+        for step in range(self.settings.repeat * self.settings.new):
+            if step % self.settings.new == 0:
+                generation = self._generation(context, self.settings.new + 1)
+                generation.step()  # the prompt, and the first token
+            runs.append(self._timed(generation.step))
+            works.append(decoder_work(self.model, 1, context + 1 + step % self.settings.new, self._cache_bytes()))
+        return Phase.of(runs, works[len(works) // 2], tokens=1, extra=self._left_out(runs))
+
+    def memory(self) -> Resident | None:
+        """While answering about a picture with a full context: the last thing to be measured.
+
+        The picture, and as many tokens at the end of the context as the prompt has, are run; the rest is drawn.
+        """
+        self.meter = None  # what measures the limits is no part of the model
+        gc.collect()
+        reset_peak()
+        for side in self.settings.images[:1]:
+            self._encode(self._pixels(side)["pixel_values"][0].to(self.model.dtype))
+        generation = self._generation(self.settings.memory_context, 3, computed=self.settings.prompt)
+        for _ in generation:
+            found = resident()
+        return found
+
+    def _generation(self, context: int, new: int, computed: int = 1) -> Generation:
+        """The loop before its first step, with a context of that many tokens."""
+        computed = context if self.settings.compute_context else min(computed, context)
+        row = self.model.embed(self._ids(1)[0])
+        params = SamplingParams(temperature=0.0, max_tokens=new)
+        filled = FilledContext(self.model, context, computed)
+        prompt = Prompt(row.expand(context, -1))
+        return Generation(filled, [prompt], [params], kv_cache=self.settings.kv_cache)
+
+    def _first_token(self, inputs: dict[str, Any]) -> None:
+        run = self.model.generate_steps(**inputs, **_GREEDY, max_new_tokens=1, kv_cache=self.settings.kv_cache)
+        next(iter(run))
+
+    def _ask(self, picture: Image.Image) -> dict[str, Any]:
+        """Inputs of generate(): a picture and a question."""
+        config, made = self.model.config, self._processor(picture, return_tensors="pt")
+        grid = self._processor.grid_of(*picture.size)
+        tokens = expand(
+            grid,
+            config.image_token_index,
+            self._text_token(config.image_break_token_id),
+            self._text_token(config.image_end_token_id),
+        )
+        ids = torch.cat([torch.tensor([tokens]), self._ids(QUESTION)], dim=1)
+        return {"input_ids": ids, "pixel_values": made["pixel_values"], "image_sizes": made["image_sizes"]}
+
+    def _encode(self, pixels: Tensor) -> None:
+        with torch.no_grad():
+            self.model.encode_images([pixels])
+
+    def _picture(self, side: int) -> Image.Image:
+        return Image.fromarray(self._rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
+
+    def _pixels(self, side: int) -> Any:
+        return self._processor(self._picture(side), return_tensors="pt")
+
+    def _patches(self, pixels: Tensor) -> int:
+        rows, cols = self.model.model.vision_tower.grid(pixels)
+        return rows * cols
+
+    def _ids(self, count: int) -> Tensor:
+        """(1, count) random text."""
+        ids = self._rng.integers(0, self.model.text_config.vocab_size, (1, count))
+        return torch.from_numpy(np.where(ids == self.model.config.image_token_index, ids + 1, ids))
+
+    def _text_token(self, known: int | None) -> int:
+        """A token beside the image token, where the configuration names none."""
+        return self.model.config.image_token_index + 1 if known is None else known
+
+    def _cache_bytes(self) -> int:
+        """Of one token's keys and values in all layers."""
+        return cache_bytes(self.model.text_config, self.settings.kv_cache, self.model.dtype.itemsize)
+
+    def _timed(self, run: Callable[[], object]) -> tuple[float, Ceilings]:
+        """Seconds of a call, and the ceilings around it."""
+        assert self.meter is not None
+        before = self.meter.read()
+        start = time.perf_counter()
+        run()
+        seconds = time.perf_counter() - start
+        return seconds, dataclasses.replace(self.ceilings, read=(before + self.meter.read()) / 2)
+
+    def _left_out(self, runs: list[tuple[float, Ceilings]], image: float = 0.0) -> float:
+        """Seconds that the layers which are not there would have added to the median of the runs.
+
+        What does not belong to the layers (the image, the output layer) is taken off first.
+        """
+        if self.layers == self.of_layers:
+            return 0.0
+        if self._head_seconds is None:
+            hidden = torch.zeros(1, self.model.text_config.hidden_size, dtype=self.model.dtype)
+            with torch.no_grad():
+                times = [self._timed(lambda: self.model.logits(hidden))[0] for _ in range(3)]
+            self._head_seconds = float(np.median(times))
+        median = float(np.median([seconds for seconds, _ in runs]))
+        rest = max(median - image - self._head_seconds, 0.0)
+        return rest * (self.of_layers - self.layers) / self.layers

@@ -1,0 +1,116 @@
+"""A model of a given shape with random weights, for measuring without a checkpoint.
+
+It is the public model class, its layers swapped by the same quantizer as in a load; only the numbers are drawn instead
+of read. They are scaled such that activations stay of order one through any number of layers. Every layer has memory of
+its own, as in a real model: shared weights would stay in the processor's caches and look faster than they are. The
+token embeddings lie in an unnamed temporary file that is mapped into memory, so that only the rows that prompts use
+are resident, as with a real quantized checkpoint.
+"""
+
+from __future__ import annotations
+
+import mmap
+import tempfile
+
+import torch
+from torch import Tensor, nn
+
+from pixtral.bench.work import weight_bytes
+from pixtral.checkpoints.empty import build_empty
+from pixtral.configuration import LlavaConfig
+from pixtral.errors import ConfigError
+from pixtral.models.packed import PackedLinear
+from pixtral.ops.packing import LEVELS4
+from pixtral.pretrained import LlavaForConditionalGeneration
+from pixtral.quantization import Asked, choose_quantizer
+
+_BLOCK = 1 << 22  # numbers that are drawn at a time for the embeddings
+_SCALES = (64, 127)  # 8-bit scales of groups are drawn between these, with either sign
+
+
+def empty_model(config: LlavaConfig, asked: Asked) -> LlavaForConditionalGeneration:
+    """The network without memory (on `meta`), in bfloat16, its layers swapped as `asked`.
+
+    Raises:
+        ConfigError: quantization that cannot be had.
+    """
+    quantizer = choose_quantizer(asked, None, "the shape")
+    model = build_empty(LlavaForConditionalGeneration, config).to(torch.bfloat16)
+    if quantizer is not None:
+        quantizer.swap(model, torch.bfloat16)
+    config.dtype = config.text_config.dtype = config.vision_config.dtype = "bfloat16"
+    config.quantization_config = None if quantizer is None else quantizer.to_dict()
+    model.quantizer = quantizer
+    return model.eval().requires_grad_(False)
+
+
+def resident_bytes(model: LlavaForConditionalGeneration) -> int:
+    """Memory that the weights will take: all but the embeddings, of which only single rows are read."""
+    embeddings = model.decoder.embed_tokens.weight
+    tied = model.lm_head.weight is embeddings if isinstance(model.lm_head, nn.Linear) else False
+    return weight_bytes(model) - (0 if tied else embeddings.nbytes)
+
+
+def fill_random(model: LlavaForConditionalGeneration, seed: int = 0) -> None:
+    """Give every tensor of a model on `meta` memory and random numbers.
+
+    Raises:
+        ConfigError: no room on the disk for the token embeddings.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    embeddings = model.decoder.embed_tokens
+    table = nn.Parameter(_mapped(embeddings.weight.shape, generator), requires_grad=False)
+    if isinstance(model.lm_head, nn.Linear) and model.lm_head.weight is embeddings.weight:
+        model.lm_head.weight = table
+    embeddings.weight = table
+    for module in model.modules():
+        if isinstance(module, PackedLinear):
+            _fill_packed(module, generator)
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.is_meta:
+                setattr(module, name, nn.Parameter(_plain(name, parameter, generator), requires_grad=False))
+    left = [name for name, one in (*model.named_parameters(), *model.named_buffers()) if one.is_meta]
+    assert not left, f"left without a value: {left}"
+
+
+def _plain(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Ones for norms, zeros for biases, and else what keeps the size of activations."""
+    if like.dim() == 1:
+        return torch.full(like.shape, 0.0 if name == "bias" else 1.0, dtype=like.dtype)
+    width = like[0].numel()
+    return torch.empty(like.shape, dtype=like.dtype).normal_(std=width**-0.5, generator=generator)
+
+
+def _fill_packed(layer: PackedLinear, generator: torch.Generator) -> None:
+    """Random codes and scales; the scale of the rows makes outputs of order one from inputs of order one."""
+    codes = torch.empty(layer.codes.shape, dtype=torch.uint8)
+    codes.view(torch.int64).random_(-(2**63), None, generator=generator)
+    low, high = _SCALES
+    scales = torch.randint(low, high + 1, layer.scales.shape, dtype=torch.int8, generator=generator)
+    if layer.bits == 8:
+        codes.clamp_min_(1)  # code 0 is not used
+        levels = torch.arange(1, 256) - 128.0
+    else:
+        scales *= torch.randint(0, 2, scales.shape, dtype=torch.int8, generator=generator) * 2 - 1
+        levels = torch.tensor(LEVELS4, dtype=torch.float32)
+    size = levels.square().mean().sqrt() * scales.float().square().mean().sqrt() * layer.in_features**0.5
+    layer.codes, layer.scales = codes, scales
+    layer.row_scales = torch.full(layer.row_scales.shape, 1 / float(size))
+
+
+def _mapped(shape: torch.Size, generator: torch.Generator) -> Tensor:
+    """A random bfloat16 table in a temporary file without a name, mapped: it goes when the tensor goes."""
+    count = shape.numel()
+    try:
+        with tempfile.TemporaryFile() as file:
+            for start in range(0, count, _BLOCK):
+                block = torch.empty(min(_BLOCK, count - start), dtype=torch.bfloat16).normal_(generator=generator)
+                file.write(block.view(torch.uint8).numpy().data)
+            file.flush()
+            mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+    except OSError as error:
+        raise ConfigError(
+            f"cannot write the token embeddings ({2 * count / 1e9:.1f} GB) to {tempfile.gettempdir()}: {error}; "
+            "make room there, or set TMPDIR to a folder that has it"
+        ) from error
+    return torch.frombuffer(mapped, dtype=torch.bfloat16).view(shape)
