@@ -482,3 +482,116 @@ def test_no_warnings_in_ordinary_use(model, batch):
 def test_stop_strings_are_strings(model, batch):
     with pytest.raises(GenerationError, match=r"stop_strings is 5, expected a string or a list of strings"):
         model.generate(**batch.inputs(), max_new_tokens=2, stop_strings=5)
+
+
+# --- prompt lookup and the number format of the cache
+
+
+def alike(batch, model, **settings):
+    """The outputs of a call without and with prompt lookup."""
+    outputs = []
+    for lookup in ({}, {"prompt_lookup_num_tokens": 6, "max_matching_ngram_size": 1}):
+        torch.manual_seed(0)
+        outputs.append(model.generate(**batch.inputs(), **settings, **lookup))
+    return outputs
+
+
+@pytest.fixture
+def passes(model, monkeypatch):
+    seen = []
+    whole = model.forward_packed
+    monkeypatch.setattr(model, "forward_packed", lambda embeds, *a: seen.append(len(embeds)) or whole(embeds, *a))
+    return seen
+
+
+def test_prompt_lookup_changes_no_result(model, batch, passes):
+    plain, ahead = alike(batch, model, max_new_tokens=60)
+    assert ahead.equal(plain)
+    assert sum(passes[60:]) > sum(passes[:60])  # it was at work
+    assert len(passes) <= 120
+    for settings in (
+        {"repetition_penalty": 0.5},
+        {"do_sample": True, "temperature": 0.2, "top_k": 0},
+        {"do_sample": True, "temperature": 0.2, "seed": 3, "num_return_sequences": 2},
+        {"use_cache": False, "eos_token_id": 30, "min_new_tokens": 8},
+        {"prefill_chunk_size": 5, "no_repeat_ngram_size": 0},
+    ):
+        plain, ahead = alike(batch, model, max_new_tokens=30, **settings)
+        assert ahead.equal(plain), settings
+
+
+def test_prompt_lookup_changes_nothing_that_is_given_out_on_the_way(model, batch):
+    asked = {"return_dict_in_generate": True, "output_scores": True, "output_logits": True, "max_new_tokens": 40}
+    length, calls, recorders = batch.input_ids.shape[1], [], []
+    for lookup in (None, 6):
+        recorder, seen = Recorder(), []
+
+        def processor(ids, scores, seen=seen):
+            seen.append(ids.tolist())
+            scores = scores.clone()
+            scores[:, ids[:, -3:]] -= 0.7
+            return scores
+
+        def criterion(ids, scores, seen=seen):
+            seen.append((ids.tolist(), len(scores)))
+            return torch.tensor([False, ids.shape[1] >= length + 25, False])
+
+        output = model.generate(
+            **batch.inputs(), **asked, streamer=recorder, logits_processor=processor, stopping_criteria=criterion,
+            prompt_lookup_num_tokens=lookup,
+        )  # fmt: skip
+        calls.append(seen)
+        recorders.append((recorder.values, output))
+    assert calls[0] == calls[1]
+    (values, plain), (others, ahead) = recorders
+    assert values == others and len(values) == 41
+    assert ahead.sequences.equal(plain.sequences) and ahead.finish_reasons == plain.finish_reasons
+    for name in ("scores", "logits"):
+        assert len(ahead[name]) == 40
+        torch.testing.assert_close(torch.stack(ahead[name]), torch.stack(plain[name]), rtol=1e-4, atol=1e-4)
+
+
+def test_prompt_lookup_step_by_step(model, batch):
+    plain = [(step.rows, step.tokens) for step in model.generate_steps(**batch.inputs(), max_new_tokens=30)]
+    run = model.generate_steps(**batch.inputs(), max_new_tokens=30, prompt_lookup_num_tokens=5)
+    assert [(step.rows, step.tokens) for step in run] == plain
+
+
+def test_prompt_lookup_as_a_setting_of_the_model(model, batch, passes):
+    model.generation_config = GenerationConfig(max_new_tokens=30, pad_token_id=0, prompt_lookup_num_tokens=6)
+    try:
+        model.generate(**batch.inputs())
+        ahead, _ = sum(passes), passes.clear()
+        model.generate(**batch.inputs(), prompt_lookup_num_tokens=None)
+        assert sum(passes) < ahead
+    finally:
+        del model.generation_config
+
+
+def test_settings_of_prompt_lookup_and_of_the_cache(model, batch):
+    for wrong in ({"prompt_lookup_num_tokens": 0}, {"prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 0}):
+        with pytest.raises(GenerationError, match=f"{list(wrong)[-1]} is 0, expected an integer of at least 1"):
+            model.generate(**batch.inputs(), max_new_tokens=2, **wrong)
+    with pytest.warns(UserWarning, match="max_matching_ngram_size=3 without effect"):
+        model.generate(**batch.inputs(), max_new_tokens=2, max_matching_ngram_size=3)
+    with pytest.warns(UserWarning, match="kv_cache='bf16' without effect: use_cache=False"):
+        model.generate(**batch.inputs(), max_new_tokens=2, kv_cache="bf16", use_cache=False)
+    with pytest.raises(GenerationError, match="kv_cache is 'int4', expected 'bf16', 'int8', or None"):
+        model.generate(**batch.inputs(), max_new_tokens=2, kv_cache="int4")
+    for wrong in ("quantized", "static", "offloaded"):
+        with pytest.raises(
+            GenerationError, match=f"cache_implementation='{wrong}' is not implemented.*kv_cache='int8'"
+        ):
+            model.generate(**batch.inputs(), max_new_tokens=2, cache_implementation=wrong)
+    config = GenerationConfig.from_dict({"prompt_lookup_num_tokens": 4, "kv_cache": "int8", "assistant_lookbehind": 10})
+    assert (config.prompt_lookup_num_tokens, config.kv_cache) == (4, "int8")
+    with pytest.raises(ConfigError, match=r"assistant_model.*prompt_lookup_num_tokens"):
+        GenerationConfig.from_dict({"assistant_model": "m"})
+
+
+def test_a_cache_of_its_own_number_format(model, batch):
+    asked = {"return_dict_in_generate": True, "output_logits": True, "max_new_tokens": 3}
+    plain, rounded = (model.generate(**batch.inputs(), kv_cache=kind, **asked) for kind in (None, "bf16"))
+    for step, (exact, close) in enumerate(zip(plain.logits, rounded.logits, strict=True)):
+        torch.testing.assert_close(close, exact, rtol=0.1, atol=0.1)
+        assert not close.equal(exact), step

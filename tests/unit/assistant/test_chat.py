@@ -13,6 +13,8 @@ from pixtral.assets import demo_picture_path
 from pixtral.assistant import Answer
 from pixtral.assistant.options import sampling
 from pixtral.assistant.prompt import prepare
+from pixtral.engine.lookup import PromptLookup
+from pixtral.engine.loop import Generation
 from pixtral.errors import GenerationError, ImageError, PromptError
 
 QUESTION = "What is in the picture?"
@@ -134,6 +136,38 @@ def test_a_seed_makes_drawing_repeatable(assistant, picture):
     assert len({draw(seed) for seed in range(4)}) > 1
 
 
+def test_prompt_lookup_changes_no_answer(assistant, picture, monkeypatch):
+    rows = []
+    whole = assistant.model.forward_packed
+    monkeypatch.setattr(assistant.model, "forward_packed", lambda x, *rest: rows.append(len(x)) or whole(x, *rest))
+    plain, before = assistant.chat(QUESTION, picture), sum(rows)
+    rows.clear()
+    stream = assistant.chat(QUESTION, picture, stream=True, prompt_lookup_num_tokens=5)
+    assert "".join(stream) == stream.answer.text == plain.text
+    assert (stream.answer.usage, stream.answer.finish_reason) == (plain.usage, plain.finish_reason)
+    assert sum(rows) > before  # drafts were checked
+
+
+def test_prompt_lookup_and_the_cache_as_loaded_unless_a_chat_says_otherwise(assistant, picture, monkeypatch):
+    seen = []
+
+    def spy(*args, kv_cache, prompt_lookup):
+        seen.append((kv_cache, prompt_lookup))
+        return Generation(*args)
+
+    monkeypatch.setattr("pixtral.assistant.stream.Generation", spy)
+    monkeypatch.setattr(assistant, "kv_cache", "bf16")
+    monkeypatch.setattr(assistant, "prompt_lookup_num_tokens", 7)
+    assistant.chat(QUESTION, picture, max_new_tokens=1)
+    own = {"kv_cache": "int8", "prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 4}
+    assistant.chat(QUESTION, picture, max_new_tokens=1, **own)
+    assistant.conversation(kv_cache="int8", max_new_tokens=1).ask(QUESTION)
+    assert seen == [("bf16", PromptLookup(7, 2)), ("int8", PromptLookup(3, 4)), ("int8", PromptLookup(7, 2))]
+    monkeypatch.setattr(assistant, "prompt_lookup_num_tokens", None)
+    with pytest.raises(GenerationError, match="max_matching_ngram_size is 4, but nothing is looked up"):
+        assistant.chat(QUESTION, max_matching_ngram_size=4)
+
+
 def test_without_a_temperature_the_likeliest_token_is_taken():
     params = sampling({"max_new_tokens": 7, "seed": 3, "temperature": None, "top_p": None}, (2,))
     assert params.greedy
@@ -147,7 +181,16 @@ def test_without_a_temperature_the_likeliest_token_is_taken():
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"temperature": -1}, {"top_p": 2}, {"max_new_tokens": 0}, {"repetition_penalty": 0}, {"top_k": 1.5}]
+    "wrong",
+    [
+        {"temperature": -1},
+        {"top_p": 2},
+        {"max_new_tokens": 0},
+        {"repetition_penalty": 0},
+        {"top_k": 1.5},
+        {"kv_cache": "int3"},
+        {"prompt_lookup_num_tokens": 0},
+    ],
 )
 def test_options_out_of_range_are_refused(assistant, wrong):
     with pytest.raises(GenerationError, match=r"is .*expected"):

@@ -9,7 +9,7 @@ import torch
 
 import pixtral
 from pixtral.assets import demo_picture_path, tiny_path
-from pixtral.errors import CheckpointError, ConfigError
+from pixtral.errors import CheckpointError, ConfigError, GenerationError
 
 QUESTION = "What is in the picture?"
 
@@ -41,6 +41,14 @@ def test_limits_hold_for_every_picture():
     assistant = pixtral.load(limits=pixtral.ImageLimits(allow_files=False), device_map="cpu")
     with pytest.raises(pixtral.ImageError, match="allow_files"):
         assistant.chat(QUESTION, demo_picture_path())
+
+
+def test_how_answers_are_made_is_refused_before_anything_is_read(tmp_path):
+    for wrong, words in (({"kv_cache": "int3"}, "kv_cache is 'int3'"), ({"prompt_lookup_num_tokens": 0}, "lookup")):
+        with pytest.raises(GenerationError, match=words):
+            pixtral.load(tmp_path / "nowhere", **wrong)
+    assistant = pixtral.load(device_map="cpu", kv_cache="bf16", prompt_lookup_num_tokens=4)
+    assert (assistant.kv_cache, assistant.prompt_lookup_num_tokens) == ("bf16", 4)
 
 
 def test_what_cannot_be_loaded(tmp_path):
