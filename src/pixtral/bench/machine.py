@@ -9,8 +9,6 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-from pixtral import __version__
-
 # What the kernels ask of a processor, by the names of /proc/cpuinfo, and what people call it.
 FEATURES = {
     "avx2": "AVX2",
@@ -81,7 +79,7 @@ def describe(isa: str | None, threads: int) -> dict[str, Any]:
         "system": platform.platform(terse=True),
         "python": platform.python_version(),
         "torch": version("torch"),
-        "pixtral": __version__,
+        "pixtral": version("pixtral"),
     }
 
 

@@ -88,6 +88,7 @@ def bench(
     if compare not in (None, "transformers"):
         raise typer.BadParameter(f"--compare is {compare!r}; expected transformers")
     with_quantization = None if quantization == "none" else quantization
+    from pixtral import __version__
     from pixtral.bench import report as reports
     from pixtral.bench.settings import Settings
     from pixtral.bench.subject import loaded_subject, random_subject
@@ -114,6 +115,7 @@ def bench(
         hub = {"layout": layout, "revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
         subject = loaded_subject(model or str(tiny_path()), asked, settings, **hub)
     report = reports.measure(subject, settings, note)
+    report["machine"]["pixtral"] = __version__  # also where it runs from a checkout that is not installed
     if compare is not None:
         from pixtral.bench.peer import measure_transformers
 
