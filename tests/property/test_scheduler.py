@@ -17,13 +17,11 @@ from pixtral.engine.request import ImageInput, Request, Status
 from pixtral.engine.scheduler import Scheduler
 
 SIZE = 4  # tokens of a block
-BLOCKS = 12
+BLOCKS = 9
 IMG = 9
 
 # what prompts are made of: words, or a picture (its content, its number of patches)
-pieces = st.lists(
-    st.integers(1, 3) | st.tuples(st.sampled_from("ab"), st.sampled_from([2, 5])), min_size=1, max_size=14
-)
+pieces = st.lists(st.integers(1, 3) | st.tuples(st.sampled_from("ab"), st.sampled_from([2, 5])), min_size=1, max_size=9)
 
 
 def build(parts):
@@ -32,7 +30,7 @@ def build(parts):
     for part in parts:
         if isinstance(part, int):
             ids.append(part)
-        elif len(ids) + part[1] < BLOCKS * SIZE - 10:
+        elif len(ids) + part[1] < BLOCKS * SIZE - 6:
             name, patches = part
             images.append(ImageInput(len(ids), patches, patches, f"{name}{patches}".encode(), lambda: None))
             ids += [IMG] * patches
@@ -66,7 +64,7 @@ class Machine(RuleBasedStateMachine):
         self.arrival = itertools.count()
         self.encoded = set()
 
-    @rule(parts=pieces, new=st.integers(1, 9), priority=st.sampled_from([0, 0, 0, 1]), n=st.sampled_from([1, 1, 3]))
+    @rule(parts=pieces, new=st.integers(1, 24), priority=st.sampled_from([0, 0, 0, 1]), n=st.sampled_from([1, 1, 3]))
     def add(self, parts, new, priority, n):
         ids, images = build(parts)
         limit = min(new, BLOCKS * SIZE - len(ids))
@@ -122,8 +120,10 @@ class Machine(RuleBasedStateMachine):
         """Every decoding request has its token; prompts keep to the budget; pictures to theirs."""
         budget = self.scheduler.budget
         for request in decoding:
-            assert request in plan.tokens or request in plan.preempted or any(
-                image.end == request.num_prompt_tokens for image in request.images
+            assert (
+                request in plan.tokens
+                or request in plan.preempted
+                or any(image.end == request.num_prompt_tokens for image in request.images)
             )
         newest = sum(request in plan.tokens for request in decoding)
         assert sum(plan.tokens.values()) - newest <= max(budget.max_num_batched_tokens - newest, 0)

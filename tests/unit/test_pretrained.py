@@ -98,7 +98,11 @@ def test_arguments_for_the_hub_arrive(tmp_path: Path, monkeypatch: pytest.Monkey
             UnknownArgument,
             r"from_pretrained\(\) got an unknown argument 'dtpye'; did you mean 'dtype'",
         ),
-        ({"max_memory": {}}, UnknownArgument, "unknown argument 'max_memory'; known: activations, attn_implementation, "),
+        (
+            {"max_memory": {}},
+            UnknownArgument,
+            "unknown argument 'max_memory'; known: activations, attn_implementation, ",
+        ),
         ({"dtype": "float16", "torch_dtype": "bfloat16"}, ConfigError, "give one of them"),
         ({"attn_implementation": "flash_attention_2"}, ConfigError, "attn_implementation is 'flash_attention_2'"),
         ({"quantization_config": 4}, ConfigError, "quantization_config is a int; expected a pixtral.QuantizationConf"),

@@ -117,6 +117,7 @@ class AnswerStream(Iterator[str]):
                 decoding += now - clock
             if token not in self._how.sampling.stop_token_ids:
                 yield from self._tell(self._stop_text.push(decoder.push(token)))
+        assert state.finish_reason != "error", "an error is raised"
         reason: FinishReason = state.finish_reason or "abort"
         if not self._stop_text.found:
             yield from self._tell(self._stop_text.push(decoder.finish()))

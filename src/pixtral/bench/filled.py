@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from pixtral.configuration import MistralConfig
-from pixtral.engine.runner import PackedModel
+from pixtral.engine.network import PackedModel
 from pixtral.ops.attention import Packing
 from pixtral.ops.cache import KVCache
 

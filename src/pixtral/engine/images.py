@@ -140,13 +140,11 @@ class ImagePlanner:
                 self.cache.unpin(key)
             request.pinned &= needed
 
-    def release_all(self, request: Request, plan: Plan | None = None) -> None:
-        """The request needs none, also not of those that were to be encoded for it alone."""
+    def release_all(self, request: Request) -> None:
+        """The request needs none."""
         for key in request.pinned:
             self.cache.unpin(key)
         request.pinned.clear()
-        if plan is not None:
-            plan.encode = [image for image in plan.encode if image.key in self.cache]
 
     def _take(self, image: ImageInput, plan: Plan) -> bool:
         if image.key in self.cache:

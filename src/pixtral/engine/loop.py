@@ -1,16 +1,24 @@
-"""From prompts to tokens, one step at a time: the loop beneath generate() and chat."""
+"""From prompts to tokens in step, one token for everybody at a time: what generate() and chat do with the engine."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 
 import torch
 from torch import Tensor
 
+from pixtral.engine.blocks import BLOCK_SIZE, BlockPool
+from pixtral.engine.core import Core
+from pixtral.engine.images import ImageCache
 from pixtral.engine.lookup import PromptLookup
-from pixtral.engine.request import FinishReason, Prompt, SequenceState, Step, check_prompt_length, context_length
-from pixtral.engine.runner import PREFILL_TOKENS, PackedModel, Runner
-from pixtral.engine.sampling import SamplingParams, choose, penalize, seeded_generator, warp
+from pixtral.engine.network import PackedModel, cache_dtype
+from pixtral.engine.params import SamplingParams
+from pixtral.engine.plan import Budget
+from pixtral.engine.request import FinishReason, Prompt, Request, check_prompt_length, context_length
+from pixtral.engine.runner import Recompute, Runner
+from pixtral.engine.sampling import choose, penalize, seeded_generator, warp
+from pixtral.engine.scheduler import Scheduler
 from pixtral.engine.stopping import Decodes, StopStrings
 from pixtral.errors import GenerationError
 
@@ -20,12 +28,33 @@ __all__ = [
     "Prompt",
     "PromptLookup",
     "SamplingParams",
-    "SequenceState",
     "Step",
     "context_length",
 ]
 
 Edit = Callable[[Tensor, list[int]], Tensor]
+
+# Prompt tokens in one forward pass: enough to keep a processor busy, few enough to bound the activations.
+PREFILL_TOKENS = 4096
+# Room for new tokens that is made at once; the cache grows beyond it.
+ROOM = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """What one step gave to the R sequences that were running.
+
+    Attributes:
+        rows: R indices into `Generation.sequences`.
+        tokens: R new token ids.
+        scores: (R, V) float32, what the tokens were chosen from: logits after penalties, custom edits and filters.
+        logits: (R, V) float32 as the model gave them.
+    """
+
+    rows: list[int]
+    tokens: list[int]
+    scores: Tensor
+    logits: Tensor
 
 
 class Generation:
@@ -72,10 +101,14 @@ class Generation:
         """
         self.edit = edit
         self.generator = generator
-        self.sequences = [
-            _start(model, index, prompt, p, copy)
+        families = [
+            _family(model, index, prompt, p, copies)
             for index, (prompt, p) in enumerate(zip(prompts, params, strict=True))
-            for copy in range(copies)
+        ]
+        self.sequences = [request for family in families for request in family]
+        self._generators = [
+            None if one.params.seed is None else seeded_generator(one.params.seed, one.index, model.device)
+            for one in self.sequences
         ]
         self._stops: dict[tuple[str, ...], StopStrings] = {}
         for p in params:
@@ -87,16 +120,16 @@ class Generation:
                     )
                 self._stops[p.stop] = StopStrings(p.stop, tokenizer)
         self._seen: Tensor | None = None
-        self._runner = Runner(
-            model,
-            prompts,
-            self.sequences,
-            copies=copies,
-            use_cache=use_cache,
-            prefill_tokens=prefill_tokens,
-            kv_cache=kv_cache,
-            prompt_lookup=prompt_lookup,
-        )
+        budget = Budget(len(self.sequences), prefill_tokens, prefix_caching=False, grow=True)
+        # a block more for each than it asks for: the scheduler likes to see it before it lets another one in
+        blocks = BlockPool(sum(-(-(one.length + one.reserve) // BLOCK_SIZE) + 1 for one in self.sequences))
+        images = ImageCache(0)
+        cache_dtype(kv_cache, model.dtype)
+        runner = Runner(model, blocks, images, kv_cache) if use_cache else Recompute(model, images)
+        image_token = next((prompt.image_token for prompt in prompts), None)
+        self._core = Core(Scheduler(budget, blocks, images), runner, prompt_lookup, image_token)
+        for family in families:
+            self._core.add(family)
 
     @property
     def running(self) -> list[int]:
@@ -105,8 +138,7 @@ class Generation:
 
     def finish(self, row: int, reason: FinishReason = "stop") -> None:
         """End a sequence now; its tokens so far stay."""
-        if self.sequences[row].finish_reason is None:
-            self.sequences[row].finish_reason = reason
+        self._core.finish(self.sequences[row], reason)
 
     def __iter__(self) -> Iterator[Step]:
         while self.running:
@@ -117,8 +149,10 @@ class Generation:
         """One new token for every running sequence."""
         rows = self.running
         assert rows, "every sequence has ended"
-        logits = self._runner.next_logits(rows)
         states = [self.sequences[row] for row in rows]
+        while not all(self._core.is_ready(state) for state in states):
+            self._core.advance()
+        logits = self._core.logits(states).float()
         params = [state.params for state in states]
         scores = penalize(logits, params, self._seen_rows(rows, logits), [len(state.new_ids) for state in states])
         if self.edit is not None:
@@ -127,7 +161,7 @@ class Generation:
         chosen = choose(
             scores,
             params,
-            [state.generator for state in states],
+            [self._generators[row] for row in rows],
             shared=self.generator,
             slots=(rows, len(self.sequences)),
         )
@@ -135,23 +169,15 @@ class Generation:
         if self._seen is not None:
             self._seen[rows, chosen] = True
         for state, token in zip(states, tokens, strict=True):
-            self._append(state, token)
+            self._core.append(state, token, self._stop_string(state, token))
         return Step(rows, tokens, scores, logits)
 
-    def _append(self, state: SequenceState, token: int) -> None:
-        state.new_ids.append(token)
-        state.length += 1
-        if token in state.params.stop_token_ids:
-            state.finish_reason, state.stop_reason = "stop", token
-            return
-        if state.params.stop:
-            stops = self._stops[state.params.stop]
-            tail = [*state.prompt_ids[-stops.window :], *state.new_ids[-stops.window :]]
-            state.stop_reason = stops.match(tail)
-        if state.stop_reason is not None:
-            state.finish_reason = "stop"
-        elif len(state.new_ids) >= state.limit:
-            state.finish_reason = "length"
+    def _stop_string(self, state: Request, token: int) -> str | None:
+        """The stop string that this token completes."""
+        if not state.params.stop:
+            return None
+        stops = self._stops[state.params.stop]
+        return stops.match([*state.prompt_ids[-stops.window :], *state.new_ids[-stops.window :], token])
 
     def _seen_rows(self, rows: list[int], logits: Tensor) -> Tensor | None:
         """(R, V) bool: tokens that each sequence holds, or None when no sequence asks for it."""
@@ -165,9 +191,20 @@ class Generation:
         return self._seen[rows]
 
 
-def _start(model: PackedModel, index: int, prompt: Prompt, params: SamplingParams, copy: int) -> SequenceState:
-    """The `copy`-th continuation of the `index`-th prompt, before its first step."""
+def _family(model: PackedModel, index: int, prompt: Prompt, params: SamplingParams, copies: int) -> list[Request]:
+    """All continuations of the `index`-th prompt."""
     room = check_prompt_length(index, len(prompt.embeds), model.text_config)
     limit = min(params.max_tokens or room, room)
-    generator = None if params.seed is None else seeded_generator(params.seed, copy, model.device)
-    return SequenceState(params, prompt.ids, len(prompt.embeds), limit, generator)
+    return [
+        Request(
+            params,
+            prompt.ids,
+            len(prompt.embeds),
+            limit,
+            index=copy,
+            order=(0, index, copy),
+            reserve=min(limit, ROOM),
+            prompt_embeds=prompt.embeds,
+        )
+        for copy in range(copies)
+    ]

@@ -1,23 +1,25 @@
-"""What the engine works on: a prompt, a sequence on its way, and what one step gave."""
+"""What the engine works on: a prompt with its pictures, one continuation on its way, what comes out (no torch)."""
 
 from __future__ import annotations
 
 import dataclasses
-from typing import Literal
-
-import torch
-from torch import Tensor
+import enum
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pixtral.configuration import MistralConfig
-from pixtral.engine.sampling import SamplingParams
+from pixtral.engine.params import SamplingParams
 from pixtral.errors import PromptError
 
-FinishReason = Literal["stop", "length"]
+if TYPE_CHECKING:
+    from torch import Tensor
+
+FinishReason = Literal["stop", "length", "abort", "error"]
 
 
 @dataclasses.dataclass(frozen=True)
 class Prompt:
-    """One prompt, image features already in their places.
+    """One prompt as its embeddings, image features already in their places.
 
     Attributes:
         embeds: (S, C) in the model's dtype, S >= 1.
@@ -30,43 +32,160 @@ class Prompt:
     image_token: int | None = None
 
 
-@dataclasses.dataclass
-class SequenceState:
-    """One continuation of a prompt.
+@dataclasses.dataclass(frozen=True)
+class ImageInput:
+    """One picture in a prompt.
 
     Attributes:
-        length: prompt tokens and new tokens together.
-        limit: new tokens at most; the context's end is taken into account.
-        generator: of its own draws, if it has a seed.
-        finish_reason: None while it runs; "stop" (a stop token, string or criterion) or "length".
-        stop_reason: the token id or the string that ended it, if one did.
+        start: place of its first [IMG] in the prompt.
+        length: tokens from there to its last [IMG].
+        num_features: [IMG] tokens among them, one for each patch.
+        key: names the content: equal keys, equal pixels.
+        pixels: gives the normalised (3, H, W) tensor; asked for when the picture is encoded, perhaps more than once.
+    """
+
+    start: int
+    length: int
+    num_features: int
+    key: bytes
+    pixels: Callable[[], Any]
+
+    @property
+    def end(self) -> int:
+        """The place behind its last [IMG]."""
+        return self.start + self.length
+
+
+class Guide(Protocol):
+    """Says which tokens may come next in one sequence: a grammar, a schema, a list of choices."""
+
+    def mask(self, scores: Any) -> None:
+        """Set the scores (V,) float32 of tokens that may not come to -inf, in place."""
+        ...
+
+    def advance(self, token: int) -> None:
+        """The token was chosen."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class EngineRequest:
+    """What a caller asks of the engine.
+
+    Attributes:
+        request_id: any name that no unfinished request has.
+        prompt_ids: the prompt, pictures expanded to their [IMG] tokens.
+        params: how tokens are chosen; `params.n` continuations come out.
+        images: the pictures of the prompt in order.
+        priority: smaller goes first; within one priority, who came first.
+        guide: makes the grammar of each continuation.
+        skip_special_tokens: leave control tokens out of the text.
+    """
+
+    request_id: str
+    prompt_ids: tuple[int, ...]
+    params: SamplingParams
+    images: tuple[ImageInput, ...] = ()
+    priority: int = 0
+    guide: Callable[[], Guide] | None = None
+    skip_special_tokens: bool = True
+
+
+class Status(enum.Enum):
+    """Where a request stands."""
+
+    WAITING = "waiting"  # new, or preempted: holds no blocks
+    RUNNING = "running"
+    FINISHED = "finished"
+
+
+@dataclasses.dataclass(eq=False)
+class Request:
+    """One continuation of a prompt on its way through the engine; the scheduler's view of it.
+
+    Its tokens lie in one line: the prompt, what was chosen, the draft. Keys and values of the first `num_computed` of
+    them are in its blocks.
+
+    Attributes:
+        params: how tokens are chosen; all tokens that end it are among its `stop_token_ids`.
+        prompt_ids: of the prompt; empty when only its embeddings are known.
+        num_prompt_tokens: how long the prompt is.
+        limit: new tokens at most, the context's end taken into account.
+        index: which continuation of its prompt this is, from 0.
+        order: (priority, arrival, index): who goes first.
+        reserve: new tokens for which blocks are taken together with those of the prompt.
+        prompt_embeds: (S, C), where the prompt was embedded by the caller.
+        leader: the continuation of the same prompt that runs it for this one too.
+        followers: continuations that wait for this one to have run the prompt.
+        draft: tokens that may come next, run together with the newest one.
+        blocks: places of its keys and values.
+        block_keys: the names of its full blocks, as far as they are known.
+        num_registered: how many of its blocks can be found under their names.
+        pinned: pictures whose features must stay.
+        num_cached_tokens: of the prompt, found in the prefix cache when it was first admitted.
+        finish_reason: None while it goes on.
+        stop_reason: the token or string that ended it, if one did.
     """
 
     params: SamplingParams
     prompt_ids: tuple[int, ...]
-    length: int
+    num_prompt_tokens: int
     limit: int
-    generator: torch.Generator | None
+    images: tuple[ImageInput, ...] = ()
+    request_id: str = ""
+    index: int = 0
+    order: tuple[int, int, int] = (0, 0, 0)
+    reserve: int = 0
+    prompt_embeds: Tensor | None = None
+    leader: Request | None = None
+    followers: list[Request] = dataclasses.field(default_factory=list)
+    status: Status = Status.WAITING
     new_ids: list[int] = dataclasses.field(default_factory=list)
+    draft: list[int] = dataclasses.field(default_factory=list)
+    num_computed: int = 0
+    blocks: list[int] = dataclasses.field(default_factory=list)
+    block_keys: list[bytes] = dataclasses.field(default_factory=list)
+    num_registered: int = 0
+    pinned: set[bytes] = dataclasses.field(default_factory=set)
+    num_cached_tokens: int | None = None
     finish_reason: FinishReason | None = None
     stop_reason: int | str | None = None
 
+    @property
+    def length(self) -> int:
+        """Prompt and new tokens together."""
+        return self.num_prompt_tokens + len(self.new_ids)
 
-@dataclasses.dataclass(frozen=True)
-class Step:
-    """What one step gave to the R sequences that were running.
+    @property
+    def num_missing(self) -> int:
+        """Tokens, the draft included, whose keys and values have yet to be computed."""
+        return self.num_prompt_tokens + len(self.new_ids) + len(self.draft) - self.num_computed
 
-    Attributes:
-        rows: R indices into `Generation.sequences`.
-        tokens: R new token ids.
-        scores: (R, V) float32, what the tokens were chosen from: logits after penalties, custom edits and filters.
-        logits: (R, V) float32 as the model gave them.
-    """
+    @property
+    def is_decoding(self) -> bool:
+        """Whether everything before its newest token has been computed."""
+        return self.num_computed >= self.num_prompt_tokens + len(self.new_ids) - 1
 
-    rows: list[int]
-    tokens: list[int]
-    scores: Tensor
-    logits: Tensor
+    def append(self, token: int) -> None:
+        """A token was chosen; what was computed of a draft that says otherwise does not count."""
+        self.new_ids.append(token)
+        if self.draft and self.draft[0] == token:
+            del self.draft[0]
+            return
+        self.draft.clear()
+        self.num_computed = min(self.num_computed, self.length - 1)
+
+    def ids_between(self, start: int, end: int) -> list[int]:
+        """Tokens of the line at places start to end, the draft included."""
+        prompt = self.num_prompt_tokens
+        if start >= prompt:
+            said = len(self.new_ids)
+            start, end = start - prompt, end - prompt
+            if end <= said:
+                return self.new_ids[start:end]
+            return self.new_ids[start:] + self.draft[max(start - said, 0) : end - said]
+        ids = list(self.prompt_ids[start:end])
+        return ids if end <= prompt else ids + self.ids_between(prompt, end)
 
 
 def context_length(config: MistralConfig) -> int:

@@ -2,80 +2,16 @@
 
 from __future__ import annotations
 
-import dataclasses
 import math
-import numbers
 from collections.abc import Sequence
 
 import torch
 from torch import Tensor
 
+from pixtral.engine.params import SamplingParams
 from pixtral.errors import GenerationError
 
-
-@dataclasses.dataclass(frozen=True)
-class SamplingParams:
-    """How the tokens of one sequence are chosen and when it ends, in the words of OpenAI's API and vLLM.
-
-    Attributes:
-        temperature: divides the logits; 0 takes the likeliest token (greedy), and the other three are not used then.
-        top_k: keep the k likeliest tokens; 0 keeps all.
-        top_p: keep the likeliest tokens that together reach this probability; 1 keeps all.
-        min_p: drop tokens less likely than this share of the likeliest one; 0 drops none.
-        repetition_penalty: divides positive and multiplies negative logits of tokens already there, prompt included
-            (arXiv:1909.05858); 1 changes nothing.
-        seed: draw from a generator of this sequence's own, so that neighbours in the batch change nothing.
-        max_tokens: new tokens at most; None goes on to the end of the context.
-        min_tokens: new tokens before one of `stop_token_ids` may come.
-        stop: strings that end the sequence once they stand in its text (needs a tokenizer).
-        stop_token_ids: tokens that end the sequence; the token itself is kept.
-    """
-
-    temperature: float = 1.0
-    top_k: int = 0
-    top_p: float = 1.0
-    min_p: float = 0.0
-    repetition_penalty: float = 1.0
-    seed: int | None = None
-    max_tokens: int | None = None
-    min_tokens: int = 0
-    stop: tuple[str, ...] = ()
-    stop_token_ids: tuple[int, ...] = ()
-
-    def __post_init__(self) -> None:
-        _check_number("temperature", self.temperature, 0.0, math.inf, "0 for greedy, about 0.7 to sample")
-        _check_number("top_p", self.top_p, 0.0, 1.0, "1 keeps all tokens")
-        _check_number("min_p", self.min_p, 0.0, 1.0, "0 keeps all tokens")
-        _check_number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, "1 changes nothing")
-        if self.repetition_penalty == 0:
-            raise GenerationError("repetition_penalty is 0, expected a number above 0; 1 changes nothing")
-        _check_integer("top_k", self.top_k, 0, "0 keeps all tokens")
-        _check_integer("min_tokens", self.min_tokens, 0, "0 lets the sequence end at once")
-        if self.max_tokens is not None:
-            _check_integer("max_tokens", self.max_tokens, 1, "None goes on to the end of the context")
-        if self.seed is not None:
-            _check_integer("seed", self.seed, -(2**63), "any 64-bit integer")
-        for token in self.stop_token_ids:
-            _check_integer("stop_token_ids", token, 0, "token ids are not negative")
-        if any(not isinstance(text, str) or not text for text in self.stop):
-            raise GenerationError(f"stop is {self.stop!r}, expected strings of at least one character")
-
-    @property
-    def greedy(self) -> bool:
-        """Whether the likeliest token is taken."""
-        return self.temperature == 0
-
-
-def _check_number(name: str, value: object, low: float, high: float, hint: str) -> None:
-    good = isinstance(value, numbers.Real) and not isinstance(value, bool) and low <= float(value) <= high
-    if not good or value == math.inf:
-        span = f"a number from {low:g} to {high:g}" if high < math.inf else f"a number, at least {low:g}"
-        raise GenerationError(f"{name} is {value!r}, expected {span}; {hint}")
-
-
-def _check_integer(name: str, value: object, low: int, hint: str) -> None:
-    if not isinstance(value, numbers.Integral) or isinstance(value, bool) or not low <= int(value) < 2**64:
-        raise GenerationError(f"{name} is {value!r}, expected an integer of at least {low}; {hint}")
+__all__ = ["SamplingParams", "choose", "penalize", "seeded_generator", "warp"]
 
 
 def penalize(logits: Tensor, params: Sequence[SamplingParams], seen: Tensor | None, counts: Sequence[int]) -> Tensor:

@@ -105,7 +105,7 @@ class Scheduler:
         """Assert that nothing is lost and nothing is held by those who do not run."""
         assert self.running == sorted(self.running, key=_order) and self.waiting == sorted(self.waiting, key=_order)
         assert all(r.status is Status.RUNNING for r in self.running)
-        assert all(r.status is Status.WAITING and not (r.blocks or r.pinned) for r in self.waiting)
+        assert all(r.status is Status.WAITING and not (r.blocks or r.pinned or r.num_computed) for r in self.waiting)
         self.blocks.check(request.blocks for request in self.running)
         pins: dict[bytes, int] = {}
         for request in self.running:
@@ -115,11 +115,8 @@ class Scheduler:
         self.images.cache.check(pins)
 
     def _plan_newest(self, request: Request, spare: int, plan: Plan) -> int:
-        """A decoding request's newest token, and of its draft what there is budget for; gives what was taken of that."""
-        missing = request.num_missing
-        count = min(missing, 1 + spare)
-        if count < missing:
-            del request.draft[count - missing :]
+        """A decoding request's newest token, and of its draft what `spare` allows; gives what was taken of that."""
+        count = min(request.num_missing, 1 + spare)
         if not self._make_room(request, request.num_computed + count, plan):
             return 0
         count = self.images.fit(request, count, plan)  # a prompt may end with a picture
@@ -129,9 +126,8 @@ class Scheduler:
 
     def _plan_prompt(self, request: Request, spare: int, plan: Plan) -> int:
         count = self.images.fit(request, min(request.num_missing, spare), plan)
-        if not count or not self._make_room(request, request.num_computed + count, plan):
-            return 0
-        plan.tokens[request] = count
+        if count:  # its blocks have been its own since it was admitted
+            plan.tokens[request] = count
         return count
 
     def _admit(self, spare: int, plan: Plan) -> None:
@@ -189,20 +185,20 @@ class Scheduler:
 
     def _preempt(self, victim: Request, plan: Plan) -> None:
         self.running.remove(victim)
-        self._give_back(victim, plan)
+        assert victim not in plan.tokens, "the last in the order is planned last"
+        self._give_back(victim)
         victim.draft.clear()
         victim.num_computed = 0
         victim.status = Status.WAITING
         bisect.insort(self.waiting, victim, key=_order)
-        plan.tokens.pop(victim, None)
         plan.preempted.append(victim)
         self.num_preemptions += 1
 
-    def _give_back(self, request: Request, plan: Plan | None = None) -> None:
+    def _give_back(self, request: Request) -> None:
         if self._is_cached(request):
             register_full(self.blocks, request)
         release_table(self.blocks, request)
-        self.images.release_all(request, plan)
+        self.images.release_all(request)
 
     def _is_cached(self, request: Request) -> bool:
         """Whether blocks of the request can be found by others: embeddings have no names."""

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pixtral.configuration import GenerationConfig
 from pixtral.engine.loop import Generation
-from pixtral.engine.runner import PackedModel
+from pixtral.engine.network import PackedModel
 from pixtral.errors import GenerationError
 from pixtral.generation.arguments import merge_settings, split_arguments
 from pixtral.generation.inputs import make_prompts, read_inputs

@@ -8,8 +8,8 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from pixtral.engine.loop import Generation
-from pixtral.engine.request import SequenceState, Step
+from pixtral.engine.loop import Generation, Step
+from pixtral.engine.request import Request
 from pixtral.errors import GenerationError
 from pixtral.generation.output import GenerateDecoderOnlyOutput
 from pixtral.generation.settings import Settings
@@ -59,7 +59,7 @@ class Run:
         self.logits: list[Tensor] = []
 
     @property
-    def sequences(self) -> list[SequenceState]:
+    def sequences(self) -> list[Request]:
         """State of every sequence: its new tokens, and why it ended."""
         return self.generation.sequences
 

@@ -12,8 +12,8 @@ from typing import Any
 from torch import Tensor
 
 from pixtral.engine.lookup import DEFAULT_NGRAM, PromptLookup
-from pixtral.engine.runner import PREFILL_TOKENS
-from pixtral.engine.sampling import SamplingParams
+from pixtral.engine.loop import PREFILL_TOKENS
+from pixtral.engine.params import SamplingParams
 from pixtral.errors import GenerationError
 
 DEFAULT_NEW_TOKENS = 20

@@ -80,10 +80,13 @@ def test_ended_sequences_are_not_computed(model, monkeypatch):
 
     monkeypatch.setattr(model, "forward_packed", spy)
     params = [greedy_params(max_tokens=n) for n in (6, 1, 4, 2, 1)]
-    run(model, prompts(model), params)
+    generation = Generation(model, prompts(model), params)
+    blocks, held = generation._core.scheduler.blocks, []
+    for _ in generation:
+        held.append(blocks.num_blocks - blocks.num_free)
     assert rows[0] == (sum(LENGTHS), 5)
-    assert [n for n, _ in rows[1:]] == [3, 2, 2, 1, 1]
-    assert [regions for _, regions in rows[1:]] == [5, 2, 2, 1, 1]  # their part of the cache is given back by halves
+    assert rows[1:] == [(3, 3), (2, 2), (2, 2), (1, 1), (1, 1)]
+    assert held == [4, 3, 3, 1, 1, 0]  # their part of the cache is given back
 
 
 def test_copies_share_the_prompt(model, monkeypatch):
@@ -143,7 +146,7 @@ def test_the_context_ends_a_sequence(model):
 
 
 def test_the_cache_grows_past_the_room_made_at_first(model, monkeypatch):
-    monkeypatch.setattr("pixtral.engine.runner.ROOM", 2)
+    monkeypatch.setattr("pixtral.engine.loop.ROOM", 2)
     batch, params = prompts(model)[:3], [greedy_params(max_tokens=20)] * 3
     assert run(model, batch, params)[0] == [greedy(model, prompt.ids, [], 20) for prompt in batch]
     copies = run(model, batch, params, copies=2)[0]

@@ -1,0 +1,61 @@
+"""What the engine needs of a model, and in which number formats it keeps keys and values."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from pixtral.configuration import MistralConfig
+from pixtral.errors import GenerationError
+from pixtral.ops.attention import Packing
+from pixtral.ops.cache import KVCache
+
+# Number formats of the cache, by the names of `GenerationConfig.kv_cache`; None is the model's own.
+CACHE_DTYPES = {"bf16": torch.bfloat16, "int8": torch.int8}
+
+
+class PackedModel(Protocol):
+    """What the engine needs of a model: the packed interface of the classes in `pixtral.models`."""
+
+    @property
+    def text_config(self) -> MistralConfig:
+        """The decoder's configuration."""
+        ...
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model computes."""
+        ...
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of weights, embeddings and cache."""
+        ...
+
+    def embed(self, input_ids: Tensor) -> Tensor:
+        """(N,) int64 -> (N, C)."""
+        ...
+
+    def forward_packed(self, embeds: Tensor, positions: Tensor, packing: Packing, cache: KVCache | None) -> Tensor:
+        """(N, C) embeddings at (N,) positions -> (N, C) hidden states after the final norm."""
+        ...
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, C) -> (R, V)."""
+        ...
+
+
+def cache_dtype(kv_cache: str | None, model_dtype: torch.dtype) -> torch.dtype:
+    """The number format of keys and values.
+
+    Raises:
+        GenerationError: there is none of that name.
+    """
+    if kv_cache is None:
+        return model_dtype
+    if kv_cache not in list(CACHE_DTYPES):
+        kinds = ", ".join(map(repr, CACHE_DTYPES))
+        raise GenerationError(f"kv_cache is {kv_cache!r}, expected {kinds}, or None for the model's dtype")
+    return CACHE_DTYPES[kv_cache]

@@ -1,0 +1,104 @@
+"""Features by content: each picture through the tower once, as long as there is room."""
+
+from __future__ import annotations
+
+from pixtral.engine.images import ImageCache, ImagePlanner
+from pixtral.engine.params import SamplingParams
+from pixtral.engine.plan import Budget, Plan
+from pixtral.engine.request import ImageInput, Request
+
+
+def filled(limit, **sizes):
+    cache = ImageCache(limit)
+    for name, size in sizes.items():
+        assert cache.reserve(name.encode(), size)
+        cache.put(name.encode(), name)
+        cache.unpin(name.encode())
+    return cache
+
+
+def test_the_least_recently_used_goes_first():
+    cache = filled(10, a=4, b=4)
+    cache.pin(b"a")
+    cache.unpin(b"a")
+    assert cache.reserve(b"c", 3)
+    assert (b"a" in cache, b"b" in cache, cache.nbytes) == (True, False, 7)
+    cache.check({b"c": 1})
+
+
+def test_what_is_pinned_stays():
+    cache = filled(10, a=4, b=4)
+    cache.pin(b"a")
+    cache.pin(b"a")
+    assert not cache.reserve(b"c", 7)
+    assert b"b" in cache  # nothing is dropped in vain
+    cache.unpin(b"a")
+    assert not cache.reserve(b"c", 7)
+    cache.unpin(b"a")
+    assert cache.reserve(b"c", 7) and b"a" not in cache and len(cache) == 1
+
+
+def test_one_picture_larger_than_the_limit():
+    cache = filled(10, a=4)
+    assert cache.reserve(b"huge", 50) and len(cache) == 1
+    assert not cache.reserve(b"b", 1)
+    cache.put(b"huge", "huge")
+    cache.unpin(b"huge")
+    assert cache.reserve(b"b", 1) and cache.nbytes == 1
+    cache.check({b"b": 1})
+
+
+def test_a_picture_that_never_came_is_forgotten():
+    cache = ImageCache(10)
+    cache.reserve(b"a", 4)
+    cache.pin(b"a")
+    cache.unpin(b"a")
+    assert b"a" in cache
+    cache.unpin(b"a")
+    assert b"a" not in cache and cache.nbytes == 0
+
+
+def asked(*images):
+    length = max(image.end for image in images) + 1
+    return Request(SamplingParams(), (1,) * length, length, 9, images=images)
+
+
+def picture(start, length, key):
+    return ImageInput(start, length, length, key, lambda: None)
+
+
+def test_a_picture_is_encoded_when_its_first_token_is_planned_and_stays_until_its_last():
+    cache = ImageCache(8)
+    planner = ImagePlanner(cache, Budget(1, 10, max_encoder_tokens=100, feature_bytes=1))
+    request = asked(picture(2, 6, b"a"))
+    plan = Plan()
+    assert planner.fit(request, 2, plan) == 2 and plan.encode == []
+    request.num_computed = 2
+    assert planner.fit(request, 3, plan) == 3 and [image.key for image in plan.encode] == [b"a"]
+    cache.put(b"a", "features")
+    request.num_computed = 5
+    planner.release(request)
+    assert not cache.reserve(b"b", 8), "in the middle of the picture its features must stay"
+    assert planner.fit(request, 9, Plan()) == 9
+    request.num_computed = 8
+    planner.release(request)
+    assert cache.reserve(b"b", 8)
+
+
+def test_tokens_wait_before_the_first_picture_for_which_there_is_no_room():
+    planner = ImagePlanner(ImageCache(100), Budget(1, 10, max_encoder_tokens=10, feature_bytes=1))
+    request, plan = asked(picture(1, 6, b"a"), picture(8, 6, b"b"), picture(15, 2, b"c")), Plan()
+    assert planner.fit(request, 17, plan) == 8  # though the third would have fitted
+    assert [image.key for image in plan.encode] == [b"a"] and plan.images_closed
+    assert planner.fit(asked(picture(0, 1, b"d")), 2, plan) == 0, "those behind do not take the room"
+    huge, plan = asked(picture(3, 50, b"e")), Plan()
+    assert planner.fit(huge, 9, plan) == 9, "one always goes, however large"
+
+
+def test_equal_pictures_are_encoded_once_per_step():
+    planner = ImagePlanner(ImageCache(100), Budget(2, 10, max_encoder_tokens=100, feature_bytes=2))
+    one, two, plan = asked(picture(0, 4, b"a"), picture(5, 4, b"a")), asked(picture(1, 4, b"a")), Plan()
+    assert planner.fit(one, 9, plan) == 9 and planner.fit(two, 5, plan) == 5
+    assert len(plan.encode) == 1 and planner.num_hits == 1 and planner.cache.nbytes == 8
+    planner.release_all(one)
+    planner.cache.check({b"a": 1})
