@@ -10,6 +10,7 @@ import torch
 
 from pixtral.assistant.answer import Answer, FinishReason, Timings, Usage
 from pixtral.engine.loop import Generation, Prompt
+from pixtral.engine.text import StopText
 from pixtral.errors import GenerationError
 from pixtral.text.stream import StreamDecoder
 
@@ -17,38 +18,6 @@ if TYPE_CHECKING:
     from pixtral.assistant.options import HowToAnswer
     from pixtral.assistant.prompt import PreparedPrompt
     from pixtral.pretrained import LlavaForConditionalGeneration
-
-
-class StopText:
-    """Lets text through up to the first stop string, holding back an end that may turn out to begin one."""
-
-    def __init__(self, stops: Sequence[str]) -> None:
-        self.stops = tuple(stops)
-        self.found = False
-        self._held = ""
-
-    def push(self, text: str) -> str:
-        """The text that is certain not to belong to a stop string."""
-        self._held += text
-        places = [place for stop in self.stops if (place := self._held.find(stop)) >= 0]
-        if places:
-            self.found = True
-            certain, self._held = self._held[: min(places)], ""
-            return certain
-        keep = max((self._overlap(stop) for stop in self.stops), default=0)
-        cut = len(self._held) - keep
-        certain, self._held = self._held[:cut], self._held[cut:]
-        return certain
-
-    def finish(self) -> str:
-        """What was held back and begins no stop string after all."""
-        certain, self._held = self._held, ""
-        return certain
-
-    def _overlap(self, stop: str) -> int:
-        """How much of the stop string's beginning the held text ends with."""
-        longest = min(len(stop) - 1, len(self._held))
-        return next((size for size in range(longest, 0, -1) if self._held.endswith(stop[:size])), 0)
 
 
 class AnswerStream(Iterator[str]):

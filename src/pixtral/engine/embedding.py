@@ -56,8 +56,8 @@ class Embedder:
         request, found = span.request, []
         for image in request.images:
             first, last = max(image.start, span.start), min(image.end, span.end)
-            if first < last:
-                places = [at for at in range(first, last) if request.prompt_ids[at] == self.image_token]
+            places = [at for at in range(first, last) if request.prompt_ids[at] == self.image_token]
+            if places:
                 skipped = request.prompt_ids[image.start : first].count(self.image_token)
                 part = self.images.get(image.key)[skipped : skipped + len(places)]
                 found.append(([at - span.start + begin for at in places], part))

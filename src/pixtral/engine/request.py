@@ -9,12 +9,18 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pixtral.configuration import MistralConfig
 from pixtral.engine.params import SamplingParams
-from pixtral.errors import PromptError
+from pixtral.errors import PixtralError, PromptError
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 FinishReason = Literal["stop", "length", "abort", "error"]
+
+# What a request's own pictures, grammar or numbers may raise; other requests must not suffer from it.
+REQUEST_ERRORS = (
+    PixtralError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
+    TypeError, ValueError,
+)  # fmt: skip
 
 
 @dataclasses.dataclass(frozen=True)

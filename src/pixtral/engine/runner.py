@@ -48,6 +48,7 @@ class Runner:
         self.cache = PagedCache(model.text_config, blocks, cache_dtype(kv_cache, model.dtype), model.device)
         self._embedder = Embedder(model, images)
         self._tables: dict[Request, SlotTable] = {}
+        self.num_encoded = 0
 
     def encode(self, images: Sequence[ImageInput]) -> None:
         """All of them in one pass of the tower."""
@@ -56,6 +57,7 @@ class Runner:
         for image, features in zip(images, model.encode_images(pixels), strict=True):
             assert len(features) == image.num_features, (len(features), image)
             self.images.put(image.key, features)
+            self.num_encoded += 1
 
     def run(self, spans: Sequence[Span]) -> Tensor:
         """(R, V): the logits that the spans want, in their order."""

@@ -8,6 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pixtral.engine.drawing import pick
 from pixtral.engine.params import SamplingParams
 from pixtral.errors import GenerationError
 
@@ -123,7 +124,8 @@ def choose(
     for row in drawn:
         generator = generators[row]
         if generator is not None:
-            chosen[row] = torch.multinomial(probs[row], 1, generator=generator)[0]
+            uniform = torch.rand(1, dtype=torch.float64, generator=generator, device=generator.device)
+            chosen[row] = pick(probs[row : row + 1], uniform.to(probs.device))[0]
     common = [row for row in drawn if generators[row] is None]
     if common:
         places, total = slots if slots is not None else (range(len(scores)), len(scores))

@@ -26,6 +26,8 @@ class Scheduler:
         self.running: list[Request] = []
         self.waiting: list[Request] = []
         self.num_preemptions = 0
+        self.num_prompt_tokens = 0  # of requests that have been let in
+        self.num_cached_tokens = 0  # of these, found
 
     def add(self, request: Request) -> None:
         """A new request, at its place in the order."""
@@ -156,6 +158,8 @@ class Scheduler:
             request.num_registered = len(hits)
             if request.num_cached_tokens is None:
                 request.num_cached_tokens = request.num_computed
+                self.num_prompt_tokens += request.num_prompt_tokens
+                self.num_cached_tokens += request.num_computed
             self._run(request)
             plan.tokens[request] = count
             spare -= count
