@@ -9,6 +9,7 @@
     ├── CheckpointError     (OSError)      missing, broken or unexpected files and tensors
     ├── QuantizationError   (ValueError)   weights that cannot be stored in fewer bits
     ├── GenerationError     (ValueError)   arguments of generate()
+    ├── EngineError         (RuntimeError) an engine that has stopped, or takes no more requests
     ├── UnknownArgument     (TypeError)    a keyword that nobody would read
     └── MissingDependency   (ImportError)  an optional package; the message names the extra
 
@@ -55,6 +56,10 @@ class QuantizationError(PixtralError, ValueError):
 
 class GenerationError(PixtralError, ValueError):
     """An argument of generate() is wrong."""
+
+
+class EngineError(PixtralError, RuntimeError):
+    """The engine has stopped, or takes no more requests."""
 
 
 class UnknownArgument(PixtralError, TypeError):

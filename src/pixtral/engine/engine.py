@@ -100,6 +100,10 @@ class Engine:
         """Whether a step has anything to do."""
         return bool(self._live)
 
+    def is_known(self, request_id: str) -> bool:
+        """Whether a request of this name has continuations that have not ended."""
+        return request_id in self._families
+
     def add_request(self, request: EngineRequest) -> None:
         """Take a request in; it runs from the next step on, as soon as there is room.
 
