@@ -10,6 +10,7 @@ from typer.core import TyperGroup
 from pixtral.cli.bench import bench
 from pixtral.cli.chat import chat
 from pixtral.cli.demo import demo
+from pixtral.cli.doctor import doctor
 from pixtral.cli.inspect import inspect
 from pixtral.cli.output import fail
 from pixtral.errors import PixtralError
@@ -60,6 +61,7 @@ app.command()(chat)
 app.command()(inspect)
 app.command()(demo)
 app.command()(bench)
+app.command()(doctor)
 
 
 def main() -> None:
