@@ -19,17 +19,17 @@ from pixtral.errors import ConfigError, refuse_unknown
 from pixtral.generation import GenerationMixin
 from pixtral.models import llava, mistral, vision
 from pixtral.models.base import PixtralModule
-from pixtral.quantization import Asked, Quantizer
+from pixtral.quantization import Asked
+from pixtral.quantization.face import QuantizedModel
 
 T = TypeVar("T", bound="PretrainedModel")
 
 
-class PretrainedModel(PixtralModule):
+class PretrainedModel(QuantizedModel, PixtralModule):
     """What the public models add to the networks: files in and out, and defaults of generation."""
 
     config_class: type[Config]
     loaded_from: LoadedFrom | None = None
-    quantizer: Quantizer | None = None
     name_or_path: str = ""
 
     def __init__(self, config: Config) -> None:
@@ -82,7 +82,8 @@ class PretrainedModel(PixtralModule):
                 leaves them as they are stored, which may be packed.
             quantize_vision: also pack the vision tower's and the projector's, in 8 bits.
             activations: "int8" (fast; the default) or "bf16": what goes into packed layers.
-            quantization_config: the same with every setting: a QuantizationConfig, or its dict.
+            quantization_config: the same with every setting: a QuantizationConfig; or a BitsAndBytesConfig, for that
+                library; or the dict of one.
             layout: which layout to read when a folder holds both: "auto" (Hugging Face's), "hf", "mistral".
             revision, token, cache_dir, local_files_only, force_download: for the Hub.
             progress: show a bar, if stderr is a terminal.
@@ -118,11 +119,6 @@ class PretrainedModel(PixtralModule):
         if (model.loaded_from.folder / GenerationConfig.file_name).is_file():
             model._set_generation_config(GenerationConfig.from_folder(model.loaded_from.folder))
         return model
-
-    @property
-    def quantization_config(self) -> object:
-        """How the weights are quantized: a QuantizationConfig, a BitsAndBytesConfig, or None."""
-        return None if self.quantizer is None else self.quantizer.config
 
     def save_pretrained(
         self,

@@ -55,6 +55,30 @@ class BitsAndBytesQuantizer(Quantizer):
         """What was asked for, or what the checkpoint says."""
         return self._config
 
+    @property
+    def quantization_config(self) -> BitsAndBytesConfig:
+        """Transformers' name of `config`."""
+        return self._config
+
+    @property
+    def is_trainable(self) -> bool:
+        """True: adapters beside the quantized layers can be trained."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """False: the quantized weights themselves cannot."""
+        return False
+
+    @property
+    def is_compileable(self) -> bool:
+        """False, as in Transformers."""
+        return False
+
+    def is_serializable(self) -> bool:
+        """True: save_pretrained writes the quantized weights."""
+        return True
+
     def found(self, names: Collection[str]) -> None:
         """See Quantizer.found: a layer is quantized when its scales are there.
 
