@@ -129,6 +129,8 @@ def wanted_by(model: nn.Module, dtype: torch.dtype, quantizer: Quantizer | None)
     """What a model on `meta` needs, after the quantizer has swapped its layers."""
     tied = parameter_groups(model)
     layers = {} if quantizer is None else quantizer.swap(model, dtype)
+    if quantizer is not None:
+        quantizer.names = tuple(layers)
     slots: dict[str, Slot] = {}
     owners: dict[str, tuple[str, str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):

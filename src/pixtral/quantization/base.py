@@ -122,6 +122,7 @@ class Quantizer(ABC):
         method: `quant_method` in config.json.
         suffixes: what follows a layer's name and a dot in the names of all its stored tensors.
         stored: whether the files hold quantized tensors already.
+        names: of the layers that `swap` replaced; noted by the loader.
     """
 
     method: ClassVar[str]
@@ -129,6 +130,7 @@ class Quantizer(ABC):
 
     def __init__(self, *, stored: bool) -> None:
         self.stored = stored
+        self.names: tuple[str, ...] = ()
 
     @property
     @abstractmethod
