@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pixtral.errors import CheckpointError
+from pixtral.ops.memory import empty_huge
 
 DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
@@ -136,7 +137,7 @@ def read_tensor(info: TensorInfo, scratch: Tensor | None = None) -> Tensor:
     Raises:
         CheckpointError: the file is shorter than when its header was read.
     """
-    flat = torch.empty(info.nbytes, dtype=torch.uint8, device="cpu") if scratch is None else scratch[: info.nbytes]
+    flat = empty_huge([info.nbytes], torch.uint8) if scratch is None else scratch[: info.nbytes]
     view = flat.numpy().data
     with info.file.open("rb", buffering=0) as stream:
         stream.seek(info.start)
@@ -203,7 +204,9 @@ def aligned(shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> list[s
     return sorted(shapes, key=granularity, reverse=True)
 
 
-def write_file(file: Path, shapes: Mapping[str, tuple[torch.dtype, torch.Size]], tensors: Iterable[Tensor]) -> None:
+def write_file(
+    file: Path, shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], tensors: Iterable[Tensor]
+) -> None:
     """Write a safetensors file; memory used is one tensor.
 
     Args:

@@ -16,6 +16,7 @@ from pixtral.models.mistral import MistralDecoderLayer
 from pixtral.models.packed import PackedLinear
 from pixtral.models.vision import PixtralVisionModel
 from pixtral.ops.linear import choose_group_size, pack, packed_shapes
+from pixtral.ops.memory import empty_huge
 from pixtral.quantization.base import Quantizer, Slot, WeightSource, replace_module
 
 TILE = 16  # rows that are packed together: blocks of a weight are cut between them
@@ -83,7 +84,7 @@ class PackedQuantizer(Quantizer):
     def quantize(self, layer: nn.Module, source: WeightSource, device: torch.device) -> None:
         """Pack block after block, so that no second copy of a large weight is ever held."""
         assert isinstance(layer, PackedLinear)
-        whole = {name: torch.empty(shape, dtype=dtype, device="cpu") for name, (dtype, shape) in _shapes(layer).items()}
+        whole = {name: empty_huge(shape, dtype) for name, (dtype, shape) in _shapes(layer).items()}
         for start, rows in source.blocks(TILE):
             packed = pack(rows, layer.bits, layer.group_size)
             tiles = slice(start // TILE, start // TILE + len(packed.codes))
