@@ -153,19 +153,25 @@ class BitsAndBytesQuantizer(Quantizer):
 
     def _chosen(self, model: nn.Module) -> list[str]:
         linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
-        if self.stored and self._quantized is not None:
-            return [name for name in linear if name in self._quantized]
         skip = self._config.llm_int8_skip_modules
-        if skip is None:
-            skip = _kept(model)
-        else:
+        if skip is not None and not self.stored:
             _report_idle(skip, linear)
-        return [name for name in linear if not any(skips(pattern, name) for pattern in skip)]
+        said = _unskipped(linear, _kept(model) if skip is None else skip)
+        if self._quantized is None:
+            return said
+        chosen = [name for name in linear if name in self._quantized]
+        if chosen != said:  # modules had other names when the files were written; these have to be right when saved
+            self._config.llm_int8_skip_modules = [name for name in linear if name not in self._quantized]
+        return chosen
 
 
 def skips(pattern: str, name: str) -> bool:
     """Whether an entry of llm_int8_skip_modules names a layer: by its start, up to a full stop, or by its end."""
     return name.endswith(pattern) or re.match(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))", name) is not None
+
+
+def _unskipped(linear: list[str], skip: list[str]) -> list[str]:
+    return [name for name in linear if not any(skips(pattern, name) for pattern in skip)]
 
 
 def _kept(model: nn.Module) -> list[str]:
