@@ -18,6 +18,7 @@ from pixtral.checkpoints.config import LLAVA, Kind, kind_of
 from pixtral.checkpoints.layout import weight_names
 from pixtral.checkpoints.memory import gigabytes
 from pixtral.checkpoints.opening import head_counts
+from pixtral.checkpoints.shards import plan_shards, write_index
 from pixtral.checkpoints.staging import staging
 from pixtral.checkpoints.tensors import DTYPES, aligned, write_file
 from pixtral.configuration import Config, GenerationConfig, LlavaConfig, MistralConfig
@@ -148,20 +149,23 @@ def _config_name(layout: str) -> str:
 
 
 def _config_json(model: nn.Module, kind: Kind, config: Config, layout: str) -> str:
-    values: dict[str, Any]
     if layout == "mistral":
         assert isinstance(config, LlavaConfig)
-        values = config.to_params()
-    else:
-        dtype = str(next(p.dtype for p in model.parameters() if p.is_floating_point())).removeprefix("torch.")
-        values = {**config.to_dict(), "architectures": [kind.model.__name__], "dtype": dtype}
-        for part in ("text_config", "vision_config"):
-            if part in values:
-                values[part]["dtype"] = dtype
-        quantizer = _quantizer(model)
-        values.pop("quantization_config", None)
-        if quantizer is not None:
-            values["quantization_config"] = quantizer.to_dict()
+        return json.dumps(config.to_params(), indent=2) + "\n"
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    return config_json(kind, config, dtype, _quantizer(model))
+
+
+def config_json(kind: Kind, config: Config, dtype: torch.dtype, quantizer: Quantizer | None) -> str:
+    """The content of config.json."""
+    name = str(dtype).removeprefix("torch.")
+    values: dict[str, Any] = {**config.to_dict(), "architectures": [kind.model.__name__], "dtype": name}
+    for part in ("text_config", "vision_config"):
+        if part in values:
+            values[part]["dtype"] = name
+    values.pop("quantization_config", None)
+    if quantizer is not None:
+        values["quantization_config"] = quantizer.to_dict()
     return json.dumps(values, indent=2) + "\n"
 
 
@@ -169,21 +173,11 @@ def _write_weights(
     folder: Path, parameters: dict[str, Tensor], stem: str, limit: int, heads: tuple[int, int, int] | None
 ) -> list[str]:
     """Write the weights into `folder`; the names of the files, the index last."""
-    shards = _shards(parameters, limit)
-    if len(shards) == 1:
-        written = [f"{stem}.safetensors"]
-    else:
-        written = [f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    for file, shard in zip(written, shards, strict=True):
-        shapes = {name: (parameters[name].dtype, parameters[name].shape) for name in shard}
-        write_file(folder / file, shapes, _values(parameters, shard, heads))
-    if len(shards) > 1:
-        total = sum(p.numel() * p.element_size() for p in parameters.values())
-        where = {name: file for file, shard in zip(written, shards, strict=True) for name in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-        written.append(f"{stem}.safetensors.index.json")
-        (folder / written[-1]).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return written
+    shapes = {name: (value.dtype, tuple(value.shape)) for name, value in parameters.items()}
+    shards = plan_shards(shapes, stem, limit)
+    for file, names_in_it in shards.items():
+        write_file(folder / file, {name: shapes[name] for name in names_in_it}, _values(parameters, names_in_it, heads))
+    return [*shards, *write_index(folder, stem, shards, shapes)]
 
 
 def _values(parameters: dict[str, Tensor], shard: list[str], heads: tuple[int, int, int] | None) -> Iterator[Tensor]:
@@ -194,19 +188,6 @@ def _values(parameters: dict[str, Tensor], shard: list[str], heads: tuple[int, i
             count = names.rotary_heads(names.MISTRAL.canonical(name) or name, *heads)
             value = value if count is None else names.to_interleaved(value.contiguous(), count)
         yield value
-
-
-def _shards(parameters: dict[str, Tensor], limit: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, parameter in parameters.items():
-        nbytes = parameter.numel() * parameter.element_size()
-        if shards[-1] and size + nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += nbytes
-    return shards
 
 
 def _publish(source: Path, target: Path, weights: list[str], texts: list[str], layout: str) -> tuple[Path, ...]:

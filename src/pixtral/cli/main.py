@@ -13,6 +13,7 @@ from pixtral.cli.demo import demo
 from pixtral.cli.doctor import doctor
 from pixtral.cli.inspect import inspect
 from pixtral.cli.output import fail
+from pixtral.cli.quantize import quantize
 from pixtral.errors import PixtralError
 
 
@@ -59,6 +60,7 @@ def root(
 
 app.command()(chat)
 app.command()(inspect)
+app.command()(quantize)
 app.command()(demo)
 app.command()(bench)
 app.command()(doctor)
