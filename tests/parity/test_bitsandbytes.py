@@ -225,6 +225,20 @@ def test_bytes_dtypes_logits_and_tokens(scheme: str, dtype: Any, folder: Path) -
     assert same >= 3 or model.dtype != torch.bfloat16
 
 
+@pytest.mark.parametrize("devices", [{"": "cpu"}, {"model": "cpu", "lm_head": "cpu"}, "auto", None], ids=str)
+def test_modules_that_a_device_map_leaves_on_the_cpu(devices: Any, folder: Path) -> None:
+    for offload in (False, True):
+        scheme = {**NF4, "llm_int8_enable_fp32_cpu_offload": offload}
+        reference = transformers.LlavaForConditionalGeneration.from_pretrained(
+            folder, device_map=devices, quantization_config=transformers.BitsAndBytesConfig(**scheme)
+        )
+        model = LlavaForConditionalGeneration.from_pretrained(
+            folder, device_map=devices, quantization_config=BitsAndBytesConfig(**scheme)
+        )
+        assert kinds(model) == kinds(reference)
+        assert_same(state(model), state(reference))
+
+
 def test_attributes_that_programs_ask_for(folder: Path) -> None:
     for scheme in ("nf4", "int8"):
         reference, model = theirs(folder, SCHEMES[scheme]), ours(folder, SCHEMES[scheme])

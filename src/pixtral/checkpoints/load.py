@@ -97,7 +97,8 @@ def load_model(
         local_files_only=local_files_only,
         force_download=force_download,
     )
-    found = open_checkpoint(files, cls, config=config, dtype=wanted, asked=asked)
+    waiting = tuple(name for name, place in wish.devices.items() if place in ("cpu", "disk"))
+    found = open_checkpoint(files, cls, config=config, dtype=wanted, asked=asked, waiting=waiting)
     refuse(found.plan, found.contents)
     placement, offloaded = choose_placement(found, wish), Offloaded(wish.offload_folder)
     target = Target(found.dtype, placement, offloaded, found.heads, found.quantizer)

@@ -61,6 +61,7 @@ def open_checkpoint(
     config: Config | None = None,
     dtype: torch.dtype | None = None,
     asked: Asked | None = None,
+    waiting: tuple[str, ...] = (),
 ) -> Opened:
     """Look at a checkpoint as a load would; reads headers only.
 
@@ -70,6 +71,7 @@ def open_checkpoint(
         config: used instead of the checkpoint's own; copied.
         dtype: to compute in; None for what the configuration says, else what most weights are.
         asked: for quantized weights; what the checkpoint says when left out.
+        waiting: modules that the caller puts on the CPU or the disk by name.
 
     Raises:
         CheckpointError: broken files, another network, or a quantization that is not read.
@@ -89,6 +91,8 @@ def open_checkpoint(
         settle_head_dim(config, contents.tensors)
     dtype = dtype or _stored_dtype(raw, kind, contents)
     model = build_empty(cls or kind.model, config)
+    if quantizer is not None:
+        quantizer.waiting = waiting
     if quantizer is not None and quantizer.stored:
         quantizer.found([kind.own.spell_stored(name, contents.suffixes) or name for name in contents.tensors])
     plan = make_plan(wanted_by(model, dtype, quantizer), kind, contents)

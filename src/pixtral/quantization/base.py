@@ -123,6 +123,7 @@ class Quantizer(ABC):
         suffixes: what follows a layer's name and a dot in the names of all its stored tensors.
         stored: whether the files hold quantized tensors already.
         names: of the layers that `swap` replaced; noted by the loader.
+        waiting: modules that a caller puts on the CPU or the disk by name; noted by the loader before `swap`.
     """
 
     method: ClassVar[str]
@@ -131,6 +132,7 @@ class Quantizer(ABC):
     def __init__(self, *, stored: bool) -> None:
         self.stored = stored
         self.names: tuple[str, ...] = ()
+        self.waiting: tuple[str, ...] = ()
 
     @property
     @abstractmethod

@@ -156,7 +156,10 @@ class BitsAndBytesQuantizer(Quantizer):
         skip = self._config.llm_int8_skip_modules
         if skip is not None and not self.stored:
             _report_idle(skip, linear)
-        said = _unskipped(linear, _kept(model) if skip is None else skip)
+        skip = _kept(model) if skip is None else skip
+        if self._config.llm_int8_enable_fp32_cpu_offload:
+            skip = [*skip, *self.waiting]
+        said = _unskipped(linear, skip)
         if self._quantized is None:
             return said
         chosen = [name for name in linear if name in self._quantized]
