@@ -87,10 +87,10 @@ def inputs(batch: Batch, model: Any) -> dict[str, Tensor]:
     return found
 
 
-def batches(model: LlavaForConditionalGeneration) -> Iterator[Batch]:
+def batches(model: LlavaForConditionalGeneration, seeds: int = 1) -> Iterator[Batch]:
     """Prompts for which both sides hand the library the same rows: not padded, and at most one image."""
-    for grids in ((((3, 4),),), (((5, 2),),), ((),)):
-        for seed in range(2):
+    for seed in range(seeds):
+        for grids in ((((3, 4),),), ((),)):
             yield random_batch(model.config, grids, seed=seed)
 
 
@@ -104,7 +104,7 @@ def greedy(model: Any, batch: Batch, **settings: Any) -> list[list[int]]:
     with warnings.catch_warnings():
         # Transformers names the classes of tensors that torch is about to rename
         warnings.filterwarnings("ignore", category=DeprecationWarning, module="transformers")
-        found: list[list[int]] = model.generate(**inputs(batch, model), max_new_tokens=12, **settings).tolist()
+        found: list[list[int]] = model.generate(**inputs(batch, model), max_new_tokens=8, **settings).tolist()
     return found
 
 
@@ -178,7 +178,7 @@ def test_the_same_layers_are_converted(network: str, tied: bool) -> None:
     for skip in SKIPS:
         if tied and skip is not None:
             continue  # an output layer that is tied and quantized: nobody can save that
-        for bits in ({"load_in_4bit": True}, {"load_in_8bit": True}):
+        for bits in ({"load_in_4bit": True}, {"load_in_8bit": True})[: 2 if skip is None else 1]:
             chosen = {**bits, "llm_int8_skip_modules": skip}
             with torch.device("meta"):
                 reference = getattr(transformers, network)(getattr(transformers, other)(**copy.deepcopy(values)))
@@ -216,13 +216,13 @@ def test_bytes_dtypes_logits_and_tokens(scheme: str, dtype: Any, folder: Path) -
     buffers = sum(buffer.nbytes for buffer in reference.buffers())  # their rotary tables
     assert model.get_memory_footprint() == reference.get_memory_footprint() - buffers
     same = 0
-    for batch in batches(model):
+    for batch in batches(model, 2 if dtype == "auto" else 1):
         found, expected = logits(model, batch), logits(reference, batch)
         assert (found - expected).abs().max() <= 0.05 * expected.abs().max()
         if torch.equal(found, expected):
             same += 1
             assert greedy(model, batch) == greedy(reference, batch)
-    assert same >= 3 or model.dtype != torch.bfloat16
+    assert same >= 2 or model.dtype != torch.bfloat16
 
 
 @pytest.mark.parametrize("devices", [{"": "cpu"}, {"model": "cpu", "lm_head": "cpu"}, "auto", None], ids=str)
@@ -349,7 +349,7 @@ def test_the_native_layout_gives_the_same_bytes(folder: Path, tmp_path: Path) ->
     native = {name: value.contiguous() for name, value in native_state(plain.state_dict(), VALUES).items()}
     write_weights(tmp_path, native, "consolidated")
     (tmp_path / "params.json").write_text(json.dumps(params_json(VALUES)))
-    for scheme in SCHEMES.values():
+    for scheme in (SCHEMES["double"], SCHEMES["int8_skip"]):
         model = ours(tmp_path, scheme)
         assert model.loaded_from is not None and model.loaded_from.layout == "mistral"
         assert_same(state(model), state(ours(folder, scheme)))
@@ -382,14 +382,13 @@ def test_answers_of_the_embedded_model(scheme: str) -> None:
     processor.tokenizer.padding_side = "left"
     reference, model = theirs(tiny_path(), TINY[scheme]), ours(tiny_path(), TINY[scheme])
     assert_same(state(model), state(reference))
-    for pictures in ((1, 1, 1, 1), (3, 1, 2, 1)):
-        given = questions(processor, pictures)
-        given["pixel_values"] = given["pixel_values"].to(model.dtype)
-        length = given["input_ids"].shape[1]
-        with torch.no_grad():
-            found = model.generate(**given, max_new_tokens=24, do_sample=False)
-            expected = reference.generate(**given, max_new_tokens=24, do_sample=False)
-        assert found[:, length:].tolist() == expected[:, length:].tolist(), (scheme, pictures)
+    given = questions(processor, (3, 1, 2, 1))
+    given["pixel_values"] = given["pixel_values"].to(model.dtype)
+    with torch.no_grad():
+        found = model.generate(**given, max_new_tokens=16, do_sample=False)
+        expected = reference.generate(**given, max_new_tokens=16, do_sample=False)
+    assert found.tolist() == expected.tolist()
+    assert len(set(map(tuple, found[:, given["input_ids"].shape[1] :].tolist()))) == len(QUESTIONS)  # each its own
 
 
 def test_both_kinds_of_padding_and_chat() -> None:
@@ -400,9 +399,9 @@ def test_both_kinds_of_padding_and_chat() -> None:
         processor.tokenizer.padding_side = side
         given = questions(processor, (1, 1, 1, 1))
         given["pixel_values"] = given["pixel_values"].to(model.dtype)
-        rows[side] = model.generate(**given, max_new_tokens=24)[:, given["input_ids"].shape[1] :].tolist()
+        rows[side] = model.generate(**given, max_new_tokens=16)[:, given["input_ids"].shape[1] :].tolist()
     assert rows["left"] == rows["right"]
     assistant = pixtral.load(quantization_config=BitsAndBytesConfig(**NF4))
     for question, row in zip(QUESTIONS, rows["left"], strict=True):
-        answer = assistant.chat(question, images=demo_picture_path(), max_new_tokens=24)
+        answer = assistant.chat(question, images=demo_picture_path(), max_new_tokens=16)
         assert answer.text.strip() == processor.decode(row, skip_special_tokens=True).strip()
