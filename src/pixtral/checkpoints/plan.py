@@ -221,6 +221,12 @@ def advice(plan: Plan, contents: Contents) -> str:
     """What to do about the problems."""
     if any(name.rpartition(".")[2] in _QUANTIZED for name in plan.unexpected):
         return "The extra names look like a quantized checkpoint: use the one in bfloat16."
+    odd = {*plan.missing, *(name for name, _, _ in plan.mismatched)}
+    if contents.suffixes and not odd.isdisjoint(plan.wanted.owners):
+        return (
+            "The quantized weights are not whole, or not what quantization_config says: fetch them again, or quantize "
+            "the original checkpoint."
+        )
     if contents.promised:
         return "The files are not the ones the index was written for: fetch them again."
     if plan.missing == ("lm_head.weight",):
