@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import json
+import subprocess
+import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,7 +17,8 @@ from random_models import packable_dict
 from safetensors.torch import load_file, save_file
 
 from pixtral.checkpoints import load_model, save_model
-from pixtral.configuration import QuantizationConfig
+from pixtral.checkpoints.empty import build_empty
+from pixtral.configuration import LlavaConfig, QuantizationConfig
 from pixtral.errors import CheckpointError, ConfigError
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
@@ -338,3 +342,67 @@ def test_memory_is_that_of_the_packed_model(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("pixtral.checkpoints.memory.available_memory", lambda device: room - 1)
     with pytest.raises(CheckpointError, match=r"needs 0.\d MB in int4, but 0.\d MB are available on cpu"):
         load(tmp_path, INT4)
+
+
+PEAK = """
+import sys, json, math, pathlib, torch
+from pixtral.checkpoints import load_model
+from pixtral.checkpoints.layout import find
+from pixtral.checkpoints.quantize import quantize_checkpoint
+from pixtral.configuration import QuantizationConfig
+from pixtral.models.llava import LlavaForConditionalGeneration as Model
+from pixtral.ops.linear import PackedWeight, packed_shapes
+from pixtral.quantization import Asked, base, packed
+
+def status(field):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
+
+def pack(rows, bits, group_size):  # the loader's memory is looked at, not the search for scales
+    shapes = packed_shapes(bits, group_size, *rows.shape)
+    return PackedWeight(bits, group_size, *rows.shape, *(torch.zeros(s, dtype=d) for d, s in shapes.values()))
+
+what, small, large, out = sys.argv[1:]
+packed.pack = pack
+base.BLOCK_BYTES = 4_000_000
+asked = None if what == "stored" else Asked("int4")
+if what != "quantize":
+    load_model(Model, small, asked=asked)
+else:
+    quantize_checkpoint(find(pathlib.Path(small)), pathlib.Path(out + "-small"), QuantizationConfig())
+pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+before = status("VmRSS")
+if what == "quantize":
+    made = quantize_checkpoint(find(pathlib.Path(large)), pathlib.Path(out), QuantizationConfig())
+    size = made.after
+else:
+    model = load_model(Model, large, asked=asked)
+    size = model.get_memory_footprint()
+print(json.dumps({"grown": status("VmHWM") - before, "model": size}))
+"""
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+def test_peak_memory_is_the_packed_model_and_a_block(tmp_path: Path) -> None:
+    """Also with an output layer that is most of the model; a stored model takes no memory before it is used."""
+    config = packable_dict(
+        text={"vocab_size": 65536, "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 2}
+    )
+    write_hf(tmp_path / "small", config=packable_dict())
+    empty = build_empty(LlavaForConditionalGeneration, LlavaConfig.from_dict(copy.deepcopy(config))).state_dict()
+    state = {prefixed(n, "classic"): torch.zeros(v.shape, dtype=torch.bfloat16) for n, v in empty.items()}
+    write_weights(tmp_path / "large", state, "model", shards=2)
+    (tmp_path / "large" / "config.json").write_text(json.dumps(config))
+    head, embeddings = 65536 * 1024, 2 * 65536 * 1024
+    results = {}
+    for what in ("load", "quantize", "stored"):
+        small, large = ("out-small", "out") if what == "stored" else ("small", "large")
+        arguments = [sys.executable, "-W", "error", "-c", PEAK, what]
+        folders = [str(tmp_path / small), str(tmp_path / large), str(tmp_path / "out")]
+        ran = subprocess.run([*arguments, *folders], check=True, capture_output=True, text=True)
+        results[what] = json.loads(ran.stdout)
+    slack = 12e6
+    assert results["load"]["model"] > head + embeddings
+    assert results["load"]["grown"] < results["load"]["model"] - embeddings + slack, results
+    assert results["quantize"]["grown"] < max(head, embeddings) + slack, results  # one after the other
+    assert results["stored"]["grown"] < slack, results
