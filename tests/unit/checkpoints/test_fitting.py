@@ -71,7 +71,7 @@ def test_12b_on_24_gigabytes(pixtral_12b: Path, available: dict[str, int]) -> No
     for arguments in ({}, {"device_map": "auto"}, {"device_map": {"": "cpu"}}):
         assert refusal(pixtral_12b, **arguments) == (
             "the model needs 25.4 GB in bfloat16, but 24.0 GB are available on cpu; "
-            'quantization="int4" needs 8.6 GB and fits; '
+            'quantization="int4" needs 8.7 GB and fits; '
             'device_map="auto" with offload_folder=... keeps up to 21.6 GB in memory and reads the rest from the disk'
         )
     decoder = refusal(pixtral_12b, MistralForCausalLM, dtype="float32")
@@ -87,7 +87,7 @@ def test_only_what_fits_is_named(pixtral_12b: Path, available: dict[str, int], m
     assert "int4" not in said and 'on cpu; device_map="auto" with offload_folder=... keeps up to 6.3 GB' in said
     assert refusal(pixtral_12b, quantization="int8").endswith("use a machine with more memory, or close other programs")
     available["cpu"] = 12 * GB
-    assert refusal(pixtral_12b, quantization="int8").endswith('on cpu; quantization="int4" needs 8.6 GB and fits')
+    assert refusal(pixtral_12b, quantization="int8").endswith('on cpu; quantization="int4" needs 8.7 GB and fits')
     available["cpu"] = 2 * GB
     assert refusal(pixtral_12b).endswith("use a machine with more memory, or close other programs")
     available["cpu"] = int(0.5 * GB)
