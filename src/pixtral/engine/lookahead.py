@@ -47,7 +47,7 @@ class Lookahead:
     def ready(self) -> bool:
         """Whether the next logits are there: every token chosen since the draft began is the draft's."""
         since = self._state.new_ids[self._begin :]
-        return bool(self._logits) and since == self._draft[: len(since)]
+        return len(since) < len(self._logits) and since == self._draft[: len(since)]
 
     def chunk(self) -> Chunk:
         """What to run now: a draft behind the newest token, or more tokens behind the draft that holds so far."""
