@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator
 
 import torch
+from torch import nn
 
 from pixtral.checkpoints import memory
 from pixtral.checkpoints.dispatch import has_accelerate, spread
@@ -14,8 +15,10 @@ from pixtral.checkpoints.fill import Target, rows_only, scratch_bytes
 from pixtral.checkpoints.memory import Setting, check_fits, gigabytes
 from pixtral.checkpoints.opening import Opened
 from pixtral.checkpoints.placement import Place, Placement, Wish, best_device, device_of, explicit, place_of
+from pixtral.checkpoints.plan import Wanted
 from pixtral.configuration.quantization import QuantizationConfig
 from pixtral.errors import ConfigError
+from pixtral.quantization import Quantizer
 from pixtral.quantization.base import BLOCK_BYTES
 from pixtral.quantization.packed import PackedQuantizer
 
@@ -25,16 +28,22 @@ _CPU = torch.device("cpu")
 _BLOCK = re.compile(r".*\.layers\.\d+\.")
 
 
-def tensor_sizes(one: Opened) -> dict[str, int]:
-    """Bytes that each parameter, and each quantized layer under its own name, will take; tied ones once."""
-    wanted = one.plan.wanted
+def tensor_sizes(model: nn.Module, wanted: Wanted, dtype: torch.dtype, quantizer: Quantizer | None) -> dict[str, int]:
+    """Bytes that each parameter, and each quantized layer under its own name, will take; tied ones once.
+
+    Args:
+        model: on `meta`, its layers swapped by the quantizer.
+        wanted: what it needs.
+        dtype: of everything in full precision.
+        quantizer: of the swapped layers.
+    """
     sizes: dict[str, int] = {}
     for name in wanted.slots:
         if name not in wanted.owners and wanted.tied.get(name, name) == name:
-            sizes[name] = one.model.get_parameter(name).numel() * one.dtype.itemsize
+            sizes[name] = model.get_parameter(name).numel() * dtype.itemsize
     for name, layer in wanted.layers.items():
-        assert one.quantizer is not None
-        sizes[name] = one.quantizer.nbytes(layer)
+        assert quantizer is not None
+        sizes[name] = quantizer.nbytes(layer)
     return sizes
 
 
@@ -54,7 +63,7 @@ def _by_strategy(one: Opened, wish: Wish) -> Placement:
     assert wish.strategy is not None
     best = _CPU if _cpu_only(one) else best_device()
     limits = wish.max_memory or _free(best)
-    need = sum(tensor_sizes(one).values())
+    need = sum(_sizes(one).values())
     if wish.strategy == "auto" or _cpu_only(one) or len(limits) == 1:
         fast = [] if _cpu_only(one) else [place for place in limits if place != "cpu"]
         for place in fast or ["cpu"]:
@@ -117,7 +126,7 @@ def check_memory(one: Opened, target: Target, wish: Wish) -> None:
     Raises:
         CheckpointError: with the numbers.
     """
-    placement, sizes = target.placement, tensor_sizes(one)
+    placement, sizes = target.placement, _sizes(one)
     needs: dict[Place, int] = dict.fromkeys(placement.devices.values(), 0)
     for name, size in sizes.items():
         info = one.plan.sources.get(name)
@@ -142,7 +151,7 @@ def _waits(placement: Placement, place: Place) -> bool:
 def _settings(one: Opened, target: Target, wish: Wish) -> Iterator[Setting]:
     """Other ways to load the same model, the least change first."""
     main = device_of(target.placement.main)
-    sizes = tensor_sizes(one)
+    sizes = _sizes(one)
     plain = one.quantizer is None
     wider = isinstance(one.quantizer, PackedQuantizer) and one.quantizer.config.bits > 4 and not one.quantizer.stored
     if plain and one.dtype.itemsize > 2:
@@ -173,7 +182,7 @@ def packed_bytes(one: Opened) -> int | None:
 def _on_disk(one: Opened) -> Setting:
     """The rest on the disk: there must be room for the largest block twice, once to stay and once to come and go."""
     blocks: dict[str, int] = {}
-    for name, size in tensor_sizes(one).items():
+    for name, size in _sizes(one).items():
         block = _BLOCK.match(name)
         key = block[0] if block else name
         blocks[key] = blocks.get(key, 0) + size
@@ -185,6 +194,10 @@ def _on_disk(one: Opened) -> Setting:
         _CPU,
         f"keeps up to {keeps} in memory and reads the rest from the disk{install}",
     )
+
+
+def _sizes(one: Opened) -> dict[str, int]:
+    return tensor_sizes(one.model, one.plan.wanted, one.dtype, one.quantizer)
 
 
 def _words(one: Opened) -> str:
