@@ -304,8 +304,8 @@ def test_a_decoder_and_a_tower_out_of_a_quantized_whole(folder: Path, tmp_path: 
 def test_names_and_skips_of_former_transformers(folder: Path, tmp_path: Path) -> None:
     """Until 4.51 modules had other names, and an entry of llm_int8_skip_modules was looked for anywhere in them.
 
-    Transformers 5 cannot load such a file; here the files say which layers are quantized. What is saved then can be
-    loaded by Transformers.
+    Transformers 5 makes a model of such a file that cannot run; here the files say which layers are quantized. What is
+    saved then is right for Transformers too.
     """
     skip = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
     model = ours(folder, {**NF4, "llm_int8_skip_modules": skip})
