@@ -226,11 +226,12 @@ quantized = moments(
 end = [state(out), sorted(p.name for p in out.parent.iterdir())]
 
 first, second = load_model(Model, plain), load_model(Model, plain)
-second.lm_head.weight.data.add_(1)
+for parameter in second.parameters():
+    parameter.data.add_(1)
 both = [[float(p.detach().float().sum()) for p in one.parameters()] for one in (first, second)]
 save_model(first, saved, max_shard_size="100KB")
 overwritten = moments(
-    lambda: save_model(second, saved, max_shard_size="150KB"),
+    lambda: save_model(second, saved, max_shard_size="100KB"),
     [(tensors.os, "fsync"), (save.os, "replace"), (Path, "unlink")], lambda: state(saved), 1,
 )
 result = dict(quantized=quantized, end=end, overwritten=overwritten, both=both, last=state(saved))
