@@ -73,6 +73,7 @@ def attach(model: nn.Module, placement: Placement, offloaded: Offloaded) -> None
     with _quiet():  # it would say that some parameters are on `meta`, which is how it is meant
         devices = {name: _device(place) for name, place in placement.disjoint(model).items()}
         _accelerate().dispatch_model(model, devices, main_device=_device(main), state_dict=offloaded, offload_index={})
+    model.offloaded = offloaded  # type: ignore[assignment]
     model.hf_device_map = dict(placement.devices)  # type: ignore[assignment]  # nn.Module takes any attribute
     for module in model.modules():
         if isinstance(module, PixtralModule):

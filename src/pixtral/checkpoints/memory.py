@@ -118,7 +118,7 @@ def parse_bytes(size: int | str, what: str) -> int:
     elif isinstance(size, (int, float)) and not isinstance(size, bool):
         number = float(size)
     if number < 1:
-        raise ConfigError(f"{what} is {size!r}; expected a number of bytes, or for example '5GB' or '500MiB'")
+        raise ConfigError(f"{what} is {size!r}; expected a number of bytes, or for example '5GB' or '500MB'")
     return int(number)
 
 

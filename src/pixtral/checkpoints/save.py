@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from pixtral.checkpoints import names
 from pixtral.checkpoints.config import LLAVA, Kind, kind_of
 from pixtral.checkpoints.layout import weight_names
-from pixtral.checkpoints.memory import gigabytes
+from pixtral.checkpoints.memory import gigabytes, parse_bytes
+from pixtral.checkpoints.offload import Offloaded
 from pixtral.checkpoints.opening import head_counts
 from pixtral.checkpoints.shards import plan_shards, write_index
 from pixtral.checkpoints.staging import staging
@@ -26,7 +27,7 @@ from pixtral.errors import CheckpointError, ConfigError
 from pixtral.hub import saving
 from pixtral.quantization import Quantizer
 
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_Fetch = dict[str, Callable[[], Tensor]]
 _STEMS = {"hf": "model", "mistral": "consolidated"}
 
 
@@ -59,13 +60,13 @@ def save_model(
     """
     if layout not in _STEMS:
         raise ConfigError(f"layout is {layout!r}; expected 'hf' or 'mistral'")
-    kind, config, limit = kind_of(type(model)), _config_of(model), _parse_size(max_shard_size)
+    kind, config, limit = kind_of(type(model)), _config_of(model), parse_bytes(max_shard_size, "max_shard_size")
     if layout == "mistral" and kind is not LLAVA:
         raise ConfigError(f"Mistral's layout holds a whole Pixtral, not {kind.parts} alone; save it with layout='hf'")
     quantizer = _quantizer(model)
     if quantizer is not None and layout == "mistral":
         raise ConfigError("quantized weights have no form in Mistral's layout; save them with layout='hf'")
-    parameters = _spelled(model, kind, config, layout)
+    parameters, elsewhere = _spelled(model, kind, config, layout)
     if quantizer is not None:  # to be mapped when they are read again
         order = aligned({name: (value.dtype, tuple(value.shape)) for name, value in parameters.items()})
         parameters = {name: parameters[name] for name in order}
@@ -81,7 +82,7 @@ def save_model(
             raise CheckpointError(f"{target} has {gigabytes(free)} free, the model takes {gigabytes(need)}; make room")
         with staging(target / ".saving") as place:
             heads = head_counts(config) if layout == "mistral" else None
-            weights = _write_weights(place.folder, parameters, _STEMS[layout], limit, heads)
+            weights = _write_weights(place.folder, parameters, elsewhere, _STEMS[layout], limit, heads)
             for name, text in files.items():
                 (place.folder / name).write_text(text, encoding="utf-8")
             return _publish(place.folder, target, weights, list(files), layout)
@@ -93,11 +94,14 @@ def _config_of(model: nn.Module) -> Config:
     return config
 
 
-def _spelled(model: nn.Module, kind: Kind, config: Config, layout: str) -> dict[str, Tensor]:
-    """Name in the file -> parameter; tied ones once."""
+def _spelled(model: nn.Module, kind: Kind, config: Config, layout: str) -> tuple[dict[str, Tensor], _Fetch]:
+    """Name in the file -> parameter, tied ones once; and -> what brings it from the disk, if it lies there."""
     scheme = names.MISTRAL if layout == "mistral" else kind.published
     tied = isinstance(config, (LlavaConfig, MistralConfig)) and config.tie_word_embeddings
     spelled: dict[str, Tensor] = {}
+    elsewhere: _Fetch = {}
+    waiting = getattr(model, "offloaded", None)
+    assert waiting is None or isinstance(waiting, Offloaded)
     quantizer = _quantizer(model)
     suffixes = () if quantizer is None else quantizer.suffixes
     for name, parameter in _tensors(model, quantizer).items():
@@ -107,13 +111,19 @@ def _spelled(model: nn.Module, kind: Kind, config: Config, layout: str) -> dict[
             raise CheckpointError(
                 f"parameter {name!r} has no name in the {layout!r} layout; remove or merge what was added to the model"
             )
-        if parameter.is_meta or parameter.dtype not in DTYPES.values():
+        if parameter.is_meta and waiting is not None and name in waiting:
+            fetch: Callable[[], Tensor] | None = functools.partial(waiting.__getitem__, name)
+        else:
+            fetch = None
+        if (parameter.is_meta and fetch is None) or parameter.dtype not in DTYPES.values():
             raise CheckpointError(f"parameter {name!r} is {parameter.dtype} on {parameter.device}; it cannot be saved")
         if tied and canonical == "lm_head.weight":
             _check_tie(model, parameter)
             continue
         spelled[stored] = parameter
-    return spelled
+        if fetch is not None:
+            elsewhere[stored] = fetch
+    return spelled, elsewhere
 
 
 def _quantizer(model: nn.Module) -> Quantizer | None:
@@ -138,6 +148,8 @@ def _tensors(model: nn.Module, quantizer: Quantizer | None) -> dict[str, Tensor]
 
 def _check_tie(model: nn.Module, head: Tensor) -> None:
     embeddings = next(p for name, p in model.named_parameters() if name.endswith("embed_tokens.weight"))
+    if embeddings.is_meta and head.is_meta:  # on the disk they are one tensor
+        return
     if embeddings is not head and not torch.equal(embeddings, head):
         raise CheckpointError(
             "tie_word_embeddings is true, but lm_head.weight differs from the embeddings; set it to false in the config"
@@ -170,20 +182,28 @@ def config_json(kind: Kind, config: Config, dtype: torch.dtype, quantizer: Quant
 
 
 def _write_weights(
-    folder: Path, parameters: dict[str, Tensor], stem: str, limit: int, heads: tuple[int, int, int] | None
+    folder: Path,
+    parameters: dict[str, Tensor],
+    elsewhere: _Fetch,
+    stem: str,
+    limit: int,
+    heads: tuple[int, int, int] | None,
 ) -> list[str]:
     """Write the weights into `folder`; the names of the files, the index last."""
     shapes = {name: (value.dtype, tuple(value.shape)) for name, value in parameters.items()}
     shards = plan_shards(shapes, stem, limit)
     for file, names_in_it in shards.items():
-        write_file(folder / file, {name: shapes[name] for name in names_in_it}, _values(parameters, names_in_it, heads))
+        values = _values(parameters, elsewhere, names_in_it, heads)
+        write_file(folder / file, {name: shapes[name] for name in names_in_it}, values)
     return [*shards, *write_index(folder, stem, shards, shapes)]
 
 
-def _values(parameters: dict[str, Tensor], shard: list[str], heads: tuple[int, int, int] | None) -> Iterator[Tensor]:
+def _values(
+    parameters: dict[str, Tensor], elsewhere: _Fetch, shard: list[str], heads: tuple[int, int, int] | None
+) -> Iterator[Tensor]:
     """The tensors of a shard as they lie in the file; `heads` are given when q and k are stored interleaved."""
     for name in shard:
-        value = parameters[name].detach()
+        value = elsewhere[name]() if name in elsewhere else parameters[name].detach()
         if heads is not None:
             count = names.rotary_heads(names.MISTRAL.canonical(name) or name, *heads)
             value = value if count is None else names.to_interleaved(value.contiguous(), count)
@@ -204,16 +224,3 @@ def _publish(source: Path, target: Path, weights: list[str], texts: list[str], l
     for name in reversed(texts):
         os.replace(source / name, target / name)
     return tuple(target / name for name in (*weights, *texts))
-
-
-def _parse_size(size: int | str) -> int:
-    """Bytes from 5_000_000_000, "5GB" or "2GiB"."""
-    if isinstance(size, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", size.strip())
-        unit = _UNITS.get(match[2].upper() or "B") if match else None
-        number = float(match[1]) * unit if match and unit else 0.0
-    else:
-        number = float(size)
-    if number < 1:
-        raise ConfigError(f"max_shard_size is {size!r}; expected a number of bytes, or for example '5GB' or '500MB'")
-    return int(number)

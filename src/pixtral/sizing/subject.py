@@ -79,7 +79,7 @@ def checkpoint(
     kinds = [kind for kind in (_CONFIGS if layout == "auto" else (layout,)) if (folder / _CONFIGS[kind]).is_file()]
     weighty = [kind for kind in kinds if any(one.endswith(".safetensors") for one in weight_names(folder, kind))]
     if weighty and (Path(path_or_id).expanduser().is_dir() or _complete(folder, layout)):
-        return _opened(name, folder, open_checkpoint(find(folder, layout), dtype=dtype, asked=asked))
+        return _opened(name, folder, open_checkpoint(find(folder, layout), dtype=dtype, asked=asked), layout)
     if not kinds:
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
         raise CheckpointError(
@@ -92,7 +92,7 @@ def checkpoint(
     stored = parse_dtype(raw.get("dtype") or raw.get("torch_dtype")) or torch.bfloat16
     used = dtype or stored
     disk = _promised_bytes(folder, kinds[0])
-    return Subject(name, config, used, quantizer, disk, used == stored, _images(folder, config, kinds[0]))
+    return Subject(name, config, used, quantizer, disk, used == stored, _images(folder, config, kinds[0], layout))
 
 
 def _complete(folder: Path, layout: Layout) -> bool:
@@ -104,12 +104,12 @@ def _complete(folder: Path, layout: Layout) -> bool:
     return True
 
 
-def _opened(name: str, folder: Path, opened: Opened) -> Subject:
+def _opened(name: str, folder: Path, opened: Opened, layout: Layout) -> Subject:
     config = _whole(opened.config, name)
     embeddings = next((i for n, i in opened.plan.sources.items() if n.endswith("embed_tokens.weight")), None)
     disk = sum(file.stat().st_size for file in opened.contents.files.weights)
     mapped = embeddings is not None and embeddings.dtype == opened.dtype
-    images = _images(folder, config, opened.contents.files.layout)
+    images = _images(folder, config, opened.contents.files.layout, layout)
     return Subject(name, config, opened.dtype, opened.quantizer, disk, mapped, images)
 
 
@@ -128,10 +128,10 @@ def _promised_bytes(folder: Path, kind: str) -> int | None:
     return None
 
 
-def _images(folder: Path, config: LlavaConfig, layout: str) -> BaseImageProcessor:
+def _images(folder: Path, config: LlavaConfig, layout: str, asked: Layout) -> BaseImageProcessor:
     """The processor that loading the folder would choose, as far as it counts patches."""
     with contextlib.suppress(PromptError):  # no tokenizer: the weights' layout decides
-        layout = choose_layout(folder)
+        layout = choose_layout(folder, asked)
     try:
         options = read_image_config(folder)
     except CheckpointError:  # nothing said: the tower's own size

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 import torch
-from checkpoint_files import native_state, params_json, write_hf, write_mistral, write_weights
+from checkpoint_files import assert_same, native_state, params_json, write_hf, write_mistral, write_weights
 from random_models import llava_dict, random_batch
 
 from pixtral import LlavaForConditionalGeneration, MistralForCausalLM, PixtralVisionModel
@@ -140,6 +140,23 @@ def test_as_transformers_places_it(tmp_path: Path) -> None:
     theirs = transformers.LlavaForConditionalGeneration.from_pretrained(tmp_path, **arguments)
     found = {name: str(place) for name, place in theirs.hf_device_map.items() if not name.endswith("_embedding")}
     assert found == ours.hf_device_map  # their tables of positions are modules, ours are computed
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("layout", WRITERS)
+def test_saving_fetches_what_is_on_the_disk(layout: str, tied: bool, tmp_path: Path) -> None:
+    if tied and layout == "mistral":
+        pytest.skip("Mistral's layout has no tied embeddings")
+    WRITERS[layout](tmp_path / "from", config=llava_dict(tie_word_embeddings=tied))
+    state = LlavaForConditionalGeneration.from_pretrained(tmp_path / "from").state_dict()
+    model = LlavaForConditionalGeneration.from_pretrained(
+        tmp_path / "from", device_map=PARTS, offload_folder=tmp_path / "offload"
+    )
+    batch = random_batch(model.config)
+    with torch.no_grad():
+        model(**batch.inputs())
+    model.save_pretrained(tmp_path / "to", layout=layout, max_shard_size="50KB")
+    assert_same(LlavaForConditionalGeneration.from_pretrained(tmp_path / "to").state_dict(), state)
 
 
 def test_a_file_that_changes(tmp_path: Path) -> None:

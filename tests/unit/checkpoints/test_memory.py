@@ -68,13 +68,21 @@ def test_sizes_are_readable() -> None:
 
 @pytest.mark.parametrize(
     ("size", "count"),
-    [(5, 5), ("7", 7), ("5GB", 5 * 10**9), ("1.5 GiB", 3 * 2**29), ("10mib", 10 * 2**20), (2.0, 2)],
+    [
+        (5, 5),
+        ("7", 7),
+        ("5GB", 5 * 10**9),
+        ("1.5 GiB", 3 * 2**29),
+        ("5 gb", 5 * 10**9),
+        ("10mib", 10 * 2**20),
+        (2.0, 2),
+    ],
 )
 def test_sizes_are_read(size: Any, count: int) -> None:
     assert parse_bytes(size, "limit") == count
 
 
-@pytest.mark.parametrize("size", ["", "GB", "5XB", "-1GB", 0, -3, None, True, "1e9", "0.1B"])
+@pytest.mark.parametrize("size", ["", "GB", "5XB", "-1GB", 0, -3, None, True, "1e9", "0.1B", "5 parsecs", "0MB"])
 def test_what_is_no_size(size: Any) -> None:
     with pytest.raises(ConfigError, match=r"limit is .*; expected a number of bytes, or for example '5GB'"):
         parse_bytes(size, "limit")
