@@ -24,7 +24,7 @@ from pixtral.checkpoints.config import (
 from pixtral.checkpoints.empty import build_empty
 from pixtral.checkpoints.layout import Files
 from pixtral.checkpoints.placement import COMPUTE_DTYPES, parse_dtype
-from pixtral.checkpoints.plan import Contents, Plan, make_plan, read_contents, wanted_by
+from pixtral.checkpoints.plan import Contents, Plan, announce, make_plan, read_contents, wanted_by
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.quantization import Asked, Quantizer, choose_quantizer
 
@@ -93,8 +93,7 @@ def open_checkpoint(
     model = build_empty(cls or kind.model, config)
     if quantizer is not None:
         quantizer.waiting = waiting
-    if quantizer is not None and quantizer.stored:
-        quantizer.found([kind.own.spell_stored(name, contents.suffixes) or name for name in contents.tensors])
+    announce(quantizer, kind, contents)
     plan = make_plan(wanted_by(model, dtype, quantizer), kind, contents)
     quantizer = quantizer if plan.wanted.layers else None  # the part that is read has no quantized layers
     return Opened(kind, contents, config, model, quantizer, dtype, plan, _interleaved(kind, plan, contents, config))

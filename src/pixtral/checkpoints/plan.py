@@ -125,6 +125,12 @@ def parameter_groups(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
 
 
+def announce(quantizer: Quantizer | None, kind: Kind, contents: Contents) -> None:
+    """Let a scheme of stored weights hear what there is; goes before `wanted_by`."""
+    if quantizer is not None and quantizer.stored:
+        quantizer.found([kind.own.spell_stored(name, contents.suffixes) or name for name in contents.tensors])
+
+
 def wanted_by(model: nn.Module, dtype: torch.dtype, quantizer: Quantizer | None) -> Wanted:
     """What a model on `meta` needs, after the quantizer has swapped its layers."""
     tied = parameter_groups(model)

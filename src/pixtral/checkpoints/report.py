@@ -14,7 +14,7 @@ from pixtral.checkpoints.config import KINDS, Kind, read_raw, stored_quantizatio
 from pixtral.checkpoints.empty import build_empty
 from pixtral.checkpoints.layout import Files, Layout, fetch
 from pixtral.checkpoints.memory import gigabytes
-from pixtral.checkpoints.plan import Plan, advice, listed, make_plan, problems, read_contents, wanted_by
+from pixtral.checkpoints.plan import Plan, advice, announce, listed, make_plan, problems, read_contents, wanted_by
 from pixtral.checkpoints.tensors import TensorInfo
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.errors import CheckpointError, ConfigError
@@ -184,6 +184,7 @@ def _report(files: Files) -> CheckpointReport:
             raise refusal
         config = whole_config(files, read_raw(files), tensors)
         kind = next(one for one in KINDS if isinstance(config, one.config))
+        announce(quantizer, kind, contents)
         wanted = wanted_by(build_empty(kind.model, config), torch.bfloat16, quantizer)
     except (CheckpointError, ConfigError) as error:
         return replace(base, problems=(str(error),))

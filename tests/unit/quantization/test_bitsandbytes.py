@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 import pixtral
 from pixtral import BitsAndBytesConfig, LlavaForConditionalGeneration
+from pixtral.checkpoints.report import inspect_checkpoint
 from pixtral.errors import CheckpointError, ConfigError, MissingDependency
 from pixtral.quantization.bitsandbytes import skips
 
@@ -89,6 +90,20 @@ def test_names_that_match_nothing_are_reported(needs_library: None, tmp_path: Pa
     assert type(model.vision_tower.transformer.layers[0].attention.q_proj).__name__ == "Linear4bit"
     model.save_pretrained(tmp_path / "saved")
     load(tmp_path / "saved")  # nobody can change what the files say: no warning
+
+
+def test_inspect_goes_by_the_files(needs_library: None, tmp_path: Path) -> None:
+    """Names of former Transformers in llm_int8_skip_modules mean nothing today."""
+    write_hf(tmp_path)
+    skip = ["lm_head", "model.vision_tower", "model.multi_modal_projector"]
+    load(tmp_path, {**NF4, "llm_int8_skip_modules": skip}).save_pretrained(tmp_path / "saved")
+    file = tmp_path / "saved" / "config.json"
+    values = json.loads(file.read_text())
+    values["quantization_config"]["llm_int8_skip_modules"] = [name.removeprefix("model.") for name in skip]
+    file.write_text(json.dumps(values))
+    found = inspect_checkpoint(tmp_path / "saved")
+    assert found.problems == ()
+    assert "4 bits (nf4), bitsandbytes" in str(found.quantization)
 
 
 def test_double_precision_is_refused(needs_library: None, tmp_path: Path) -> None:
