@@ -1,16 +1,16 @@
-"""Prompt first, then text and pictures together: the second program of Transformers' Pixtral page.
+"""4 bits with bitsandbytes, prompt first, then text and pictures together: the second program of Transformers' page.
 
-Its quantization argument waits for the quantization of this package.
-
+pip install "pixtral[bnb]"
 python examples/quantized.py [MODEL DOG_URL MOUNTAIN_URL]
 """
 
 import sys
 
 import requests
+import torch
 from PIL import Image
 
-from pixtral import AutoProcessor, LlavaForConditionalGeneration
+from pixtral import AutoProcessor, BitsAndBytesConfig, LlavaForConditionalGeneration
 
 model_id, dog_url, mountain_url = sys.argv[1:] or (
     "mistral-community/pixtral-12b",
@@ -18,7 +18,13 @@ model_id, dog_url, mountain_url = sys.argv[1:] or (
     "https://picsum.photos/seed/picsum/200/300",
 )
 
-model = LlavaForConditionalGeneration.from_pretrained(model_id, device_map="auto")
+quantization_config = BitsAndBytesConfig(
+    load_in_4bit=True, bnb_4bit_quant_type="nf4", bnb_4bit_compute_dtype=torch.bfloat16
+)
+
+model = LlavaForConditionalGeneration.from_pretrained(
+    model_id, quantization_config=quantization_config, device_map="auto"
+)
 processor = AutoProcessor.from_pretrained(model_id)
 
 dog_image = Image.open(requests.get(dog_url, stream=True).raw)

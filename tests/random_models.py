@@ -180,3 +180,12 @@ def random_pair(values: dict[str, Any] | None = None, *, seed: int = 0, attentio
     ours = LlavaForConditionalGeneration(LlavaConfig.from_dict(copy.deepcopy(values)))
     ours.load_state_dict(theirs.state_dict())
     return Pair(ours.eval(), theirs.eval())
+
+
+def packable_dict(**top: Any) -> dict[str, Any]:
+    """As `llava_dict`, with widths that groups of 64 or 32 divide, and rows that tiles of 16 do not."""
+    text = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 100, "num_attention_heads": 4, "head_dim": 24}
+    vision = {"hidden_size": 64, "intermediate_size": 160}
+    return llava_dict(
+        text={**text, **top.pop("text", {})}, vision={**vision, **top.pop("vision", {})}, **top
+    )  # fmt: skip

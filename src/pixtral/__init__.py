@@ -42,6 +42,8 @@ if TYPE_CHECKING:
     from pixtral.processing import AutoProcessor as AutoProcessor
     from pixtral.processing import AutoTokenizer as AutoTokenizer
     from pixtral.processing import PixtralProcessor as PixtralProcessor
+    from pixtral.sizing import MemoryEstimate as MemoryEstimate
+    from pixtral.sizing import estimate as estimate
     from pixtral.streamers import TextIteratorStreamer as TextIteratorStreamer
     from pixtral.streamers import TextStreamer as TextStreamer
     from pixtral.text.mistral import MistralCommonTokenizer as MistralCommonBackend
@@ -79,6 +81,7 @@ _HOME = {
         "pixtral.images.source": ("load_image",),
         "pixtral.pretrained": ("LlavaForConditionalGeneration", "MistralForCausalLM", "PixtralVisionModel"),
         "pixtral.processing": ("AutoProcessor", "AutoTokenizer", "PixtralProcessor"),
+        "pixtral.sizing": ("MemoryEstimate", "estimate"),
         "pixtral.streamers": ("TextIteratorStreamer", "TextStreamer"),
         "pixtral.text.mistral": ("MistralCommonTokenizer",),
     }.items()
@@ -103,6 +106,7 @@ __all__ = [  # written out for tools that read it without running it; a test com
     "ImageTooLarge",
     "LlavaConfig",
     "LlavaForConditionalGeneration",
+    "MemoryEstimate",
     "MissingDependency",
     "MistralCommonBackend",
     "MistralCommonTokenizer",
@@ -120,6 +124,7 @@ __all__ = [  # written out for tools that read it without running it; a test com
     "TextStreamer",
     "UnknownArgument",
     "__version__",
+    "estimate",
     "load",
     "load_image",
 ]

@@ -12,24 +12,24 @@ import torch
 
 from pixtral.checkpoints.layout import Layout
 from pixtral.checkpoints.load import LoadedFrom, load_model
-from pixtral.checkpoints.placement import DeviceMap
+from pixtral.checkpoints.placement import DeviceMap, MaxMemory
 from pixtral.checkpoints.save import save_model
 from pixtral.configuration import Config, GenerationConfig, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.errors import ConfigError, refuse_unknown
 from pixtral.generation import GenerationMixin
 from pixtral.models import llava, mistral, vision
 from pixtral.models.base import PixtralModule
-from pixtral.quantization import Asked, Quantizer
+from pixtral.quantization import Asked
+from pixtral.quantization.face import QuantizedModel
 
 T = TypeVar("T", bound="PretrainedModel")
 
 
-class PretrainedModel(PixtralModule):
+class PretrainedModel(QuantizedModel, PixtralModule):
     """What the public models add to the networks: files in and out, and defaults of generation."""
 
     config_class: type[Config]
     loaded_from: LoadedFrom | None = None
-    quantizer: Quantizer | None = None
     name_or_path: str = ""
 
     def __init__(self, config: Config) -> None:
@@ -50,6 +50,10 @@ class PretrainedModel(PixtralModule):
         dtype: str | torch.dtype | None = None,
         torch_dtype: str | torch.dtype | None = None,
         device_map: DeviceMap = None,
+        max_memory: MaxMemory = None,
+        offload_folder: str | os.PathLike[str] | None = None,
+        offload_buffers: bool = False,
+        offload_state_dict: bool | None = None,
         attn_implementation: str | None = None,
         quantization: str | None = None,
         quantize_vision: bool = False,
@@ -76,18 +80,26 @@ class PretrainedModel(PixtralModule):
             pretrained_model_name_or_path: a folder, or a Hub id such as "mistralai/Pixtral-12B-2409".
             config: used instead of the checkpoint's own.
             dtype: "auto" (as stored; the default), a torch dtype, or its name. `torch_dtype` is its former name.
-            device_map: None or "cpu", "auto" (the best single device), "cuda", a torch.device, {"": device}.
+            device_map: a device (None: the CPU); "auto": the best single device if the model fits there, otherwise
+                several; "balanced", "balanced_low_0", "sequential": several; or a dict of module names ("" for the
+                rest) to devices, "cpu" and "disk". `model.hf_device_map` says what became of it.
+            max_memory: what "auto" and its like may use: {0: "10GiB", "cpu": "30GiB"}; a device that is not named is
+                not used. What finds no room stays on the disk.
+            offload_folder: allows "auto" to leave on the disk what finds no room. What the checkpoint stores as it is
+                used stays there; the rest is written here, and goes with the model.
             attn_implementation: None, "sdpa" or "eager", for programs written for Transformers; it is one and the same.
             quantization: "int4" or "int8" packs the decoder's weights while they are read (output layer: 8 bits); None
                 leaves them as they are stored, which may be packed.
             quantize_vision: also pack the vision tower's and the projector's, in 8 bits.
             activations: "int8" (fast; the default) or "bf16": what goes into packed layers.
-            quantization_config: the same with every setting: a QuantizationConfig, or its dict.
+            quantization_config: the same with every setting: a QuantizationConfig; or a BitsAndBytesConfig, for that
+                library; or the dict of one.
             layout: which layout to read when a folder holds both: "auto" (Hugging Face's), "hf", "mistral".
             revision, token, cache_dir, local_files_only, force_download: for the Hub.
             progress: show a bar, if stderr is a terminal.
-            low_cpu_mem_usage, use_safetensors, trust_remote_code: accepted for programs written for Transformers; the
-                first two are always so, and no code of a checkpoint is ever run.
+            low_cpu_mem_usage, use_safetensors, trust_remote_code, offload_state_dict, offload_buffers: accepted for
+                programs written for Transformers; memory is always spared, no code of a checkpoint is ever run, and
+                there are no buffers to put on the disk.
 
         Raises:
             CheckpointError: nothing there, broken or missing files, weights that do not fit, too little memory.
@@ -104,6 +116,8 @@ class PretrainedModel(PixtralModule):
             config=config,
             dtype=dtype if dtype is not None else torch_dtype,
             device_map=device_map,
+            max_memory=max_memory,
+            offload_folder=offload_folder,
             asked=Asked(quantization, quantize_vision, activations, quantization_config),
             layout=layout,
             revision=revision,
@@ -118,11 +132,6 @@ class PretrainedModel(PixtralModule):
         if (model.loaded_from.folder / GenerationConfig.file_name).is_file():
             model._set_generation_config(GenerationConfig.from_folder(model.loaded_from.folder))
         return model
-
-    @property
-    def quantization_config(self) -> object:
-        """How the weights are quantized: a QuantizationConfig, a BitsAndBytesConfig, or None."""
-        return None if self.quantizer is None else self.quantizer.config
 
     def save_pretrained(
         self,

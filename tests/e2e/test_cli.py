@@ -50,6 +50,77 @@ def test_a_question_with_prompt_lookup_and_a_small_cache(cli, expected):
     assert cli("chat", "--prompt-lookup", 0, QUESTION).exit_code == 2
 
 
+@pytest.fixture(scope="session")
+def quantized(tmp_path_factory):
+    """The embedded model in 4 bits, made by the command; and what it printed."""
+    folder = tmp_path_factory.mktemp("quantized") / "tiny-int4"
+    result = CliRunner().invoke(app, ["quantize", TINY, str(folder), "--to", "int4", "--quantize-vision"])
+    assert result.exit_code == 0, result.stderr
+    return folder, result.stdout
+
+
+def test_a_quantized_folder_is_complete(cli, quantized, expected):
+    folder, printed = quantized
+    rows = [re.split(r"  +", line.strip()) for line in printed.splitlines() if "bits, groups" in line]
+    assert ["decoder", "4 bits, groups of 64", "28", "0.6", "4.28"] in rows
+    assert {row[0] for row in rows} == {"vision tower", "projector", "decoder", "output layer"}
+    assert f"{folder}: 0.003 GB (was 0.006 GB)" in printed
+    result = cli("chat", folder, "-i", PICTURE, "--json", QUESTION)
+    assert json.loads(result.stdout)["text"] == expected.text
+    result = cli("chat", folder, "-i", PICTURE, "--quantization", "int4", "--activations", "bf16", QUESTION)
+    assert (result.exit_code, result.stdout) == (0, expected.text + "\n")
+    facts = json.loads(cli("inspect", folder, "--json").stdout)
+    assert facts["ok"] and facts["tokenizer"] == "hf"
+    assert facts["total_parameters"] == json.loads(cli("inspect", TINY, "--json").stdout)["total_parameters"]
+    decoder = next(one for one in facts["quantization"] if one["part"] == "decoder")
+    assert decoder == {
+        "part": "decoder", "format": "4 bits, groups of 64", "layers": 28, "parameters": 1130496,
+        "nbytes": 604416, "bits": 4.277,
+    }  # fmt: skip
+    assert "4 bits, groups of 64" in cli("inspect", folder).stdout
+
+
+def test_quantizing_from_mistrals_layout_as_json(cli, tmp_path, quantized):
+    result = cli(
+        "quantize", TINY, tmp_path / "out", "--layout", "mistral", "--quantize-vision", "--json", "--threads", 1
+    )
+    facts = json.loads(result.stdout)
+    assert facts["folder"] == str(tmp_path / "out")
+    assert set(facts["files"]) == {path.name for path in (tmp_path / "out").iterdir()}
+    assert facts["bytes"] < facts["bytes_before"] / 2
+    made, again = (folder / "model.safetensors" for folder in (quantized[0], tmp_path / "out"))
+    assert made.read_bytes() == again.read_bytes()
+
+
+def test_a_question_to_a_model_that_is_packed_while_it_loads(cli, expected):
+    result = cli("chat", "-i", PICTURE, "--quantization", "int8", "--threads", 1, QUESTION)
+    assert (result.exit_code, result.stdout) == (0, expected.text + "\n")
+
+
+@pytest.mark.parametrize(
+    ("words", "says"),
+    [
+        (["chat", "--quantization", "int3", QUESTION], "quantization is 'int3'; expected 'int4' or 'int8'"),
+        (["chat", "--quantize-vision", QUESTION], "found quantize_vision=True, but nothing asks to quantize"),
+        (["chat", "--threads", "0", QUESTION], "threads is 0; expected 1 or more"),
+        (["quantize", TINY, "OUT", "--to", "int3"], "quantization is 'int3'"),
+        (["quantize", TINY, "OUT", "--group-size", "128"], "columns, which groups of 128 do not divide"),
+        (["quantize", TINY, "OUT", "--group-size", "48"], "group_size is 48; expected one of"),
+        (["quantize", TINY, "OUT", "--lm-head-bits", "2"], "lm_head_bits is 2; expected one of"),
+        (["quantize", TINY, "OUT", "--threads", "0"], "threads is 0; expected 1 or more"),
+        (["quantize", TINY, TINY], "is there already and not empty; choose another folder"),
+        (["quantize", "./nowhere", "OUT"], "no folder './nowhere' here"),
+        (["quantize", "QUANTIZED", "OUT", "--quantize-vision"], "is quantized already; quantize the original"),
+        (["quantize", "QUANTIZED", "OUT", "--to", "int8"], "the weights are quantized already, as"),
+        (["chat", "QUANTIZED", QUESTION, "--quantization", "int8"], "the weights are quantized already, as"),
+    ],
+)
+def test_quantization_that_is_refused(cli, quantized, words, says, tmp_path):
+    names = {"OUT": str(tmp_path / "out"), "QUANTIZED": str(quantized[0])}
+    assert says in only_error(cli(*(names.get(word, word) for word in words)))
+    assert list(tmp_path.iterdir()) == []
+
+
 def only_error(result, *, code=1):
     """The one line on stderr of a command that failed."""
     assert result.exit_code == code

@@ -65,7 +65,10 @@ def test_two_images(run, server):
 
 
 def test_quantized(run, server):
+    pytest.importorskip("bitsandbytes")
     variables, printed = run("quantized", TINY, f"{server}/dog.png", f"{server}/mountain.png")
+    assert variables["model"].is_loaded_in_4bit
+    assert type(variables["model"].language_model.layers[0].mlp.up_proj).__name__ == "Linear4bit"
     prompt, new = new_ids(variables["processor"], variables["model"], PARTS, 100)
     assert variables["generate_ids"].tolist() == [prompt + new]
     assert variables["inputs"]["pixel_values"].dtype == variables["model"].dtype == torch.bfloat16

@@ -287,3 +287,14 @@ def test_settings_from_files(two):
     assert a.tolist() == b.tolist()
     torch.manual_seed(4)
     assert two.ours.generate(**batch.inputs(), generation_config=ours).tolist() == b.tolist()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_prompt_lookup(two, seed):
+    """Transformers takes one prompt at a time for it; the tokens are those of plain search in both."""
+    batch = random_batch(two.ours.config, GRIDS["sizes"], seed=seed)
+    plain = two.ours.generate(**batch.inputs(), max_new_tokens=40)
+    for settings in ({}, {"max_matching_ngram_size": 3}, {"repetition_penalty": 0.7}):
+        ours, theirs = two(batch, max_new_tokens=40, prompt_lookup_num_tokens=6, **settings)
+        assert ours.tolist() == theirs.tolist()
+        assert ours.equal(plain) or "repetition_penalty" in settings

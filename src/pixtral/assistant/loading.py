@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     import torch
 
     from pixtral.checkpoints.layout import Layout
-    from pixtral.checkpoints.placement import DeviceMap
+    from pixtral.checkpoints.placement import DeviceMap, MaxMemory
 
 
 def load(
@@ -23,6 +23,8 @@ def load(
     *,
     dtype: str | torch.dtype = "auto",
     device_map: DeviceMap = "auto",
+    max_memory: MaxMemory = None,
+    offload_folder: str | os.PathLike[str] | None = None,
     quantization: str | None = None,
     quantize_vision: bool = False,
     activations: str | None = None,
@@ -48,7 +50,10 @@ def load(
     Args:
         path_or_id: a folder or a Hub id; nothing for the small model inside this package, which knows coloured shapes.
         dtype: "auto" (as stored), a torch dtype or its name.
-        device_map: "auto" (a GPU if there is one), "cpu", "cuda", "cuda:1", a torch.device.
+        device_map: "auto" (a GPU if there is one and the model fits there), "cpu", "cuda", "cuda:1", a torch.device, or
+            what else `from_pretrained` takes.
+        max_memory: what "auto" may use: {0: "10GiB", "cpu": "30GiB"}; the rest stays on the disk.
+        offload_folder: allows "auto" to leave on the disk what finds no room in memory.
         quantization: "int4" or "int8" packs the decoder's weights while they are read; None leaves them as stored.
         quantize_vision: also pack the vision tower's and the projector's weights, in 8 bits.
         activations: "int8" (fast; the default) or "bf16": what goes into packed layers.
@@ -94,8 +99,9 @@ def load(
     }
     processor = AutoProcessor.from_pretrained(path_or_id, tokenizer_mode=tokenizer_mode or layout, **hub)
     model = LlavaForConditionalGeneration.from_pretrained(
-        path_or_id, dtype=dtype, device_map=device_map, quantization=quantization, quantize_vision=quantize_vision,
-        activations=activations, quantization_config=quantization_config, layout=layout, progress=progress, **hub,
+        path_or_id, dtype=dtype, device_map=device_map, max_memory=max_memory, offload_folder=offload_folder,
+        quantization=quantization, quantize_vision=quantize_vision, activations=activations,
+        quantization_config=quantization_config, layout=layout, progress=progress, **hub,
     )  # fmt: skip
     return Assistant(
         model,

@@ -41,7 +41,8 @@ def measure_transformers(subject: Subject, settings: Settings, tell: Callable[[s
         for side in settings.images:
             pixels = torch.randn(1, 3, side, side, dtype=torch.bfloat16)
             sizes = torch.tensor([[side, side]])
-            model.get_image_features(pixels[..., :64, :64], image_sizes=torch.tensor([[64, 64]]))
+            small = min(side, 64)
+            model.get_image_features(pixels[..., :small, :small], image_sizes=torch.tensor([[small, small]]))
             runs = []
             for _ in range(settings.repeat):
                 start = time.perf_counter()

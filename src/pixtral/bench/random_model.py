@@ -20,6 +20,7 @@ from pixtral.checkpoints.empty import build_empty
 from pixtral.configuration import LlavaConfig
 from pixtral.errors import ConfigError
 from pixtral.models.packed import PackedLinear
+from pixtral.ops.memory import empty_huge
 from pixtral.ops.packing import LEVELS4
 from pixtral.pretrained import LlavaForConditionalGeneration
 from pixtral.quantization import Asked, choose_quantizer
@@ -83,7 +84,7 @@ def _plain(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
 
 def _fill_packed(layer: PackedLinear, generator: torch.Generator) -> None:
     """Random codes and scales; the scale of the rows makes outputs of order one from inputs of order one."""
-    codes = torch.empty(layer.codes.shape, dtype=torch.uint8)
+    codes = empty_huge(layer.codes.shape, torch.uint8)  # as in a load
     codes.view(torch.int64).random_(-(2**63), None, generator=generator)
     low, high = _SCALES
     scales = torch.randint(low, high + 1, layer.scales.shape, dtype=torch.int8, generator=generator)

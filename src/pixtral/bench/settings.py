@@ -8,6 +8,7 @@ from typing import Any
 
 from pixtral.bench.ceilings import Ceilings
 from pixtral.bench.work import Work
+from pixtral.engine.runner import CACHE_DTYPES
 from pixtral.errors import ConfigError
 
 
@@ -36,7 +37,7 @@ class Settings:
     kv_cache: str | None = None
 
     def check(self, room: int) -> None:
-        """Refuse what the model cannot hold.
+        """Refuse what cannot be measured.
 
         Args:
             room: tokens of the model's context.
@@ -44,6 +45,9 @@ class Settings:
         Raises:
             ConfigError: naming the setting.
         """
+        if self.kv_cache not in (None, *CACHE_DTYPES):
+            known = ", ".join(map(repr, CACHE_DTYPES))
+            raise ConfigError(f"kv_cache is {self.kv_cache!r}; expected {known}, or None for the model's own")
         wanted = {"prompt": self.prompt, "memory context": self.memory_context}
         wanted |= {f"context of {context}": context for context in self.contexts}
         for name, length in wanted.items():

@@ -11,6 +11,8 @@ from torch import Tensor, nn
 
 from pixtral.checkpoints import names
 from pixtral.checkpoints.mapping import Mappings, can_map
+from pixtral.checkpoints.offload import Offloaded
+from pixtral.checkpoints.placement import Placement, device_of
 from pixtral.checkpoints.plan import Contents, Plan
 from pixtral.checkpoints.progress import byte_bar
 from pixtral.checkpoints.tensors import TensorInfo, read_tensor
@@ -25,19 +27,25 @@ class Target:
 
     Args:
         dtype: of everything in full precision.
-        device: of everything.
+        placement: of the modules.
+        offloaded: takes what goes to the disk.
         heads: parameter -> heads, for those whose rows lie in Mistral's rotary order and have to be moved.
         quantizer: fills the swapped layers; None when there are none.
     """
 
     dtype: torch.dtype
-    device: torch.device
+    placement: Placement
+    offloaded: Offloaded
     heads: Mapping[str, int]
     quantizer: Quantizer | None = None
 
     def place(self, name: str) -> torch.device:
-        """The device of a parameter, or of a quantized layer."""
-        return self.device
+        """The device of a parameter, or of a quantized layer; the CPU for what goes to the disk from there."""
+        return torch.device("cpu") if self.on_disk(name) else device_of(self.placement.of(name))
+
+    def on_disk(self, name: str) -> bool:
+        """Whether a parameter is read from the disk whenever it is needed."""
+        return self.placement.of(name) == "disk"
 
     def takes(self, name: str, info: TensorInfo) -> bool:
         """Whether a stored parameter can be used as it is."""
@@ -46,6 +54,8 @@ class Target:
     def maps(self, name: str, info: TensorInfo, owned: bool) -> bool:
         """Whether a tensor is mapped from its file instead of read; `owned` when a scheme stored it."""
         if self.quantizer is None or not self.quantizer.maps(name) or self.place(name).type != "cpu":
+            return False
+        if self.on_disk(name):
             return False
         return can_map(info) and (owned or self.takes(name, info))
 
@@ -56,17 +66,21 @@ def fill(model: nn.Module, plan: Plan, contents: Contents, target: Target, progr
     Raises:
         CheckpointError: tied parameters that differ, a file that became shorter, or weights that are not numbers.
     """
-    filler = _Filler(model, plan, contents, target)
-    order = sorted(plan.sources, key=lambda name: (plan.sources[name].file, plan.sources[name].start))
-    order.sort(key=lambda name: name in plan.twins)  # what a twin is compared with comes first
+    filler = Filler(model, plan, contents, target)
     title = f"Loading weights ({contents.files.layout} layout)"
     with byte_bar(progress, sum(info.nbytes for info in plan.sources.values()), title) as advance:
-        for name in order:
+        for name in reading_order(plan):
             filler.take(name)
             advance(plan.sources[name].nbytes)
     tensors = [*model.named_parameters(), *model.named_buffers()]
-    left = [name for name, tensor in tensors if tensor.is_meta]
+    left = [name for name, tensor in tensors if tensor.is_meta and name not in target.offloaded]
     assert not left, f"left without a value: {left}"
+
+
+def reading_order(plan: Plan) -> list[str]:
+    """The names of a plan in the order of the files, except that what a twin is compared with comes first."""
+    order = sorted(plan.sources, key=lambda name: (plan.sources[name].file, plan.sources[name].start))
+    return sorted(order, key=lambda name: name in plan.twins)
 
 
 def scratch_bytes(plan: Plan, target: Target) -> int:
@@ -78,8 +92,20 @@ def scratch_bytes(plan: Plan, target: Target) -> int:
             layer = plan.wanted.layers[plan.wanted.owners[name][0]]
             most = max(most, quantizer.work_bytes(layer) + (0 if quantizer.stored else _block_bytes(info)))
         elif not target.takes(name, info):
-            most = max(most, info.nbytes)
+            written = info.numel * target.dtype.itemsize if target.on_disk(name) else 0
+            most = max(most, info.nbytes + written)
     return most
+
+
+def written_bytes(plan: Plan, target: Target) -> int:
+    """Bytes of what goes to the disk and does not lie there as it is used."""
+    moved = (n for n, info in plan.sources.items() if target.on_disk(n) and not target.takes(n, info))
+    return sum(plan.sources[name].numel * target.dtype.itemsize for name in moved if name not in plan.twins)
+
+
+def rows_only(name: str, info: TensorInfo, target: Target) -> bool:
+    """Whether only the rows that are used will take memory."""
+    return name.endswith("embed_tokens.weight") and target.maps(name, info, owned=False)
 
 
 def _block_bytes(info: TensorInfo) -> int:
@@ -135,7 +161,7 @@ class _StoredWeight:
             yield start, block if self.heads is None else names.to_half_split(block, len(block) // head)
 
 
-class _Filler:
+class Filler:
     """Fills a model's parameters and quantized layers one by one."""
 
     def __init__(self, model: nn.Module, plan: Plan, contents: Contents, target: Target) -> None:
@@ -153,12 +179,28 @@ class _Filler:
         if name in self.plan.wanted.owners:
             self._owned(name)
         elif name in self.plan.twins:
-            if not torch.equal(self._value(name), self.model.get_parameter(name)):
+            if not torch.equal(self._value(name), self._filled(self.plan.twins[name])):
                 self._refuse_twin(name)
+        elif self.target.on_disk(name):
+            self._offload(name)
         else:
             value = self._value(name)
             for alias in self.groups[name]:
                 _assign(self.model, alias, self.groups[name][0], value)
+
+    def _offload(self, name: str) -> None:
+        """Leave a parameter on the disk, or bring it there in the form that is used."""
+        info, offloaded, first = self.plan.sources[name], self.target.offloaded, self.groups[name][0]
+        if not self.target.takes(name, info):
+            info = offloaded.write(name, self._value(name))
+        for alias in self.groups[name]:
+            offloaded.keep(alias, info)
+            _assign(self.model, alias, first, torch.empty(info.shape, dtype=info.dtype, device="meta"))
+
+    def _filled(self, name: str) -> Tensor:
+        """A parameter that was read already."""
+        found = self.model.get_parameter(name)
+        return self.target.offloaded[name] if found.is_meta else found
 
     def _value(self, name: str) -> Tensor:
         """One parameter."""
@@ -199,7 +241,7 @@ class _Filler:
 
     def _compare(self, name: str, source: _StoredWeight) -> None:
         """Refuse a tied output layer that the files hold with other values than the embeddings."""
-        first = self.model.get_parameter(self.plan.twins[name])
+        first = self._filled(self.plan.twins[name])
         for start, rows in source.blocks():
             if not torch.equal(rows.to(first.device, first.dtype), first[start : start + len(rows)]):
                 self._refuse_twin(name)

@@ -10,13 +10,15 @@ from typing import TypeVar
 import torch
 from torch import nn
 
-from pixtral.checkpoints.fill import Target, fill, scratch_bytes
+from pixtral.checkpoints.config import kind_of
+from pixtral.checkpoints.dispatch import attach
+from pixtral.checkpoints.fill import Target, fill, written_bytes
+from pixtral.checkpoints.fitting import check_memory, choose_placement
 from pixtral.checkpoints.layout import Layout, fetch
-from pixtral.checkpoints.memory import check_fits
+from pixtral.checkpoints.offload import Offloaded
 from pixtral.checkpoints.opening import open_checkpoint
-from pixtral.checkpoints.placement import DeviceMap, parse_device, parse_dtype
-from pixtral.checkpoints.plan import Plan, refuse, weight_files
-from pixtral.checkpoints.tensors import TensorInfo
+from pixtral.checkpoints.placement import DeviceMap, MaxMemory, parse_dtype, parse_wish
+from pixtral.checkpoints.plan import refuse, weight_files
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.quantization import Asked
 
@@ -49,6 +51,8 @@ def load_model(
     config: Config | None = None,
     dtype: str | torch.dtype | None = "auto",
     device_map: DeviceMap = None,
+    max_memory: MaxMemory = None,
+    offload_folder: str | os.PathLike[str] | None = None,
     asked: Asked | None = None,
     layout: Layout = "auto",
     revision: str | None = None,
@@ -66,7 +70,10 @@ def load_model(
         path_or_id: a folder, or a Hub id.
         config: used instead of the checkpoint's own; copied.
         dtype: "auto" (what the configuration says, else what most weights are), a torch dtype, or its name.
-        device_map: None or "cpu", "auto" (the best single device), "cuda", "cuda:1", a torch.device, {"": device}.
+        device_map: None or "cpu", a device, "auto", "balanced", "balanced_low_0", "sequential", or a dict of module
+            names ("" for the rest) to devices, "cpu" and "disk".
+        max_memory: what "auto" and its like may use: {0: "10GiB", "cpu": "30GiB"}.
+        offload_folder: for what is kept on the disk and does not lie in the checkpoint as it is used.
         asked: for quantized weights; what the checkpoint says when left out.
         layout: "auto" (Hugging Face's when both are there), "hf" or "mistral".
         revision, token, cache_dir, local_files_only, force_download: for the Hub, see `hub.resolve`.
@@ -79,7 +86,8 @@ def load_model(
         CheckpointError: files, names or shapes do not fit, or there is not enough memory; nothing has been built.
         ConfigError: the configuration, `dtype`, `device_map` or `layout` is not one that can be used.
     """
-    wanted, device = parse_dtype(dtype), parse_device(device_map)
+    kind_of(cls)  # refuses other classes before anything is fetched
+    wanted, wish = parse_dtype(dtype), parse_wish(device_map, max_memory, offload_folder)
     files = fetch(
         path_or_id,
         layout,
@@ -89,33 +97,25 @@ def load_model(
         local_files_only=local_files_only,
         force_download=force_download,
     )
-    found = open_checkpoint(files, cls, config=config, dtype=wanted, asked=asked)
+    waiting = tuple(name for name, place in wish.devices.items() if place in ("cpu", "disk"))
+    found = open_checkpoint(files, cls, config=config, dtype=wanted, asked=asked, waiting=waiting)
     refuse(found.plan, found.contents)
-    target = Target(found.dtype, device, found.heads, found.quantizer)
-    _check_memory(found.plan, target)
+    placement, offloaded = choose_placement(found, wish), Offloaded(wish.offload_folder)
+    target = Target(found.dtype, placement, offloaded, found.heads, found.quantizer)
+    check_memory(found, target, wish)
+    offloaded.check_room(written_bytes(found.plan, target))
     _record(found.config, target)
     fill(found.model, found.plan, found.contents, target, progress)
     scheme = found.contents.scheme.title
     model = found.model
     model.loaded_from = LoadedFrom(files.folder, files.layout, weight_files(found.plan), scheme, files.also)  # type: ignore[assignment]
     model.quantizer = found.quantizer  # type: ignore[assignment]  # nn.Module takes any attribute
+    if placement.spread:
+        attach(model, placement, offloaded)
+    if device_map is not None:
+        model.hf_device_map = dict(placement.devices)  # type: ignore[assignment]
     assert isinstance(model, cls)
     return model.eval()
-
-
-def _check_memory(plan: Plan, target: Target) -> None:
-    wanted, quantizer = plan.wanted, target.quantizer
-    plain = {n: info for n, info in plan.sources.items() if n not in plan.twins and n not in wanted.owners}
-    count = sum(info.numel for name, info in plain.items() if not _rows_only(name, info, target))
-    need = count * target.dtype.itemsize
-    if quantizer is not None:
-        need += sum(quantizer.nbytes(layer) for layer in wanted.layers.values())
-    check_fits(need, scratch_bytes(plan, target), count, target.dtype, target.device)
-
-
-def _rows_only(name: str, info: TensorInfo, target: Target) -> bool:
-    """Whether only the rows that are used will take memory."""
-    return name.endswith("embed_tokens.weight") and target.maps(name, info, owned=False)
 
 
 def _record(config: Config, target: Target) -> None:

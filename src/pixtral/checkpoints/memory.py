@@ -3,16 +3,20 @@
 from __future__ import annotations
 
 import os
+import re
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
-from pixtral.errors import CheckpointError
+from pixtral.errors import CheckpointError, ConfigError
 
 _CGROUPS = (
     (Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")),
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
 )
+_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
 _PAGE_CACHE = ("inactive_file", "active_file")  # given back when memory is wanted
 
 
@@ -35,39 +39,87 @@ def available_memory(device: torch.device) -> int | None:
     return free if room is None else min(free, room)
 
 
-def check_fits(need: int, one_tensor: int, stored: int, dtype: torch.dtype, device: torch.device) -> None:
+@dataclass(frozen=True)
+class Setting:
+    """One way to load a model that might fit.
+
+    Attributes:
+        words: as a caller writes it.
+        need: bytes it takes on `device` at least.
+        device: where.
+        does: what it does, when that is more than to need so much.
+    """
+
+    words: str
+    need: int
+    device: torch.device
+    does: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.words} {self.does or f'needs {gigabytes(self.need)} and fits'}"
+
+
+def check_fits(
+    words: str,
+    need: int,
+    beside: int,
+    device: torch.device,
+    settings: Callable[[], Iterable[Setting]],
+    limit: int | None = None,
+) -> None:
     """Refuse a model that evidently does not fit.
 
     Args:
-        need: bytes of all parameters in `dtype`.
-        one_tensor: bytes held beside them while a tensor is converted; 0 when all are used as stored.
-        stored: number of parameters, to say what another dtype would need.
-        dtype: what the parameters become.
+        words: the model's number format, for the message.
+        need: bytes of all its tensors on `device`.
+        beside: bytes held beside them while they are read or converted.
         device: where they go.
+        settings: other ways to load the same model; those that fit are named.
+        limit: bytes that may be used; what is available when left out.
 
     Raises:
-        CheckpointError: with the numbers, and the dtype or device that would fit.
+        CheckpointError: with the numbers, and the settings that would fit.
     """
-    available = available_memory(device)
-    if available is None or need + one_tensor <= available:
+    available = available_memory(device) if limit is None else limit
+    if available is None or need + beside <= available:
         return
-    smaller = 2 * stored
-    if dtype.itemsize > 2 and smaller + one_tensor <= available:
-        advice = f'dtype="bfloat16" needs {gigabytes(smaller)} and fits'
-    elif device.type != "cpu" and need + one_tensor <= (available_memory(torch.device("cpu")) or 0):
-        advice = 'device_map="cpu" has room for it'
-    else:
-        advice = "no dtype of the plain weights fits here: use a machine with more memory, or close other programs"
-    extra = f" and {gigabytes(one_tensor)} more while it is read" if one_tensor else ""
+    fitting = [str(setting) for setting in settings() if _fits(setting)][:3]
+    advice = "; ".join(fitting) or (
+        "no number format of the weights fits here: use a machine with more memory, or close other programs"
+    )
+    extra = f" and {gigabytes(beside)} more while it is read" if beside else ""
     raise CheckpointError(
-        f"the model needs {gigabytes(need)} in {str(dtype).removeprefix('torch.')}{extra}, "
+        f"the model needs {gigabytes(need)} in {words}{extra}, "
         f"but {gigabytes(available)} are available on {device}; {advice}"
     )
+
+
+def _fits(setting: Setting) -> bool:
+    available = available_memory(setting.device)
+    return available is None or setting.need <= available
 
 
 def gigabytes(count: int) -> str:
     """12_345_678_901 -> "12.3 GB"; megabytes below one gigabyte."""
     return f"{count / 1e9:.1f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
+
+
+def parse_bytes(size: int | str, what: str) -> int:
+    """Bytes from 5_000_000_000, "5GB" or "2GiB".
+
+    Raises:
+        ConfigError: not a size, or nothing; the message begins with `what`.
+    """
+    number = 0.0
+    if isinstance(size, str):
+        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", size.strip())
+        unit = _UNITS.get(match[2].upper() or "B") if match else None
+        number = float(match[1]) * unit if match and unit else 0.0
+    elif isinstance(size, (int, float)) and not isinstance(size, bool):
+        number = float(size)
+    if number < 1:
+        raise ConfigError(f"{what} is {size!r}; expected a number of bytes, or for example '5GB' or '500MB'")
+    return int(number)
 
 
 def _container_room() -> int | None:

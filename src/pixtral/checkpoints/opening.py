@@ -24,7 +24,7 @@ from pixtral.checkpoints.config import (
 from pixtral.checkpoints.empty import build_empty
 from pixtral.checkpoints.layout import Files
 from pixtral.checkpoints.placement import COMPUTE_DTYPES, parse_dtype
-from pixtral.checkpoints.plan import Contents, Plan, make_plan, read_contents, wanted_by
+from pixtral.checkpoints.plan import Contents, Plan, announce, make_plan, read_contents, wanted_by
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.quantization import Asked, Quantizer, choose_quantizer
 
@@ -61,6 +61,7 @@ def open_checkpoint(
     config: Config | None = None,
     dtype: torch.dtype | None = None,
     asked: Asked | None = None,
+    waiting: tuple[str, ...] = (),
 ) -> Opened:
     """Look at a checkpoint as a load would; reads headers only.
 
@@ -70,6 +71,7 @@ def open_checkpoint(
         config: used instead of the checkpoint's own; copied.
         dtype: to compute in; None for what the configuration says, else what most weights are.
         asked: for quantized weights; what the checkpoint says when left out.
+        waiting: modules that the caller puts on the CPU or the disk by name.
 
     Raises:
         CheckpointError: broken files, another network, or a quantization that is not read.
@@ -89,8 +91,9 @@ def open_checkpoint(
         settle_head_dim(config, contents.tensors)
     dtype = dtype or _stored_dtype(raw, kind, contents)
     model = build_empty(cls or kind.model, config)
-    if quantizer is not None and quantizer.stored:
-        quantizer.found([kind.own.spell_stored(name, contents.suffixes) or name for name in contents.tensors])
+    if quantizer is not None:
+        quantizer.waiting = waiting
+    announce(quantizer, kind, contents)
     plan = make_plan(wanted_by(model, dtype, quantizer), kind, contents)
     quantizer = quantizer if plan.wanted.layers else None  # the part that is read has no quantized layers
     return Opened(kind, contents, config, model, quantizer, dtype, plan, _interleaved(kind, plan, contents, config))

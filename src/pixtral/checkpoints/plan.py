@@ -125,10 +125,18 @@ def parameter_groups(model: nn.Module) -> dict[str, str]:
     return {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
 
 
+def announce(quantizer: Quantizer | None, kind: Kind, contents: Contents) -> None:
+    """Let a scheme of stored weights hear what there is; goes before `wanted_by`."""
+    if quantizer is not None and quantizer.stored:
+        quantizer.found([kind.own.spell_stored(name, contents.suffixes) or name for name in contents.tensors])
+
+
 def wanted_by(model: nn.Module, dtype: torch.dtype, quantizer: Quantizer | None) -> Wanted:
     """What a model on `meta` needs, after the quantizer has swapped its layers."""
     tied = parameter_groups(model)
     layers = {} if quantizer is None else quantizer.swap(model, dtype)
+    if quantizer is not None:
+        quantizer.names = tuple(layers)
     slots: dict[str, Slot] = {}
     owners: dict[str, tuple[str, str]] = {}
     for name, parameter in model.named_parameters(remove_duplicate=False):
@@ -219,6 +227,12 @@ def advice(plan: Plan, contents: Contents) -> str:
     """What to do about the problems."""
     if any(name.rpartition(".")[2] in _QUANTIZED for name in plan.unexpected):
         return "The extra names look like a quantized checkpoint: use the one in bfloat16."
+    odd = {*plan.missing, *(name for name, _, _ in plan.mismatched)}
+    if contents.suffixes and not odd.isdisjoint(plan.wanted.owners):
+        return (
+            "The quantized weights are not whole, or not what quantization_config says: fetch them again, or quantize "
+            "the original checkpoint."
+        )
     if contents.promised:
         return "The files are not the ones the index was written for: fetch them again."
     if plan.missing == ("lm_head.weight",):

@@ -10,11 +10,11 @@ from pathlib import Path
 import torch
 
 from pixtral.checkpoints import names
-from pixtral.checkpoints.config import KINDS, read_raw, stored_quantization, whole_config
+from pixtral.checkpoints.config import KINDS, Kind, read_raw, stored_quantization, whole_config
 from pixtral.checkpoints.empty import build_empty
 from pixtral.checkpoints.layout import Files, Layout, fetch
 from pixtral.checkpoints.memory import gigabytes
-from pixtral.checkpoints.plan import advice, listed, make_plan, problems, read_contents, wanted_by
+from pixtral.checkpoints.plan import Plan, advice, announce, listed, make_plan, problems, read_contents, wanted_by
 from pixtral.checkpoints.tensors import TensorInfo
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.errors import CheckpointError, ConfigError
@@ -30,6 +30,30 @@ _TITLES = {
 
 
 @dataclass(frozen=True)
+class QuantizedPart:
+    """Layers of one part of the model that hold their weights alike.
+
+    Args:
+        part: as in `CheckpointReport.parameters`.
+        format: in words: "4 bits, groups of 64".
+        layers: how many.
+        parameters: weights that they stand for.
+        nbytes: that they take, scales included.
+    """
+
+    part: str
+    format: str
+    layers: int
+    parameters: int
+    nbytes: int
+
+    @property
+    def bits(self) -> float:
+        """Of one weight, its share of the scales included."""
+        return 8 * self.nbytes / self.parameters
+
+
+@dataclass(frozen=True)
 class CheckpointReport:
     """The result of `inspect_checkpoint`; `str()` of it is a page to read.
 
@@ -41,7 +65,8 @@ class CheckpointReport:
         files: the weight files that are read.
         nbytes: bytes of all tensors.
         parameters: number of parameters by part: vision tower, projector, embeddings, decoder, output layer.
-        dtypes: number of parameters by stored dtype.
+        dtypes: number of parameters by stored dtype, or by the format of quantized layers.
+        quantization: what is quantized, and how.
         config: the configuration; None when it cannot be read.
         missing: parameters of the model that no file holds.
         unexpected: names in the files that have no place in the model.
@@ -57,6 +82,7 @@ class CheckpointReport:
     nbytes: int = 0
     parameters: dict[str, int] = field(default_factory=dict)
     dtypes: dict[str, int] = field(default_factory=dict)
+    quantization: tuple[QuantizedPart, ...] = ()
     config: Config | None = None
     missing: tuple[str, ...] = ()
     unexpected: tuple[str, ...] = ()
@@ -77,6 +103,10 @@ class CheckpointReport:
         """The configuration's main numbers, by name; empty when it cannot be read."""
         return _summary(self.config)
 
+    def quantization_facts(self) -> list[dict[str, object]]:
+        """`quantization` as plain values."""
+        return [{**vars(one), "bits": round(one.bits, 3)} for one in self.quantization]
+
     def __str__(self) -> str:
         lines = [f"checkpoint   {self.folder}"]
         if self.layout:
@@ -88,6 +118,10 @@ class CheckpointReport:
             lines.append(f"parameters   {self.total:,}")
             lines += [f"  {part:<14}{count:>16,}" for part, count in self.parameters.items()]
             lines.append("stored as    " + ", ".join(f"{name} ({count:,})" for name, count in self.dtypes.items()))
+        lines += [
+            f"quantized    {one.part}: {one.layers} layers in {one.format}, {one.bits:.2f} bits a weight in all"
+            for one in self.quantization
+        ]
         lines += [f"{name:<12} {value}" for name, value in self.summary().items()]
         lines += [f"problem      {problem}" for problem in self.problems] or ["ok           can be loaded"]
         return "\n".join(lines)
@@ -150,14 +184,17 @@ def _report(files: Files) -> CheckpointReport:
             raise refusal
         config = whole_config(files, read_raw(files), tensors)
         kind = next(one for one in KINDS if isinstance(config, one.config))
+        announce(quantizer, kind, contents)
         wanted = wanted_by(build_empty(kind.model, config), torch.bfloat16, quantizer)
     except (CheckpointError, ConfigError) as error:
         return replace(base, problems=(str(error),))
     plan = make_plan(wanted, kind, contents)
     found = problems(plan, contents)
+    quantized = () if quantizer is None else _quantized(kind, plan, quantizer)
     return replace(
-        base,
+        _recounted(base, kind, plan, quantized),
         config=config,
+        quantization=quantized,
         missing=plan.missing,
         unexpected=plan.unexpected,
         mismatched=plan.mismatched,
@@ -187,6 +224,39 @@ def _by_dtype(tensors: Iterable[TensorInfo]) -> dict[str, int]:
         name = str(info.dtype).removeprefix("torch.")
         counts[name] = counts.get(name, 0) + info.numel
     return dict(sorted(counts.items(), key=lambda item: -item[1]))
+
+
+def _quantized(kind: Kind, plan: Plan, quantizer: Quantizer) -> tuple[QuantizedPart, ...]:
+    """The quantized layers by part and format, in the order of `_TITLES`."""
+    sizes: dict[str, int] = {}
+    for name, (path, _) in plan.wanted.owners.items():
+        if name in plan.sources:
+            sizes[path] = sizes.get(path, 0) + plan.sources[name].nbytes
+    groups: dict[tuple[str, str], list[tuple[int, int]]] = {}
+    for name, layer in plan.wanted.layers.items():
+        part = names.part_of(kind.own.canonical(f"{name}.weight") or name)
+        weights = int(getattr(layer, "in_features", 0)) * int(getattr(layer, "out_features", 0))
+        groups.setdefault((part, quantizer.describe(layer)), []).append((weights, sizes.get(name, 0)))
+    order = list(_TITLES)
+    return tuple(
+        QuantizedPart(_TITLES[part], words, len(found), sum(one for one, _ in found), sum(size for _, size in found))
+        for (part, words), found in sorted(groups.items(), key=lambda item: order.index(item[0][0]))
+    )
+
+
+def _recounted(
+    report: CheckpointReport, kind: Kind, plan: Plan, quantized: tuple[QuantizedPart, ...]
+) -> CheckpointReport:
+    """Parameters and dtypes with quantized layers counted as the weights that they stand for."""
+    if not quantized:
+        return report
+    plain = {kind.own.canonical(n) or n: info for n, info in plan.sources.items() if n not in plan.wanted.owners}
+    counts, dtypes = _by_part(plain), _by_dtype(plain.values())
+    for one in quantized:
+        counts[one.part] = counts.get(one.part, 0) + one.parameters
+        dtypes[one.format] = dtypes.get(one.format, 0) + one.parameters
+    ordered = {title: counts[title] for title in _TITLES.values() if title in counts}
+    return replace(report, parameters=ordered, dtypes=dict(sorted(dtypes.items(), key=lambda item: -item[1])))
 
 
 def _summary(config: Config | None) -> dict[str, object]:

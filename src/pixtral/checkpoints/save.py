@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-import re
 import shutil
-import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +16,18 @@ from torch import Tensor, nn
 from pixtral.checkpoints import names
 from pixtral.checkpoints.config import LLAVA, Kind, kind_of
 from pixtral.checkpoints.layout import weight_names
-from pixtral.checkpoints.memory import gigabytes
+from pixtral.checkpoints.memory import gigabytes, parse_bytes
+from pixtral.checkpoints.offload import Offloaded
 from pixtral.checkpoints.opening import head_counts
-from pixtral.checkpoints.tensors import DTYPES, write_file
+from pixtral.checkpoints.shards import plan_shards, write_index
+from pixtral.checkpoints.staging import staging
+from pixtral.checkpoints.tensors import DTYPES, aligned, write_file
 from pixtral.configuration import Config, GenerationConfig, LlavaConfig, MistralConfig
 from pixtral.errors import CheckpointError, ConfigError
 from pixtral.hub import saving
+from pixtral.quantization import Quantizer
 
-_UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
+_Fetch = dict[str, Callable[[], Tensor]]
 _STEMS = {"hf": "model", "mistral": "consolidated"}
 
 
@@ -36,6 +39,8 @@ def save_model(
     max_shard_size: int | str = "5GB",
 ) -> tuple[Path, ...]:
     """Write a model so that this package and Transformers ("hf") or Mistral's programs ("mistral") can read it.
+
+    A model whose weights are packed is written as it is, for this package alone.
 
     Everything is first written under a temporary name in the folder; a failure leaves the folder as it was. Weights of
     an earlier save in the same layout are replaced, other files stay.
@@ -51,14 +56,20 @@ def save_model(
 
     Raises:
         CheckpointError: nowhere to write, no room, or a parameter that the layout has no name for.
-        ConfigError: the layout cannot express this network, or an argument is not understood.
+        ConfigError: the layout cannot express this network or its quantization, or an argument is not understood.
     """
     if layout not in _STEMS:
         raise ConfigError(f"layout is {layout!r}; expected 'hf' or 'mistral'")
-    kind, config, limit = kind_of(type(model)), _config_of(model), _parse_size(max_shard_size)
+    kind, config, limit = kind_of(type(model)), _config_of(model), parse_bytes(max_shard_size, "max_shard_size")
     if layout == "mistral" and kind is not LLAVA:
         raise ConfigError(f"Mistral's layout holds a whole Pixtral, not {kind.parts} alone; save it with layout='hf'")
-    parameters = _spelled(model, kind, config, layout)
+    quantizer = _quantizer(model)
+    if quantizer is not None and layout == "mistral":
+        raise ConfigError("quantized weights have no form in Mistral's layout; save them with layout='hf'")
+    parameters, elsewhere = _spelled(model, kind, config, layout)
+    if quantizer is not None:  # to be mapped when they are read again
+        order = aligned({name: (value.dtype, tuple(value.shape)) for name, value in parameters.items()})
+        parameters = {name: parameters[name] for name in order}
     files = {_config_name(layout): _config_json(model, kind, config, layout)}
     generation = getattr(model, "generation_config", None)
     if isinstance(generation, GenerationConfig):
@@ -69,15 +80,12 @@ def save_model(
         free = shutil.disk_usage(target).free
         if free < need:
             raise CheckpointError(f"{target} has {gigabytes(free)} free, the model takes {gigabytes(need)}; make room")
-        staging = Path(tempfile.mkdtemp(dir=target, prefix=".saving-"))
-        try:
+        with staging(target / ".saving") as place:
             heads = head_counts(config) if layout == "mistral" else None
-            weights = _write_weights(staging, parameters, _STEMS[layout], limit, heads)
+            weights = _write_weights(place.folder, parameters, elsewhere, _STEMS[layout], limit, heads)
             for name, text in files.items():
-                (staging / name).write_text(text, encoding="utf-8")
-            return _publish(staging, target, weights, list(files), layout)
-        finally:
-            shutil.rmtree(staging, ignore_errors=True)
+                (place.folder / name).write_text(text, encoding="utf-8")
+            return _publish(place.folder, target, weights, list(files), layout)
 
 
 def _config_of(model: nn.Module) -> Config:
@@ -86,29 +94,62 @@ def _config_of(model: nn.Module) -> Config:
     return config
 
 
-def _spelled(model: nn.Module, kind: Kind, config: Config, layout: str) -> dict[str, Tensor]:
-    """Name in the file -> parameter; tied ones once."""
+def _spelled(model: nn.Module, kind: Kind, config: Config, layout: str) -> tuple[dict[str, Tensor], _Fetch]:
+    """Name in the file -> parameter, tied ones once; and -> what brings it from the disk, if it lies there."""
     scheme = names.MISTRAL if layout == "mistral" else kind.published
     tied = isinstance(config, (LlavaConfig, MistralConfig)) and config.tie_word_embeddings
     spelled: dict[str, Tensor] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        canonical = kind.own.canonical(name)
-        stored = None if canonical is None else scheme.spell(canonical)
+    elsewhere: _Fetch = {}
+    waiting = getattr(model, "offloaded", None)
+    assert waiting is None or isinstance(waiting, Offloaded)
+    quantizer = _quantizer(model)
+    suffixes = () if quantizer is None else quantizer.suffixes
+    for name, parameter in _tensors(model, quantizer).items():
+        canonical = kind.own.canonical_stored(name, suffixes)
+        stored = None if canonical is None else scheme.spell_stored(canonical, suffixes)
         if canonical is None or stored is None:
             raise CheckpointError(
                 f"parameter {name!r} has no name in the {layout!r} layout; remove or merge what was added to the model"
             )
-        if parameter.is_meta or parameter.dtype not in DTYPES.values():
+        if parameter.is_meta and waiting is not None and name in waiting:
+            fetch: Callable[[], Tensor] | None = functools.partial(waiting.__getitem__, name)
+        else:
+            fetch = None
+        if (parameter.is_meta and fetch is None) or parameter.dtype not in DTYPES.values():
             raise CheckpointError(f"parameter {name!r} is {parameter.dtype} on {parameter.device}; it cannot be saved")
-        if tied and names.part_of(canonical) == names.HEAD:
+        if tied and canonical == "lm_head.weight":
             _check_tie(model, parameter)
             continue
         spelled[stored] = parameter
-    return spelled
+        if fetch is not None:
+            elsewhere[stored] = fetch
+    return spelled, elsewhere
+
+
+def _quantizer(model: nn.Module) -> Quantizer | None:
+    found = getattr(model, "quantizer", None)
+    assert found is None or isinstance(found, Quantizer)
+    return found
+
+
+def _tensors(model: nn.Module, quantizer: Quantizer | None) -> dict[str, Tensor]:
+    """Everything to be stored, by its name in the model: parameters, and what a quantizer makes of its layers."""
+    layers = {} if quantizer is None else {name: model.get_submodule(name) for name in quantizer.names}
+    found = {
+        name: parameter.detach()
+        for name, parameter in model.named_parameters(remove_duplicate=False)
+        if name.rpartition(".")[0] not in layers or name.endswith(".bias")
+    }
+    for layer, module in layers.items():
+        assert quantizer is not None
+        found |= {f"{layer}.{suffix}": value for suffix, value in quantizer.tensors(module).items()}
+    return found
 
 
 def _check_tie(model: nn.Module, head: Tensor) -> None:
     embeddings = next(p for name, p in model.named_parameters() if name.endswith("embed_tokens.weight"))
+    if embeddings.is_meta and head.is_meta:  # on the disk they are one tensor
+        return
     if embeddings is not head and not torch.equal(embeddings, head):
         raise CheckpointError(
             "tie_word_embeddings is true, but lm_head.weight differs from the embeddings; set it to false in the config"
@@ -120,83 +161,66 @@ def _config_name(layout: str) -> str:
 
 
 def _config_json(model: nn.Module, kind: Kind, config: Config, layout: str) -> str:
-    values: dict[str, Any]
     if layout == "mistral":
         assert isinstance(config, LlavaConfig)
-        values = config.to_params()
-    else:
-        dtype = str(next(p.dtype for p in model.parameters())).removeprefix("torch.")
-        values = {**config.to_dict(), "architectures": [kind.model.__name__], "dtype": dtype}
-        for part in ("text_config", "vision_config"):
-            if part in values:
-                values[part]["dtype"] = dtype
+        return json.dumps(config.to_params(), indent=2) + "\n"
+    dtype = next(p.dtype for p in model.parameters() if p.is_floating_point())
+    return config_json(kind, config, dtype, _quantizer(model))
+
+
+def config_json(kind: Kind, config: Config, dtype: torch.dtype, quantizer: Quantizer | None) -> str:
+    """The content of config.json."""
+    name = str(dtype).removeprefix("torch.")
+    values: dict[str, Any] = {**config.to_dict(), "architectures": [kind.model.__name__], "dtype": name}
+    for part in ("text_config", "vision_config"):
+        if part in values:
+            values[part]["dtype"] = name
+    values.pop("quantization_config", None)
+    if quantizer is not None:
+        values["quantization_config"] = quantizer.to_dict()
     return json.dumps(values, indent=2) + "\n"
 
 
 def _write_weights(
-    folder: Path, parameters: dict[str, Tensor], stem: str, limit: int, heads: tuple[int, int, int] | None
+    folder: Path,
+    parameters: dict[str, Tensor],
+    elsewhere: _Fetch,
+    stem: str,
+    limit: int,
+    heads: tuple[int, int, int] | None,
 ) -> list[str]:
     """Write the weights into `folder`; the names of the files, the index last."""
-    shards = _shards(parameters, limit)
-    if len(shards) == 1:
-        written = [f"{stem}.safetensors"]
-    else:
-        written = [f"{stem}-{number:05d}-of-{len(shards):05d}.safetensors" for number in range(1, len(shards) + 1)]
-    for file, shard in zip(written, shards, strict=True):
-        shapes = {name: (parameters[name].dtype, parameters[name].shape) for name in shard}
-        write_file(folder / file, shapes, _values(parameters, shard, heads))
-    if len(shards) > 1:
-        total = sum(p.numel() * p.element_size() for p in parameters.values())
-        where = {name: file for file, shard in zip(written, shards, strict=True) for name in shard}
-        index = {"metadata": {"total_size": total}, "weight_map": dict(sorted(where.items()))}
-        written.append(f"{stem}.safetensors.index.json")
-        (folder / written[-1]).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-    return written
+    shapes = {name: (value.dtype, tuple(value.shape)) for name, value in parameters.items()}
+    shards = plan_shards(shapes, stem, limit)
+    for file, names_in_it in shards.items():
+        values = _values(parameters, elsewhere, names_in_it, heads)
+        write_file(folder / file, {name: shapes[name] for name in names_in_it}, values)
+    return [*shards, *write_index(folder, stem, shards, shapes)]
 
 
-def _values(parameters: dict[str, Tensor], shard: list[str], heads: tuple[int, int, int] | None) -> Iterator[Tensor]:
+def _values(
+    parameters: dict[str, Tensor], elsewhere: _Fetch, shard: list[str], heads: tuple[int, int, int] | None
+) -> Iterator[Tensor]:
     """The tensors of a shard as they lie in the file; `heads` are given when q and k are stored interleaved."""
     for name in shard:
-        value = parameters[name].detach()
+        value = elsewhere[name]() if name in elsewhere else parameters[name].detach()
         if heads is not None:
             count = names.rotary_heads(names.MISTRAL.canonical(name) or name, *heads)
             value = value if count is None else names.to_interleaved(value.contiguous(), count)
         yield value
 
 
-def _shards(parameters: dict[str, Tensor], limit: int) -> list[list[str]]:
-    shards: list[list[str]] = [[]]
-    size = 0
-    for name, parameter in parameters.items():
-        nbytes = parameter.numel() * parameter.element_size()
-        if shards[-1] and size + nbytes > limit:
-            shards.append([])
-            size = 0
-        shards[-1].append(name)
-        size += nbytes
-    return shards
+def _publish(source: Path, target: Path, weights: list[str], texts: list[str], layout: str) -> tuple[Path, ...]:
+    """Move finished files to their names, and remove weights of an earlier save that would be read instead.
 
-
-def _publish(staging: Path, target: Path, weights: list[str], texts: list[str], layout: str) -> tuple[Path, ...]:
-    """Move finished files to their names, and remove weights of an earlier save that would be read instead."""
+    The configuration goes first and comes last: a folder without one is no checkpoint, whenever the process is killed.
+    """
+    (target / _config_name(layout)).unlink(missing_ok=True)
     stale = [name for name in weight_names(target, layout) if name not in weights]
     for name in weights:
-        os.replace(staging / name, target / name)
+        os.replace(source / name, target / name)
     for name in stale:
         (target / name).unlink()
-    for name in texts:
-        os.replace(staging / name, target / name)
+    for name in reversed(texts):
+        os.replace(source / name, target / name)
     return tuple(target / name for name in (*weights, *texts))
-
-
-def _parse_size(size: int | str) -> int:
-    """Bytes from 5_000_000_000, "5GB" or "2GiB"."""
-    if isinstance(size, str):
-        match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([A-Za-z]*)", size.strip())
-        unit = _UNITS.get(match[2].upper() or "B") if match else None
-        number = float(match[1]) * unit if match and unit else 0.0
-    else:
-        number = float(size)
-    if number < 1:
-        raise ConfigError(f"max_shard_size is {size!r}; expected a number of bytes, or for example '5GB' or '500MB'")
-    return int(number)

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor
 
 from pixtral.errors import CheckpointError
+from pixtral.ops.memory import empty_huge
 
 DTYPES: dict[str, torch.dtype] = {
     "BF16": torch.bfloat16,
@@ -36,6 +37,7 @@ DTYPES: dict[str, torch.dtype] = {
 }
 _CODES = {dtype: code for code, dtype in DTYPES.items()}
 _MAX_HEADER = 100_000_000  # the reference implementation's limit
+ALIGNMENT = 64  # bytes; a vector register's and a cache line's
 
 
 @dataclass(frozen=True)
@@ -135,7 +137,7 @@ def read_tensor(info: TensorInfo, scratch: Tensor | None = None) -> Tensor:
     Raises:
         CheckpointError: the file is shorter than when its header was read.
     """
-    flat = torch.empty(info.nbytes, dtype=torch.uint8, device="cpu") if scratch is None else scratch[: info.nbytes]
+    flat = empty_huge([info.nbytes], torch.uint8) if scratch is None else scratch[: info.nbytes]
     view = flat.numpy().data
     with info.file.open("rb", buffering=0) as stream:
         stream.seek(info.start)
@@ -148,7 +150,63 @@ def read_tensor(info: TensorInfo, scratch: Tensor | None = None) -> Tensor:
     return flat.view(info.dtype).view(info.shape)
 
 
-def write_file(file: Path, shapes: Mapping[str, tuple[torch.dtype, torch.Size]], tensors: Iterable[Tensor]) -> None:
+class FileWriter:
+    """A safetensors file whose tensors are written one by one, in any order; a context manager.
+
+    The data begins at a multiple of ALIGNMENT, so that tensors in the order of `aligned` can be used where they lie.
+    On leaving the block without an error, every tensor has to be written; the file is flushed to the disk then.
+    """
+
+    def __init__(self, file: Path, shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> None:
+        """
+        Args:
+            file: overwritten.
+            shapes: name -> dtype and shape, in the order in which they lie in the file.
+        """
+        self._shapes = {name: (dtype, tuple(shape)) for name, (dtype, shape) in shapes.items()}
+        header: dict[str, object] = {"__metadata__": {"format": "pt"}}
+        offsets, end = {}, 0
+        for name, (dtype, shape) in self._shapes.items():
+            offsets[name], end = end, end + math.prod(shape) * dtype.itemsize
+            header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [offsets[name], end]}
+        text = json.dumps(header, separators=(",", ":")).encode()
+        text += b" " * (-(8 + len(text)) % ALIGNMENT)
+        self._starts = {name: 8 + len(text) + offset for name, offset in offsets.items()}
+        self._stream = file.open("wb")
+        self._stream.write(len(text).to_bytes(8, "little") + text)
+
+    def write(self, name: str, tensor: Tensor) -> None:
+        """Write a tensor, from any device."""
+        assert (tensor.dtype, tuple(tensor.shape)) == self._shapes[name], name
+        flat = tensor.detach().contiguous().cpu().reshape(-1)
+        self._stream.seek(self._starts.pop(name))
+        self._stream.write(flat.view(torch.uint8).numpy().data)
+
+    def __enter__(self) -> FileWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._stream as stream:
+            if kind is None:
+                assert not self._starts, f"not written: {list(self._starts)}"
+                stream.flush()
+                os.fsync(stream.fileno())
+
+
+def aligned(shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> list[str]:
+    """The names in an order in which each tensor starts at as large a power of two, up to ALIGNMENT, as divides it."""
+
+    def granularity(name: str) -> int:
+        dtype, shape = shapes[name]
+        nbytes = math.prod(shape) * dtype.itemsize
+        return min(nbytes & -nbytes, ALIGNMENT) if nbytes else ALIGNMENT
+
+    return sorted(shapes, key=granularity, reverse=True)
+
+
+def write_file(
+    file: Path, shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]], tensors: Iterable[Tensor]
+) -> None:
     """Write a safetensors file; memory used is one tensor.
 
     Args:
@@ -156,18 +214,6 @@ def write_file(file: Path, shapes: Mapping[str, tuple[torch.dtype, torch.Size]],
         shapes: name -> dtype and shape, in the order of `tensors`.
         tensors: the values, one at a time, on any device.
     """
-    header: dict[str, object] = {"__metadata__": {"format": "pt"}}
-    end = 0
-    for name, (dtype, shape) in shapes.items():
-        start, end = end, end + math.prod(shape) * dtype.itemsize
-        header[name] = {"dtype": _CODES[dtype], "shape": list(shape), "data_offsets": [start, end]}
-    text = json.dumps(header, separators=(",", ":")).encode()
-    text += b" " * (-len(text) % 8)
-    with file.open("wb") as stream:
-        stream.write(len(text).to_bytes(8, "little") + text)
-        for (name, (dtype, shape)), tensor in zip(shapes.items(), tensors, strict=True):
-            assert tensor.dtype == dtype and tensor.shape == shape, name
-            flat = tensor.detach().contiguous().cpu().reshape(-1)
-            stream.write(flat.view(torch.uint8).numpy().data)
-        stream.flush()
-        os.fsync(stream.fileno())
+    with FileWriter(file, shapes) as writer:
+        for name, tensor in zip(shapes, tensors, strict=True):
+            writer.write(name, tensor)

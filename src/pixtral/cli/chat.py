@@ -55,6 +55,8 @@ def chat(
     as_json: options.Json = False,
     dtype: options.Dtype = "auto",
     device_map: options.DeviceMap = "auto",
+    max_memory: options.MaxMemory = None,
+    offload_folder: options.OffloadFolder = None,
     quantization: options.Quantization = None,
     quantize_vision: options.QuantizeVision = False,
     activations: options.Activations = None,
@@ -86,7 +88,7 @@ def chat(
     choice = options.ModelChoice(
         name, dtype, device_map, layout, revision, cache_dir, local_files_only, max_image_size,
         kv_cache=kv_cache, prompt_lookup=prompt_lookup, quantization=quantization, quantize_vision=quantize_vision,
-        activations=activations, threads=threads,
+        activations=activations, threads=threads, max_memory=max_memory, offload_folder=offload_folder,
     )  # fmt: skip
     how: ChatOptions = {
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,

@@ -56,6 +56,7 @@ def _facts(report: CheckpointReport, tokenizer: str | None) -> dict[str, object]
         "total_parameters": report.total,
         "parameters": report.parameters,
         "dtypes": report.dtypes,
+        "quantization": report.quantization_facts(),
         "config": report.summary(),
         "tokenizer": tokenizer,
         "missing": list(report.missing),
@@ -76,7 +77,7 @@ def _print(report: CheckpointReport, tokenizer: str | None) -> None:
     about += [(name, str(value)) for name, value in report.summary().items()]
     about.append(("tokenizer", tokenizer or "none: it cannot chat"))
     if report.dtypes:
-        about.append(("stored as", ", ".join(report.dtypes)))
+        about.append(("stored as", "; ".join(report.dtypes)))
     width = max(len(name) for name, _ in about) + 2
     out = console()
     for name, value in about:
@@ -85,6 +86,9 @@ def _print(report: CheckpointReport, tokenizer: str | None) -> None:
         rows = [(part, f"{count:,}", f"{count / report.total:.1%}") for part, count in report.parameters.items()]
         typer.echo()
         print_table("", ("part", "parameters", ""), [*rows, ("all", f"{report.total:,}", "")], numbers=(1, 2))
+    if report.quantization:
+        typer.echo()
+        print_quantization(report)
     _listing("missing", report.missing)
     _listing("unexpected", report.unexpected)
     _listing(
@@ -95,6 +99,15 @@ def _print(report: CheckpointReport, tokenizer: str | None) -> None:
         out.print(f"[bold red]problem:[/] {escape(problem)}", soft_wrap=True)
     if report.ok:
         out.print("[bold green]ok:[/] it can be loaded")
+
+
+def print_quantization(report: CheckpointReport) -> None:
+    """What is quantized, how, and what that takes."""
+    rows = [
+        (one.part, one.format, f"{one.layers}", f"{one.nbytes / 1e6:,.1f}", f"{one.bits:.2f}")
+        for one in report.quantization
+    ]
+    print_table("", ("quantized part", "format", "layers", "MB", "bits a weight"), rows, numbers=(2, 3, 4))
 
 
 def _listing(title: str, names: tuple[str, ...]) -> None:

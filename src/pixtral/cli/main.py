@@ -10,8 +10,11 @@ from typer.core import TyperGroup
 from pixtral.cli.bench import bench
 from pixtral.cli.chat import chat
 from pixtral.cli.demo import demo
+from pixtral.cli.doctor import doctor
+from pixtral.cli.estimate import estimate
 from pixtral.cli.inspect import inspect
 from pixtral.cli.output import fail
+from pixtral.cli.quantize import quantize
 from pixtral.errors import PixtralError
 
 
@@ -58,8 +61,11 @@ def root(
 
 app.command()(chat)
 app.command()(inspect)
+app.command()(estimate)
+app.command()(quantize)
 app.command()(demo)
 app.command()(bench)
+app.command()(doctor)
 
 
 def main() -> None:

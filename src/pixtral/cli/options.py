@@ -20,6 +20,19 @@ DeviceMap = Annotated[
     str,
     typer.Option(metavar="DEVICE", help="Where the model runs: auto (a GPU if there is one), cpu, cuda, cuda:1, mps."),
 ]
+MaxMemory = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="DEVICE=SIZE", show_default=False,
+        help="Memory that auto may use, such as cpu=8GiB or 0=20GiB; may be given several times.",
+    ),
+]  # fmt: skip
+OffloadFolder = Annotated[
+    str | None,
+    typer.Option(
+        metavar="FOLDER", show_default=False, help="Leave on the disk what finds no room in memory; slow, but it runs."
+    ),
+]
 Quantization = Annotated[
     str | None,
     typer.Option(
@@ -130,6 +143,8 @@ class ModelChoice:
     quantize_vision: bool = False
     activations: str | None = None
     threads: int | None = None
+    max_memory: list[str] | None = None
+    offload_folder: str | None = None
 
     @property
     def name(self) -> str:
@@ -153,6 +168,8 @@ class ModelChoice:
             self.model,
             dtype=self.dtype,
             device_map=self.device_map,
+            max_memory=memory_limits(self.max_memory),
+            offload_folder=self.offload_folder,
             quantization=self.quantization,
             quantize_vision=self.quantize_vision,
             activations=self.activations,
@@ -165,6 +182,21 @@ class ModelChoice:
             kv_cache=self.kv_cache,
             prompt_lookup_num_tokens=self.prompt_lookup,
         )
+
+
+def memory_limits(words: list[str] | None) -> dict[str | int, str | int] | None:
+    """["cpu=8GiB", "0=20GiB"] as `max_memory`.
+
+    Raises:
+        typer.BadParameter: not of this form.
+    """
+    limits: dict[str | int, str | int] = {}
+    for word in words or ():
+        device, sign, size = word.partition("=")
+        if not (device and sign and size):
+            raise typer.BadParameter(f"--max-memory is {word!r}, expected DEVICE=SIZE, for example cpu=8GiB")
+        limits[int(device) if device.isdigit() else device] = size
+    return limits or None
 
 
 def looks_like_model(word: str) -> bool:

@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pixtral.ops.linear_native import native_gated_linear, native_linear, runs_natively
 from pixtral.ops.linear_reference import gated_linear_reference, linear_reference
 from pixtral.ops.linear_unpacked import (
     gated_linear_gradient,
@@ -68,9 +69,11 @@ def _unpack_fake(
 
 
 def _linear(x: Tensor, biases: Tensors, *packed: Any) -> list[Tensor]:
-    product = linear_reference if packed[-1] == "int8" else unpacked_linear
     weights = _weights(*packed[:-1])
     each = [bias if len(bias) else None for bias in biases] if biases else [None] * len(weights)
+    if packed[-1] == "int8" and runs_natively(x):
+        return native_linear(x, weights, each)
+    product = linear_reference if packed[-1] == "int8" else unpacked_linear
     return [product(x, weight, bias) for weight, bias in zip(weights, each, strict=True)]
 
 
@@ -91,8 +94,10 @@ def _linear_backward(ctx: Any, grads: Tensors) -> tuple[Any, ...]:
 
 
 def _gated_linear(x: Tensor, *packed: Any) -> Tensor:
-    product = gated_linear_reference if packed[-1] == "int8" else unpacked_gated_linear
-    return product(x, *_weights(*packed[:-1]))
+    gate, up = _weights(*packed[:-1])
+    if packed[-1] != "int8":
+        return unpacked_gated_linear(x, gate, up)
+    return (native_gated_linear if runs_natively(x) else gated_linear_reference)(x, gate, up)
 
 
 def _gated_linear_fake(x: Tensor, *packed: Any) -> Tensor:

@@ -27,7 +27,7 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     peak = padded.abs().amax(-1)
     finite = torch.isfinite(peak)
     empty = ~finite | (peak < SMALLEST)
-    inverse = torch.where(empty, 0.0, 127 / peak)
+    inverse = torch.where(empty, 0.0, torch.full_like(peak, 127) / peak)  # `127 / peak` would round twice
     levels = (padded * inverse[..., None]).round().nan_to_num(0.0)
     scales = torch.where(empty, 0.0, peak * (1 / 127)).masked_fill(~finite, float("nan"))
     return levels.to(torch.int8).view(rows, -1)[:, :width], scales

@@ -26,6 +26,19 @@ HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
 CONFIG = ("patch_size", "spatial_merge_size", "image_token", "image_break_token", "image_end_token")
 
 
+def files_of(path_or_id: str | os.PathLike[str], **hub: Any) -> list[Path]:
+    """The files of a model, of those that a tokenizer, a processor or generation may need; not its config.json.
+
+    Args:
+        path_or_id: a folder or Hub id.
+        hub: arguments of `hub.resolve`.
+    """
+    patterns = (*PATTERNS, "generation_config.json")
+    folder = resolve(path_or_id, patterns=patterns, **hub)
+    found = {path for pattern in patterns for path in folder.glob(pattern) if path.is_file()}
+    return sorted(path for path in found if path.name != "config.json")
+
+
 @dataclass(frozen=True)
 class Parts:
     """A processor's constructor arguments."""

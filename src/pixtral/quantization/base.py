@@ -122,6 +122,8 @@ class Quantizer(ABC):
         method: `quant_method` in config.json.
         suffixes: what follows a layer's name and a dot in the names of all its stored tensors.
         stored: whether the files hold quantized tensors already.
+        names: of the layers that `swap` replaced; noted by the loader.
+        waiting: modules that a caller puts on the CPU or the disk by name; noted by the loader before `swap`.
     """
 
     method: ClassVar[str]
@@ -129,6 +131,8 @@ class Quantizer(ABC):
 
     def __init__(self, *, stored: bool) -> None:
         self.stored = stored
+        self.names: tuple[str, ...] = ()
+        self.waiting: tuple[str, ...] = ()
 
     @property
     @abstractmethod

@@ -55,6 +55,30 @@ class BitsAndBytesQuantizer(Quantizer):
         """What was asked for, or what the checkpoint says."""
         return self._config
 
+    @property
+    def quantization_config(self) -> BitsAndBytesConfig:
+        """Transformers' name of `config`."""
+        return self._config
+
+    @property
+    def is_trainable(self) -> bool:
+        """True: adapters beside the quantized layers can be trained."""
+        return True
+
+    @property
+    def is_qat_trainable(self) -> bool:
+        """False: the quantized weights themselves cannot."""
+        return False
+
+    @property
+    def is_compileable(self) -> bool:
+        """False, as in Transformers."""
+        return False
+
+    def is_serializable(self) -> bool:
+        """True: save_pretrained writes the quantized weights."""
+        return True
+
     def found(self, names: Collection[str]) -> None:
         """See Quantizer.found: a layer is quantized when its scales are there.
 
@@ -129,19 +153,28 @@ class BitsAndBytesQuantizer(Quantizer):
 
     def _chosen(self, model: nn.Module) -> list[str]:
         linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
-        if self.stored and self._quantized is not None:
-            return [name for name in linear if name in self._quantized]
         skip = self._config.llm_int8_skip_modules
-        if skip is None:
-            skip = _kept(model)
-        else:
+        if skip is not None and not self.stored:
             _report_idle(skip, linear)
-        return [name for name in linear if not any(skips(pattern, name) for pattern in skip)]
+        skip = _kept(model) if skip is None else skip
+        if self._config.llm_int8_enable_fp32_cpu_offload:
+            skip = [*skip, *self.waiting]
+        said = _unskipped(linear, skip)
+        if self._quantized is None:
+            return said
+        chosen = [name for name in linear if name in self._quantized]
+        if chosen != said:  # modules had other names when the files were written; these have to be right when saved
+            self._config.llm_int8_skip_modules = [name for name in linear if name not in self._quantized]
+        return chosen
 
 
 def skips(pattern: str, name: str) -> bool:
     """Whether an entry of llm_int8_skip_modules names a layer: by its start, up to a full stop, or by its end."""
     return name.endswith(pattern) or re.match(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))", name) is not None
+
+
+def _unskipped(linear: list[str], skip: list[str]) -> list[str]:
+    return [name for name in linear if not any(skips(pattern, name) for pattern in skip)]
 
 
 def _kept(model: nn.Module) -> list[str]:

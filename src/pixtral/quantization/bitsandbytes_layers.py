@@ -27,7 +27,7 @@ from pixtral.configuration import BitsAndBytesConfig
 from pixtral.errors import CheckpointError
 from pixtral.quantization.base import Slot, WeightSource
 
-PIECE = 1 << 22  # weights that are quantized at a time; doing so takes about 24 bytes for each of them
+PIECE = 1 << 20  # weights that are quantized at a time; doing so takes about 24 bytes for each of them
 WORK_BYTES = 24 * PIECE
 BLOCK = 64  # weights that share a scale
 NESTED_BLOCK = 256  # scales that share a scale

@@ -16,7 +16,9 @@ from pixtral.models.mistral import MistralDecoderLayer
 from pixtral.models.packed import PackedLinear
 from pixtral.models.vision import PixtralVisionModel
 from pixtral.ops.linear import choose_group_size, pack, packed_shapes
-from pixtral.quantization.base import Quantizer, Slot, WeightSource, replace_module
+from pixtral.ops.memory import empty_huge
+from pixtral.ops.scale_search import CHUNK
+from pixtral.quantization.base import BLOCK_BYTES, Quantizer, Slot, WeightSource, replace_module
 
 TILE = 16  # rows that are packed together: blocks of a weight are cut between them
 VISION_BITS = 8
@@ -80,10 +82,18 @@ class PackedQuantizer(Quantizer):
         assert isinstance(layer, PackedLinear)
         return sum(math.prod(shape) * dtype.itemsize for dtype, shape in _shapes(layer).values())
 
+    def work_bytes(self, layer: nn.Module) -> int:
+        """The search for scales without the native kernels: 24 bytes for each weight that it looks at together
+        (measured), and 3 for each of the block: codes before and while they are packed.
+        """
+        assert isinstance(layer, PackedLinear)
+        weights = layer.in_features * layer.out_features
+        return 24 * min(weights, CHUNK) + 3 * min(weights, BLOCK_BYTES // 2)
+
     def quantize(self, layer: nn.Module, source: WeightSource, device: torch.device) -> None:
         """Pack block after block, so that no second copy of a large weight is ever held."""
         assert isinstance(layer, PackedLinear)
-        whole = {name: torch.empty(shape, dtype=dtype, device="cpu") for name, (dtype, shape) in _shapes(layer).items()}
+        whole = {name: empty_huge(shape, dtype) for name, (dtype, shape) in _shapes(layer).items()}
         for start, rows in source.blocks(TILE):
             packed = pack(rows, layer.bits, layer.group_size)
             tiles = slice(start // TILE, start // TILE + len(packed.codes))

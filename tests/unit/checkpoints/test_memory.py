@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from pixtral.checkpoints import memory
-from pixtral.checkpoints.memory import available_memory, check_fits, gigabytes
-from pixtral.errors import CheckpointError
+from pixtral.checkpoints.memory import Setting, available_memory, check_fits, gigabytes, parse_bytes
+from pixtral.errors import CheckpointError, ConfigError
 
 CPU = torch.device("cpu")
 GB = 10**9
@@ -36,27 +37,52 @@ def test_a_containers_limit_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPat
 
 def test_what_fits_passes(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(memory, "available_memory", lambda device: 26 * GB)
-    check_fits(25 * GB, GB, 12 * GB, torch.bfloat16, CPU)
+    check_fits("bfloat16", 25 * GB, GB, CPU, list)
+    with pytest.raises(CheckpointError, match=r"but 24.0 GB are available on cpu"):
+        check_fits("bfloat16", 25 * GB, GB, CPU, list, limit=24 * GB)
     monkeypatch.setattr(memory, "available_memory", lambda device: None)  # the system does not say
-    check_fits(25000 * GB, GB, 12 * GB, torch.bfloat16, CPU)
+    check_fits("bfloat16", 25000 * GB, GB, CPU, list)
 
 
-def test_refusals_say_what_would_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_refusals_name_the_settings_that_fit(monkeypatch: pytest.MonkeyPatch) -> None:
     free = {"cpu": 30 * GB, "cuda": 24 * GB}
     monkeypatch.setattr(memory, "available_memory", lambda device: free[device.type])
+    gpu = torch.device("cuda")
+    settings = [Setting("a", 31 * GB, CPU), Setting("b", 25 * GB, CPU), Setting("c", 1, gpu, "does it")]
     says = (
-        r"needs 50.8 GB in float32 and 1.3 GB more while it is read, but 30.0 GB are available on cpu; "
-        r"dtype=\"bfloat16\" needs 25.4 GB"
+        "the model needs 50.8 GB in float32 and 1.3 GB more while it is read, but 30.0 GB are available on cpu; "
+        "b needs 25.0 GB and fits; c does it"
+    )
+    with pytest.raises(CheckpointError, match=says + "$"):
+        check_fits("float32", 50_800_000_000, 1_342_000_000, CPU, lambda: settings)
+    says = (
+        "needs 25.0 GB in bfloat16, but 24.0 GB are available on cuda; no number format of the weights fits here: use a"
     )
     with pytest.raises(CheckpointError, match=says):
-        check_fits(50_800_000_000, 1_342_000_000, 12_700_000_000, torch.float32, CPU)
-    with pytest.raises(CheckpointError, match=r'24.0 GB are available on cuda; device_map="cpu" has room for it'):
-        check_fits(25 * GB, GB, 12 * GB, torch.bfloat16, torch.device("cuda"))
-    with pytest.raises(CheckpointError, match=r"needs 25.0 GB in bfloat16, but 24.0 GB"):
-        check_fits(25 * GB, 0, 12 * GB, torch.bfloat16, torch.device("cuda"))
-    with pytest.raises(CheckpointError, match="no dtype of the plain weights fits here"):
-        check_fits(248 * GB, GB, 124 * GB, torch.bfloat16, CPU)
+        check_fits("bfloat16", 25 * GB, 0, gpu, lambda: settings[:1])
 
 
 def test_sizes_are_readable() -> None:
     assert [gigabytes(count) for count in (25_400_000_000, 1_000_000_000, 3_250_000)] == ["25.4 GB", "1.0 GB", "3.2 MB"]
+
+
+@pytest.mark.parametrize(
+    ("size", "count"),
+    [
+        (5, 5),
+        ("7", 7),
+        ("5GB", 5 * 10**9),
+        ("1.5 GiB", 3 * 2**29),
+        ("5 gb", 5 * 10**9),
+        ("10mib", 10 * 2**20),
+        (2.0, 2),
+    ],
+)
+def test_sizes_are_read(size: Any, count: int) -> None:
+    assert parse_bytes(size, "limit") == count
+
+
+@pytest.mark.parametrize("size", ["", "GB", "5XB", "-1GB", 0, -3, None, True, "1e9", "0.1B", "5 parsecs", "0MB"])
+def test_what_is_no_size(size: Any) -> None:
+    with pytest.raises(ConfigError, match=r"limit is .*; expected a number of bytes, or for example '5GB'"):
+        parse_bytes(size, "limit")

@@ -17,7 +17,6 @@ from torch import nn
 from pixtral.checkpoints import load_model, save_model
 from pixtral.checkpoints import tensors as tensors_module
 from pixtral.checkpoints.empty import build_empty
-from pixtral.checkpoints.save import _parse_size
 from pixtral.configuration import GenerationConfig, LlavaConfig
 from pixtral.errors import CheckpointError, ConfigError
 from pixtral.models.llava import LlavaForConditionalGeneration
@@ -224,14 +223,6 @@ def test_generation_defaults_are_written(tmp_path: Path) -> None:
     save_model(model, tmp_path)
     values = json.loads((tmp_path / "generation_config.json").read_text())
     assert values == {"eos_token_id": [2, 7], "temperature": 0.3}
-
-
-@pytest.mark.parametrize(
-    ("size", "number"),
-    [("5GB", 5 * 10**9), ("5 gb", 5 * 10**9), ("1.5MiB", 1.5 * 2**20), (1000, 1000), ("1000", 1000), ("2KB", 2000)],
-)
-def test_sizes(size: int | str, number: int) -> None:
-    assert _parse_size(size) == number
 
 
 @pytest.mark.parametrize("size", ["", "GB", "5 parsecs", "-5GB", 0, -1, "0MB"])

@@ -130,6 +130,7 @@ def test_a_layer_that_was_called_saves_what_it_was_made_of(shape: tuple[int, int
             same({name: value.clone() for name, value in layer.tensors().items()} | {"bias": layer.bias}, before)
             assert torch.equal(copy.deepcopy(layer)(x), out)
             assert torch.equal(layer.to("cpu")(x), out)
+            assert layer.to("cpu").weight.shape == before["weight"].shape  # in the order that every device knows
         same(state(layer), before)
 
 

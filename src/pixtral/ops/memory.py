@@ -1,0 +1,22 @@
+"""Memory for large tensors that are read over and over."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+def empty_huge(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
+    """Uninitialised CPU memory, in huge pages where the system gives them on request.
+
+    Weights are read once per token: with 2 MiB pages instead of 4 KiB the memory delivers an eighth more (measured by
+    `pixtral bench`). NumPy asks for them (madvise) for arrays of at least 4 MiB; torch.empty does not.
+    """
+    count = math.prod(shape) * dtype.itemsize
+    if count == 0:  # NumPy's empty arrays have strides that PyTorch cannot view as another dtype
+        return torch.empty(*shape, dtype=dtype, device="cpu")
+    return torch.from_numpy(np.empty(count, np.uint8)).view(dtype).view(list(shape))

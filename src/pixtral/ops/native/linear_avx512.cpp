@@ -1,0 +1,216 @@
+// Quantized linear layers with AVX-512 VNNI: weights as unsigned bytes (level + 128) times signed activations.
+#ifdef PX_X86
+#include <immintrin.h>
+
+#include "linear_strip.h"
+
+namespace px {
+
+namespace {
+
+constexpr uint8_t code4(int code) { return static_cast<uint8_t>(kLevels4[code] + 128); }
+
+alignas(16) constexpr uint8_t kUnsigned4[16] = {
+    code4(0), code4(1), code4(2),  code4(3),  code4(4),  code4(5),  code4(6),  code4(7),
+    code4(8), code4(9), code4(10), code4(11), code4(12), code4(13), code4(14), code4(15)};
+
+// Where a kernel's weights come from: 8 columns of a tile at a time, as two vectors of 16 rows x 4 columns.
+struct Nibbles {
+  static constexpr int kBytes = 64;
+  const __m512i table = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kUnsigned4)));
+  const __m512i low = _mm512_set1_epi8(15);
+  void load(const uint8_t* from, __m512i* first, __m512i* second) const {
+    const __m512i codes = _mm512_loadu_si512(from);
+    *first = _mm512_shuffle_epi8(table, _mm512_and_si512(codes, low));
+    *second = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(codes, 4), low));
+    _mm_prefetch(reinterpret_cast<const char*>(from + 1024), _MM_HINT_T0);
+  }
+};
+
+struct Bytes {
+  static constexpr int kBytes = 128;
+  void load(const uint8_t* from, __m512i* first, __m512i* second) const {
+    *first = _mm512_loadu_si512(from);
+    *second = _mm512_loadu_si512(from + 64);
+  }
+};
+
+struct V {
+  using Nibbles = px::Nibbles;
+  using Bytes = px::Bytes;
+  using Decoded = px::Bytes;
+  static constexpr bool kBytesAreDecoded = true;
+  static constexpr int kMostDirect = 8;
+  static constexpr int kMostRows = 8;
+  static constexpr int kMostRowsOf2 = 6;
+  static constexpr int kMostRowsOf4 = 2;
+  static constexpr int kPanelColumns = 512;
+  static constexpr int kChunkRows = 384;
+
+  static int tiles_at_once(int64_t rows) { return rows <= kMostRowsOf4 ? 4 : rows <= kMostRowsOf2 ? 2 : 1; }
+
+  template <class Source, int Rows, int Count>
+  static void multiply(const Block& block) {
+    const Source source;
+    const int8_t* levels = block.levels;
+    const int32_t* offsets = block.offsets;
+    const float* activation_scales = block.activation_scales;
+    const int64_t steps = block.group / 8;
+    const int64_t most = kActivationGroup / block.group;
+    int64_t left = block.columns / block.group;
+    const uint8_t* codes[Count];
+    const int8_t* scales[Count];
+    for (int j = 0; j < Count; j++) {
+      codes[j] = block.codes[j];
+      scales[j] = block.scales[j];
+    }
+    for (; left > 0; left -= most) {
+      const int64_t groups = left < most ? left : most;
+      __m512i totals[Rows][Count];
+      for (int i = 0; i < Rows; i++)
+        for (int j = 0; j < Count; j++) totals[i][j] = _mm512_setzero_si512();
+      for (int64_t g = 0; g < groups; g++) {
+        __m512i sums[Rows][Count];
+        for (int i = 0; i < Rows; i++)
+          for (int j = 0; j < Count; j++) sums[i][j] = _mm512_set1_epi32(offsets[i]);
+        offsets += Rows;
+        for (int64_t step = 0; step < steps; step++) {
+          __m512i first[Count], second[Count];
+          for (int j = 0; j < Count; j++) {
+            source.load(codes[j], &first[j], &second[j]);
+            codes[j] += Source::kBytes;
+          }
+          for (int i = 0; i < Rows; i++) {
+            int32_t quad;
+            __builtin_memcpy(&quad, levels + 4 * i, 4);
+            const __m512i a = _mm512_set1_epi32(quad);
+            for (int j = 0; j < Count; j++) sums[i][j] = _mm512_dpbusd_epi32(sums[i][j], first[j], a);
+          }
+          for (int i = 0; i < Rows; i++) {
+            int32_t quad;
+            __builtin_memcpy(&quad, levels + 4 * (Rows + i), 4);
+            const __m512i a = _mm512_set1_epi32(quad);
+            for (int j = 0; j < Count; j++) sums[i][j] = _mm512_dpbusd_epi32(sums[i][j], second[j], a);
+          }
+          levels += 8 * Rows;
+          _mm_prefetch(reinterpret_cast<const char*>(levels + 1024), _MM_HINT_T0);
+        }
+        for (int j = 0; j < Count; j++) {
+          const __m512i scale = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales[j])));
+          scales[j] += kTile;
+          for (int i = 0; i < Rows; i++)
+            totals[i][j] = _mm512_add_epi32(totals[i][j], _mm512_mullo_epi32(sums[i][j], scale));
+        }
+      }
+      for (int i = 0; i < Rows; i++) {
+        const __m512 scale = _mm512_set1_ps(activation_scales[i]);
+        for (int j = 0; j < Count; j++) {
+          float* to = block.sums + (j * Rows + i) * kTile;
+          _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(totals[i][j]), scale, _mm512_loadu_ps(to)));
+        }
+      }
+      activation_scales += Rows;
+    }
+  }
+
+  static void decode(const uint8_t* codes, int64_t, int64_t columns, uint8_t* to) {
+    const px::Nibbles source;
+    for (int64_t step = 0; step < columns / 8; step++) {
+      __m512i first, second;
+      source.load(codes + 64 * step, &first, &second);
+      _mm512_store_si512(to + 128 * step, first);
+      _mm512_store_si512(to + 128 * step + 64, second);
+    }
+  }
+
+  static __m512 read(const void* from, Number type, int64_t at, __mmask16 mask) {
+    if (type == Number::Float32) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(from) + at);
+    const __m256i half = _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(from) + at);
+    if (type == Number::Float16) return _mm512_cvtph_ps(half);
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+  }
+
+  static void write(void* to, Number type, int64_t at, __mmask16 mask, __m512 value) {
+    if (type == Number::Float32) return _mm512_mask_storeu_ps(static_cast<float*>(to) + at, mask, value);
+    const __m256i half =
+        type == Number::Float16 ? _mm512_cvtps_ph(value, 0) : (__m256i)_mm512_cvtneps_pbh(value);
+    _mm256_mask_storeu_epi16(static_cast<uint16_t*>(to) + at, mask, half);
+  }
+
+  static __m512 scaled(const float* sums, const Weight& weight, int64_t tile, __mmask16 mask) {
+    const __m512 scale = _mm512_loadu_ps(weight.row_scales + tile * kTile);
+    if (weight.bias == nullptr) return _mm512_mul_ps(_mm512_loadu_ps(sums), scale);
+    const __m512 bias = read(weight.bias, static_cast<Number>(weight.bias_type), tile * kTile, mask);
+    return _mm512_fmadd_ps(_mm512_loadu_ps(sums), scale, bias);
+  }
+
+  // exp(x) to about one unit in the last place: 2^n times a polynomial on +-log(2)/2.
+  static __m512 exp(__m512 x) {
+    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
+    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
+    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
+    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
+    for (const float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
+      p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
+    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
+    return _mm512_scalef_ps(p, n);
+  }
+
+  static void finish(const float* sums, const Weight& weight, int64_t tile, int64_t columns, Number type, int64_t at) {
+    const auto mask = static_cast<__mmask16>((1u << columns) - 1);
+    write(weight.out, type, at, mask, scaled(sums, weight, tile, mask));
+  }
+
+  static void finish_gated(const float* gate, const float* up, const Weight& weight, const Weight& other,
+                           int64_t tile, int64_t columns, Number type, int64_t at) {
+    const auto mask = static_cast<__mmask16>((1u << columns) - 1);
+    const __m512 g = scaled(gate, weight, tile, mask);
+    const __m512 one = _mm512_set1_ps(1.0f);
+    const __m512 silu = _mm512_div_ps(g, _mm512_add_ps(one, exp(_mm512_sub_ps(_mm512_setzero_ps(), g))));
+    write(weight.out, type, at, mask, _mm512_mul_ps(silu, scaled(up, other, tile, mask)));
+  }
+};
+
+void quantize(const void* x, Number type, int64_t stride, const Activations& to, int64_t tile) {
+  const int64_t height = rows_of_tile(to, tile);
+  const __m512i magnitude = _mm512_set1_epi32(0x7fffffff);
+  for (int64_t i = 0; i < height; i++) {
+    const int64_t start = (tile * to.tile + i) * stride;
+    for (int64_t column = 0; column < to.width; column += kActivationGroup) {
+      const int64_t left = to.width - column;
+      const int vectors = static_cast<int>((left < kActivationGroup ? left : kActivationGroup) / 16);
+      __m512 values[kActivationGroup / 16];
+      __m512i most = _mm512_setzero_si512();  // as bits, so that NaN counts as larger than infinity
+      for (int v = 0; v < vectors; v++) {
+        values[v] = V::read(x, type, start + column + 16 * v, 0xffff);
+        most = _mm512_max_epi32(most, _mm512_and_si512(_mm512_castps_si512(values[v]), magnitude));
+      }
+      const Places places = places_of(to, tile, column, i);
+      const float peak = float_of_bits(static_cast<uint32_t>(_mm512_reduce_max_epi32(most)));
+      const float inverse = choose_scale(peak, places.scale);
+      const __mmask16 used = inverse > 0.0f ? 0xffff : 0;
+      __m512i sum = _mm512_setzero_si512();
+      int64_t group = 0;
+      for (int v = 0; v < vectors; v++) {
+        const __m512 scaled = _mm512_mul_ps(values[v], _mm512_set1_ps(inverse));
+        const __m512i whole = _mm512_maskz_cvtps_epi32(used, scaled);
+        alignas(16) int32_t quads[4];
+        _mm_store_si128(reinterpret_cast<__m128i*>(quads), _mm512_cvtepi32_epi8(whole));
+        for (int q = 0; q < 4; q++) __builtin_memcpy(places.levels + (16 * v + 4 * q) * height, quads + q, 4);
+        sum = _mm512_add_epi32(sum, whole);
+        if (16 * (v + 1) == (group + 1) * to.group) {
+          places.offsets[group * height] = -128 * _mm512_reduce_add_epi32(sum);
+          sum = _mm512_setzero_si512();
+          group++;
+        }
+      }
+    }
+  }
+}
+
+}  // namespace
+
+const LinearKernels linear_avx512 = {6, V::kPanelColumns, V::kMostDirect, quantize, strip<V>};
+
+}  // namespace px
+#endif

@@ -1,0 +1,144 @@
+// What a thread does with a strip of weights, the same for every instruction set; V is what differs. V lies in an
+// unnamed namespace of the file that includes this, so that nothing here is shared between files.
+//
+// With many rows, some columns of the weights are decoded once into a panel that stays in the L1 cache, and all rows
+// pass over it, a tile of them at a time. With few, weights are decoded in registers and read exactly once.
+#pragma once
+
+#include <initializer_list>
+
+#include "linear.h"
+
+namespace px {
+
+// One kernel's work: the rows of one tile of activations, times some columns of some tiles of weights.
+struct Block {
+  const uint8_t* codes[kMostTiles];
+  const int8_t* scales[kMostTiles];
+  const int8_t* levels;
+  const int32_t* offsets;
+  const float* activation_scales;
+  float* sums;      // (tiles of weights, rows, 16), added to
+  int64_t columns;  // starting at an activation group
+  int64_t group;    // columns that share a weight scale
+};
+
+using Multiply = void (*)(const Block&);
+
+// The kernel for `rows` rows, of those for 1, 2, ... Rows.
+template <class V, class Source, int Count, int Rows>
+static Multiply choose(int64_t rows) {
+  if constexpr (Rows > 0) {
+    if (rows == Rows) return V::template multiply<Source, Rows, Count>;
+    return choose<V, Source, Count, Rows - 1>(rows);
+  }
+  return nullptr;
+}
+
+// Run a block over `count` tiles, as many at once as the registers hold.
+template <class V, class Source>
+static void multiply(Block block, int64_t rows, int count) {
+  const int most = V::tiles_at_once(rows);
+  for (int done = 0; done < count;) {
+    const int left = count - done;
+    const int now = left >= 4 && most >= 4 ? 4 : left >= 2 && most >= 2 ? 2 : 1;
+    Block part = block;
+    for (int j = 0; j < now; j++) {
+      part.codes[j] = block.codes[done + j];
+      part.scales[j] = block.scales[done + j];
+    }
+    part.sums = block.sums + done * rows * kTile;
+    (now == 4   ? choose<V, Source, 4, V::kMostRowsOf4>(rows)
+     : now == 2 ? choose<V, Source, 2, V::kMostRowsOf2>(rows)
+                : choose<V, Source, 1, V::kMostRows>(rows))(part);
+    done += now;
+  }
+}
+
+// Sums of one tile of rows -> results. `tiles` tiles of the weight begin at `first`; with `up`, pairs of sums.
+template <class V>
+static void finish(const float* sums, int64_t rows, int64_t row, const Weight& weight, const Weight* up, int64_t first,
+                   int64_t last, Number type) {
+  const int64_t step = rows * kTile;  // from one tile's sums to the next one's
+  for (int64_t tile = first; tile < last; tile++) {
+    const int64_t columns = weight.rows - tile * kTile < kTile ? weight.rows - tile * kTile : kTile;
+    for (int64_t i = 0; i < rows; i++) {
+      const int64_t at = (row + i) * weight.rows + tile * kTile;
+      if (up == nullptr) {
+        V::finish(sums + (tile - first) * step + i * kTile, weight, tile, columns, type, at);
+      } else {
+        const float* pair = sums + 2 * (tile - first) * step + i * kTile;
+        V::finish_gated(pair, pair + step, weight, *up, tile, columns, type, at);
+      }
+    }
+  }
+}
+
+template <class V>
+static void strip(const Activations& x, const Weight& weight, const Weight* up, int64_t first, int64_t last,
+                  Number type) {
+  constexpr int64_t kColumns = V::kPanelColumns;
+  constexpr int64_t kRows = V::kChunkRows;  // whose sums are kept at a time
+  const int64_t groups = x.width / x.group;
+  const bool direct = x.rows <= V::kMostDirect;
+
+  const uint8_t* codes[kMostTiles];
+  const int8_t* scales[kMostTiles];
+  int64_t bits[kMostTiles];
+  int count = 0;
+  for (int64_t tile = first; tile < last; tile++) {
+    for (const Weight* w : {&weight, up}) {
+      if (w == nullptr) continue;
+      codes[count] = w->codes + tile * x.width * kTile * w->bits / 8;
+      scales[count] = w->scales + tile * groups * kTile;
+      bits[count] = w->bits;
+      count++;
+    }
+  }
+
+  alignas(64) float sums[kMostTiles * kRows * kTile];
+  alignas(64) uint8_t panel[kMostTiles * kColumns * kTile];
+  const int64_t chunk_tiles = direct ? 1 : kRows / x.tile;
+  for (int64_t chunk = 0; chunk * chunk_tiles * x.tile < x.rows; chunk++) {
+    const int64_t from = chunk * chunk_tiles;
+    const int64_t until = ceil_div(x.rows, x.tile) < from + chunk_tiles ? ceil_div(x.rows, x.tile) : from + chunk_tiles;
+    const int64_t rows = (until * x.tile < x.rows ? until * x.tile : x.rows) - from * x.tile;
+    for (int64_t i = 0; i < rows * count * kTile; i++) sums[i] = 0;
+
+    for (int64_t column = 0; column < x.width; column += kColumns) {
+      Block block;
+      block.group = x.group;
+      block.columns = x.width - column < kColumns ? x.width - column : kColumns;
+      for (int j = 0; j < count; j++) {
+        block.scales[j] = scales[j] + column / x.group * kTile;
+        block.codes[j] = codes[j] + column * kTile * bits[j] / 8;
+        if (!direct && (bits[j] == 4 || !V::kBytesAreDecoded)) {
+          uint8_t* to = panel + j * kColumns * kTile;
+          V::decode(block.codes[j], bits[j], block.columns, to);
+          block.codes[j] = to;
+        }
+      }
+      for (int64_t tile = from; tile < until; tile++) {
+        const int64_t height = rows_of_tile(x, tile);
+        block.levels = x.levels + place_of(x, tile, column, 1);
+        block.offsets = x.offsets + place_of(x, tile, column, x.group);
+        block.activation_scales = x.scales + place_of(x, tile, column, kActivationGroup);
+        block.sums = sums + (tile - from) * x.tile * count * kTile;
+        if (!direct) {
+          multiply<V, typename V::Decoded>(block, height, count);
+        } else if (weight.bits == 4) {
+          multiply<V, typename V::Nibbles>(block, height, count);
+        } else {
+          multiply<V, typename V::Bytes>(block, height, count);
+        }
+      }
+    }
+    for (int64_t tile = from; tile < until; tile++) {
+      const int64_t height = rows_of_tile(x, tile);
+      const float* done = sums + (tile - from) * x.tile * count * kTile;
+      finish<V>(done, height, tile * x.tile, weight, up, first, last, type);
+    }
+  }
+}
+
+}  // namespace px

@@ -1,0 +1,6 @@
+"""What a model will take before it is loaded: tokens of pictures, memory by part, room on the disk."""
+
+from pixtral.sizing.estimating import estimate
+from pixtral.sizing.result import ImageSize, MemoryEstimate, PartSize
+
+__all__ = ["ImageSize", "MemoryEstimate", "PartSize", "estimate"]

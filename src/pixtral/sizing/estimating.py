@@ -1,0 +1,190 @@
+"""estimate(): what a model will take, from its configuration and headers."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from pixtral.assets import tiny_path
+from pixtral.checkpoints.layout import Layout
+from pixtral.checkpoints.memory import available_memory
+from pixtral.checkpoints.placement import parse_dtype
+from pixtral.configuration import QuantizationConfig
+from pixtral.configuration.bitsandbytes import BitsAndBytesConfig
+from pixtral.engine.request import context_length
+from pixtral.engine.runner import cache_dtype
+from pixtral.errors import ConfigError
+from pixtral.images.limits import ImageLimits
+from pixtral.images.source import ImageSource, load_image
+from pixtral.ops.cache import KVCache
+from pixtral.quantization import Asked
+from pixtral.quantization.base import BLOCK_BYTES
+from pixtral.sizing.result import ImageSize, MemoryEstimate
+from pixtral.sizing.subject import Subject, checkpoint, named_shape
+from pixtral.sizing.weights import part_sizes, swapped
+from pixtral.sizing.workspace import work_space
+
+DEFAULT_CONTEXT = 4096
+# Measured: what a process holds before a model is there, and what a tokenizer takes for each entry of its vocabulary.
+RUNTIME = 250_000_000
+TOKENIZER_ENTRY = 1150
+
+_BITSANDBYTES: dict[str, dict[str, Any]] = {
+    "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
+    "fp4": {"load_in_4bit": True, "bnb_4bit_quant_type": "fp4"},
+    "llm.int8": {"load_in_8bit": True},
+}
+
+
+def estimate(
+    path_or_id: str | os.PathLike[str] | None = None,
+    *,
+    shape: str | None = None,
+    images: Sequence[ImageSource | tuple[int, int]] = (),
+    quantization: str | None = None,
+    quantize_vision: bool = False,
+    quantization_config: QuantizationConfig | BitsAndBytesConfig | dict[str, Any] | None = None,
+    kv_cache: str | None = None,
+    context: int | None = None,
+    batch: int = 1,
+    dtype: str | torch.dtype | None = "auto",
+    max_image_size: int | None = None,
+    layout: Layout = "auto",
+    limits: ImageLimits | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike[str] | None = None,
+    local_files_only: bool = False,
+) -> MemoryEstimate:
+    """What a model takes on a CPU while it answers: tokens of pictures, memory by part, room on the disk.
+
+    Nothing is loaded: configuration and headers say it all. Of the Hub only small files are fetched.
+
+    Args:
+        path_or_id: a folder (a configuration in it is enough) or a Hub id; the embedded model when left out.
+        shape: instead, "pixtral-12b" or "pixtral-large", which need no files.
+        images: pictures of a conversation, as `load` takes them, or their (width, height) in pixels.
+        quantization: "int4" or "int8"; "nf4", "fp4" and "llm.int8" are bitsandbytes'.
+        quantize_vision, quantization_config: as of `from_pretrained`.
+        kv_cache: "bf16", "int8", or None for the model's dtype.
+        context: tokens, prompt and answer together; 4,096 when left out, or more if the pictures need more.
+        batch: conversations at a time.
+        dtype: of what is not quantized; "auto" for the checkpoint's.
+        max_image_size: longest side to which pictures are scaled down; the model's own when left out.
+        layout: which files, of a folder that holds both layouts.
+        limits: on the pictures that are read.
+        revision, token, cache_dir, local_files_only: for the Hub.
+
+    Raises:
+        CheckpointError: nothing there, or broken.
+        ConfigError: a configuration or argument that cannot be used.
+        GenerationError: an unknown kind of cache.
+        ImageError: a picture that cannot be had or read.
+    """
+    if shape is not None and path_or_id is not None:
+        raise ConfigError(f"found a model ({os.fspath(path_or_id)}) and a shape ({shape}); give one of them")
+    asked, wanted = _asked(quantization, quantize_vision, quantization_config), parse_dtype(dtype)
+    for name, number in (("context", context), ("batch", batch)):
+        if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
+            raise ConfigError(f"{name} is {number!r}; expected a number from 1")
+    if shape is not None:
+        subject = named_shape(shape, asked, wanted)
+    else:
+        hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
+        hub["local_files_only"] = local_files_only
+        subject = checkpoint(tiny_path() if path_or_id is None else path_or_id, asked, wanted, layout, **hub)
+    sizes = _image_sizes(subject, images, max_image_size, limits or ImageLimits())
+    return _estimate(subject, sizes, context, batch, kv_cache)
+
+
+def _estimate(
+    subject: Subject, images: tuple[ImageSize, ...], context: int | None, batch: int, kv_cache: str | None
+) -> MemoryEstimate:
+    text = subject.config.text_config
+    length = context_length(text)
+    image_tokens = sum(image.tokens for image in images)
+    context = min(max(DEFAULT_CONTEXT, image_tokens + DEFAULT_CONTEXT // 4), length) if context is None else context
+    if context > length:
+        raise ConfigError(f"context is {context}, but the model holds at most {length} tokens")
+    weights = part_sizes(subject, context * batch)
+    kind = cache_dtype(kv_cache, subject.dtype)
+    assert text.head_dim is not None
+    one = KVCache(1, text.num_key_value_heads, text.head_dim, batch, context, kind, "meta")
+    work = work_space(subject, [(i.resized_height, i.resized_width) for i in images], context, batch, kind)
+    saved = sum(part.nbytes for part in weights)
+    return MemoryEstimate(
+        model=subject.name,
+        dtype=str(subject.dtype).removeprefix("torch."),
+        quantization=_words(subject),
+        kv_cache=str(kind).removeprefix("torch."),
+        weights=weights,
+        images=images,
+        context=context,
+        context_length=length,
+        batch=batch,
+        cache=one.nbytes * text.num_hidden_layers,
+        image_work=work.images,
+        prompt_work=work.prompt,
+        runtime=RUNTIME + TOKENIZER_ENTRY * text.vocab_size,
+        loading=_loading(subject),
+        disk=subject.disk if subject.disk is not None else _stored_bytes(subject, saved),
+        saved=saved,
+        available=available_memory(torch.device("cpu")),
+    )
+
+
+def _asked(quantization: str | None, quantize_vision: bool, config: object) -> Asked:
+    """The arguments as the loader takes them; bitsandbytes' names are short for its configurations."""
+    if quantization in _BITSANDBYTES:
+        if config is not None or quantize_vision:
+            raise ConfigError(f"quantization={quantization!r} is bitsandbytes' and says it all; leave the others out")
+        return Asked(config=BitsAndBytesConfig(**_BITSANDBYTES[quantization]))
+    return Asked(quantization, quantize_vision, None, config)
+
+
+def _words(subject: Subject) -> str | None:
+    config = None if subject.quantizer is None else subject.quantizer.config
+    if isinstance(config, QuantizationConfig):
+        return config.name
+    if isinstance(config, BitsAndBytesConfig):
+        return "llm.int8" if config.load_in_8bit else config.bnb_4bit_quant_type
+    return None
+
+
+def _image_sizes(
+    subject: Subject,
+    images: Sequence[ImageSource | tuple[int, int]],
+    max_image_size: int | None,
+    limits: ImageLimits,
+) -> tuple[ImageSize, ...]:
+    options: Any = {} if max_image_size is None else {"size": {"longest_edge": max_image_size}}
+    patch = subject.config.vision_config.patch_size
+    found = []
+    for image in images:
+        if isinstance(image, tuple):
+            name, (width, height) = "", image
+        else:
+            name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else ""
+            width, height = load_image(image, limits=limits).size
+        grid = subject.images.grid_of(width, height, **options)
+        resized = grid.size(patch)
+        found.append(ImageSize(name, width, height, resized[1], resized[0], grid.rows, grid.cols, grid.num_tokens))
+    return tuple(found)
+
+
+def _loading(subject: Subject) -> int:
+    """What is held beside the weights while layers are quantized: a block of the original and what is made of it."""
+    if subject.quantizer is None or subject.quantizer.stored:
+        return 0
+    _, wanted = swapped(subject)
+    return BLOCK_BYTES + max((subject.quantizer.work_bytes(layer) for layer in wanted.layers.values()), default=0)
+
+
+def _stored_bytes(subject: Subject, saved: int) -> int:
+    """Size of a checkpoint that nobody has looked at: what it would be in the model's dtype, or quantized already."""
+    if subject.quantizer is None or subject.quantizer.stored:
+        return saved
+    return sum(part.parameters for part in part_sizes(subject, 1)) * subject.dtype.itemsize

@@ -1,0 +1,192 @@
+"""What an estimate says, as an object, as JSON and as a page to read."""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+from pixtral.checkpoints.memory import gigabytes
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageSize:
+    """One picture as the model would see it.
+
+    Attributes:
+        name: as it was given; empty for a size.
+        width, height: of the picture, upright, in pixels.
+        resized_width, resized_height: after resizing, multiples of the patch.
+        rows, cols: of the grid of patches.
+        tokens: prompt tokens it takes.
+    """
+
+    name: str
+    width: int
+    height: int
+    resized_width: int
+    resized_height: int
+    rows: int
+    cols: int
+    tokens: int
+
+
+@dataclasses.dataclass(frozen=True)
+class PartSize:
+    """One part of the model.
+
+    Attributes:
+        name: "vision tower", "projector", "embeddings", "decoder" or "output layer".
+        parameters: how many, tied ones once.
+        format: how its weights are held: "bfloat16", "4 bits, groups of 64, and bfloat16".
+        nbytes: what all of it takes.
+        resident: of that, what is in memory while answering: less where a table is mapped from its file and only the
+            rows that occur are ever read.
+    """
+
+    name: str
+    parameters: int
+    format: str
+    nbytes: int
+    resident: int
+
+
+@dataclasses.dataclass(frozen=True)
+class MemoryEstimate:
+    """What a model takes while it answers; bytes unless a name says otherwise. `str()` of it is a page to read.
+
+    Attributes:
+        model: its name, folder or shape.
+        dtype: of what is not quantized.
+        quantization: "int4", "int8", "nf4", "fp4", "llm.int8", or None.
+        kv_cache: number format of keys and values.
+        weights: by part.
+        images: as the model would see them.
+        context: tokens, prompt and answer together, that the memory is estimated for.
+        context_length: tokens that the model can hold.
+        batch: conversations at a time, each of `context` tokens and with all the pictures.
+        cache: keys and values.
+        image_work: activations of tower and projector.
+        prompt_work: activations of the decoder while a prompt is read.
+        runtime: Python, PyTorch and the tokenizer.
+        loading: held beside the weights while they are read, at most.
+        disk: size of the weight files; with a quantization that is made while loading, of those read.
+        saved: size of the weight files that `save_pretrained` or `pixtral quantize` would write.
+        available: memory that this machine has free; None when it does not say.
+    """
+
+    model: str
+    dtype: str
+    quantization: str | None
+    kv_cache: str
+    weights: tuple[PartSize, ...]
+    images: tuple[ImageSize, ...]
+    context: int
+    context_length: int
+    batch: int
+    cache: int
+    image_work: int
+    prompt_work: int
+    runtime: int
+    loading: int
+    disk: int
+    saved: int
+    available: int | None
+
+    @property
+    def image_tokens(self) -> int:
+        """Prompt tokens that all pictures take together."""
+        return sum(image.tokens for image in self.images)
+
+    @property
+    def text_room(self) -> int:
+        """Tokens that the pictures leave in `context` for text and answer; negative when they do not fit."""
+        return self.context - self.image_tokens
+
+    @property
+    def weight_bytes(self) -> int:
+        """All weights."""
+        return sum(part.nbytes for part in self.weights)
+
+    @property
+    def resident_weights(self) -> int:
+        """Weights that are in memory while answering."""
+        return sum(part.resident for part in self.weights)
+
+    @property
+    def work(self) -> int:
+        """Work space. What the pictures took is free again when the prompt is read, but the process keeps it."""
+        return self.image_work + self.prompt_work
+
+    @property
+    def total(self) -> int:
+        """Memory of the process while answering, at most."""
+        return self.runtime + self.resident_weights + self.cache + self.work
+
+    @property
+    def loading_peak(self) -> int:
+        """Memory of the process while loading, at most."""
+        return self.runtime + self.resident_weights + self.loading
+
+    @property
+    def fits(self) -> bool | None:
+        """Whether this machine has so much free; None when it does not say."""
+        return None if self.available is None else max(self.total, self.loading_peak) - self.runtime <= self.available
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON: the attributes and what follows from them."""
+        names = (
+            "image_tokens",
+            "text_room",
+            "weight_bytes",
+            "resident_weights",
+            "work",
+            "total",
+            "loading_peak",
+            "fits",
+        )
+        return {**dataclasses.asdict(self), **{name: getattr(self, name) for name in names}}
+
+    def __str__(self) -> str:
+        lines = [self.title()]
+        for image in self.images:
+            lines.append(
+                f"  {image.name or 'picture'}: {image.width} x {image.height} -> {image.resized_width} x "
+                f"{image.resized_height}, {image.rows} rows of {image.cols}: {image.tokens:,} tokens"
+            )
+        if self.images:
+            lines.append(f"  {self.image_tokens:,} image tokens leave room for {self.text_room:,} of text and answer")
+        lines += [f"  {name:<14}{gigabytes(size):>10}  {remark}".rstrip() for name, size, remark in self.rows()]
+        return "\n".join([*lines, self.verdict()])
+
+    def title(self) -> str:
+        """The model and what is asked of it, in a line."""
+        formats = f"{self.quantization} and {self.dtype}" if self.quantization else self.dtype
+        cache = "" if self.kv_cache == self.dtype else f", cache in {self.kv_cache}"
+        return f"{self.model}: {formats}{cache}, context of {self.context:,} tokens{self._times()}"
+
+    def rows(self) -> list[tuple[str, int, str]]:
+        """(part, bytes in memory, remark), the sum last."""
+        table = []
+        for part in self.weights:
+            file = "" if part.resident == part.nbytes else f"; only the rows that occur, of {gigabytes(part.nbytes)}"
+            table.append((part.name, part.resident, part.format + file))
+        table.append(("cache", self.cache, f"keys and values of {self.context:,} tokens{self._times()}"))
+        pictures = f"pictures {gigabytes(self.image_work)}, " if self.images else ""
+        table.append(("work space", self.work, f"{pictures}prompt {gigabytes(self.prompt_work)}"))
+        table.append(("runtime", self.runtime, "Python, PyTorch, tokenizer"))
+        table.append(("all", self.total, "while answering"))
+        if self.loading_peak > self.total:
+            table.append(("", self.loading_peak, "while loading"))
+        return table
+
+    def verdict(self) -> str:
+        """The disk, and whether it fits here, in a line."""
+        saved = "" if abs(self.saved - self.disk) < self.disk / 100 else f" ({gigabytes(self.saved)} when saved again)"
+        disk = f"on the disk {gigabytes(self.disk)}{saved}"
+        if self.available is None:
+            return disk
+        fits = "fits" if self.fits else "does not fit"
+        return f"{disk}; in memory it {fits} here, where {gigabytes(self.available)} are free"
+
+    def _times(self) -> str:
+        return f" x {self.batch}" if self.batch > 1 else ""
