@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import torch
 from torch import Tensor
 
@@ -53,25 +55,23 @@ class FilledContext:
 
     def forward_packed(self, embeds: Tensor, positions: Tensor, packing: Packing, cache: KVCache | None) -> Tensor:
         """(N, C) -> (N, C); rows that are not run come back as they are."""
-        assert cache is not None and len(cache) == 1, "made for one sequence with a cache"
-        drawn = min(max(self.drawn - cache.lengths[0], 0), len(embeds))
+        assert cache is not None and len(packing.q_lens) == 1, "made for one sequence with a cache"
+        assert packing.slots is not None
+        computed = packing.kv_lens[0] - len(embeds)
+        drawn = min(max(self.drawn - computed, 0), len(embeds))
         if drawn == 0:
             return self.model.forward_packed(embeds, positions, packing, cache)
-        _draw(cache, cache.lengths[0], cache.lengths[0] + drawn)
-        cache.advance([drawn])
+        _draw(cache, packing.slots[:drawn])
         if drawn == len(embeds):
             return embeds
-        rest = cache.packing([len(embeds) - drawn])
+        rest = dataclasses.replace(packing, q_lens=(len(embeds) - drawn,), slots=packing.slots[drawn:])
         hidden = self.model.forward_packed(embeds[drawn:], positions[drawn:], rest, cache)
         return torch.cat([embeds[:drawn], hidden])
 
 
-def _draw(cache: KVCache, start: int, end: int) -> None:
-    """Random numbers for the slots start to end of every layer."""
+def _draw(cache: KVCache, slots: Tensor) -> None:
+    """Random numbers for these slots of every layer."""
     for layer in cache.layers:
         for tensor in layer:
-            part = tensor[start:end]
-            if part.dtype == torch.int8:
-                part.random_(-127, 128)
-            else:
-                part.normal_()
+            part = tensor.new_empty(len(slots), *tensor.shape[1:])
+            tensor[slots] = part.random_(-127, 128) if part.dtype == torch.int8 else part.normal_()

@@ -61,7 +61,7 @@ class AsyncEngine:
     @property
     def is_alive(self) -> bool:
         """Whether requests are taken."""
-        return self._refusal is None and self._thread.is_alive()
+        return self._refusal is None and self._failure is None and self._thread.is_alive()
 
     def stats(self) -> EngineStats:
         """Where the engine stands."""

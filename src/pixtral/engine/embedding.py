@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any, cast
 
 import torch
 from torch import Tensor
@@ -16,10 +15,10 @@ from pixtral.engine.network import PackedModel
 class Embedder:
     """Tokens of any places of any requests to rows, pictures encoded before."""
 
-    def __init__(self, model: PackedModel, images: ImageCache) -> None:
+    def __init__(self, model: PackedModel, images: ImageCache, image_token: int | None) -> None:
         self.model = model
         self.images = images
-        self.image_token: int | None = getattr(cast(Any, model).config, "image_token_index", None)
+        self.image_token = image_token
 
     def rows(self, spans: Sequence[Span]) -> Tensor:
         """(N, C): the tokens of all spans, one after another."""

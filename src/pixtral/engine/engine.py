@@ -81,7 +81,7 @@ class Engine:
             prefix_caching=config.prefix_caching,
         )
         self.scheduler = Scheduler(budget, blocks, images)
-        self.runner = Runner(model, blocks, images, config.kv_cache)
+        self.runner = Runner(model, blocks, images, kv_cache=config.kv_cache, image_token=self._admission.image_token)
         self._core = Core(self.scheduler, self.runner, config.prompt_lookup, self._admission.image_token)
         self._pace = Pace(config.max_stretch, config.max_num_batched_tokens)
         self._families: dict[str, list[Request]] = {}

@@ -12,7 +12,7 @@ from pixtral.engine.blocks import BLOCK_SIZE, BlockPool
 from pixtral.engine.core import Core
 from pixtral.engine.images import ImageCache
 from pixtral.engine.lookup import PromptLookup
-from pixtral.engine.network import PackedModel, cache_dtype
+from pixtral.engine.network import PREFILL_TOKENS, PackedModel, cache_dtype
 from pixtral.engine.params import SamplingParams
 from pixtral.engine.plan import Budget
 from pixtral.engine.request import FinishReason, Prompt, Request, check_prompt_length, context_length
@@ -34,8 +34,6 @@ __all__ = [
 
 Edit = Callable[[Tensor, list[int]], Tensor]
 
-# Prompt tokens in one forward pass: enough to keep a processor busy, few enough to bound the activations.
-PREFILL_TOKENS = 4096
 # Room for new tokens that is made at once; the cache grows beyond it.
 ROOM = 512
 
@@ -125,7 +123,7 @@ class Generation:
         blocks = BlockPool(sum(-(-(one.length + one.reserve) // BLOCK_SIZE) + 1 for one in self.sequences))
         images = ImageCache(0)
         cache_dtype(kv_cache, model.dtype)
-        runner = Runner(model, blocks, images, kv_cache) if use_cache else Recompute(model, images)
+        runner = Runner(model, blocks, images, kv_cache=kv_cache) if use_cache else Recompute(model, images)
         image_token = next((prompt.image_token for prompt in prompts), None)
         self._core = Core(Scheduler(budget, blocks, images), runner, prompt_lookup, image_token)
         for family in families:

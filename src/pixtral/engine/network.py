@@ -12,6 +12,8 @@ from pixtral.errors import GenerationError
 from pixtral.ops.attention import Packing
 from pixtral.ops.cache import KVCache
 
+# Prompt tokens in one forward pass: enough to keep a processor busy, few enough to bound the activations.
+PREFILL_TOKENS = 4096
 # Number formats of the cache, by the names of `GenerationConfig.kv_cache`; None is the model's own.
 CACHE_DTYPES = {"bf16": torch.bfloat16, "int8": torch.int8}
 

@@ -37,7 +37,7 @@ class Pace:
         per_token = self._per_token or self._reading
         if alone is None or per_token is None:
             return min(START, self._most)
-        wanted = int((self._stretch - 1) * alone / per_token)
+        wanted = round((self._stretch - 1) * alone / per_token)
         return max(LEAST, min(wanted, 2 * self._last, self._most))
 
     def note(self, num_decoding: int, num_prompt: int, seconds: float) -> None:

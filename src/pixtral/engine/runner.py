@@ -41,12 +41,20 @@ class Runs(Protocol):
 class Runner:
     """Owns keys and values; runs spans of requests through the decoder."""
 
-    def __init__(self, model: PackedModel, blocks: BlockPool, images: ImageCache, kv_cache: str | None = None) -> None:
+    def __init__(
+        self,
+        model: PackedModel,
+        blocks: BlockPool,
+        images: ImageCache,
+        *,
+        kv_cache: str | None = None,
+        image_token: int | None = None,
+    ) -> None:
         self.model = model
         self.blocks = blocks
         self.images = images
         self.cache = PagedCache(model.text_config, blocks, cache_dtype(kv_cache, model.dtype), model.device)
-        self._embedder = Embedder(model, images)
+        self._embedder = Embedder(model, images, image_token)
         self._tables: dict[Request, SlotTable] = {}
         self.num_encoded = 0
 
@@ -88,7 +96,7 @@ class Recompute:
 
     def __init__(self, model: PackedModel, images: ImageCache) -> None:
         self.model = model
-        self._embedder = Embedder(model, images)
+        self._embedder = Embedder(model, images, None)
 
     def encode(self, images: Sequence[ImageInput]) -> None:
         """Prompts come embedded."""

@@ -12,7 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from pixtral.engine.lookup import DEFAULT_NGRAM, PromptLookup
-from pixtral.engine.loop import PREFILL_TOKENS
+from pixtral.engine.network import PREFILL_TOKENS
 from pixtral.engine.params import SamplingParams
 from pixtral.errors import GenerationError
 

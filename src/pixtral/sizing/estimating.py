@@ -14,8 +14,8 @@ from pixtral.checkpoints.memory import available_memory
 from pixtral.checkpoints.placement import parse_dtype
 from pixtral.configuration import QuantizationConfig
 from pixtral.configuration.bitsandbytes import BitsAndBytesConfig
+from pixtral.engine.network import cache_dtype
 from pixtral.engine.request import context_length
-from pixtral.engine.runner import cache_dtype
 from pixtral.errors import ConfigError
 from pixtral.images.limits import ImageLimits
 from pixtral.images.source import ImageSource, load_image

@@ -20,7 +20,7 @@ from torch.utils._pytree import tree_leaves
 
 from pixtral.checkpoints.empty import build_empty
 from pixtral.configuration import LlavaConfig
-from pixtral.engine.runner import PREFILL_TOKENS
+from pixtral.engine.network import PREFILL_TOKENS
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.ops.cache import KVCache
 from pixtral.quantization.packed import PackedQuantizer

@@ -1,0 +1,76 @@
+"""Pace: a long prompt stretches the steps of running answers as far as it may, on machines of all kinds."""
+
+from __future__ import annotations
+
+import random
+import statistics
+
+import pytest
+
+from pixtral.engine.pace import LEAST, START, Pace
+
+
+class Machine:
+    """Steps cost what reading the weights or the arithmetic costs, whichever is more, with some noise."""
+
+    def __init__(self, weights, token, row, noise=0.0):
+        self.weights, self.token, self.row, self.noise = weights, token, row, noise
+        self.random = random.Random(1)
+
+    def seconds(self, rows, tokens):
+        exact = max(self.weights, self.token * (rows + tokens)) + self.row * rows
+        hiccup = 5 if self.noise and self.random.random() < 0.02 else 1
+        return exact * (1 + self.noise * self.random.random()) * hiccup
+
+
+MACHINES = [
+    Machine(0.020, 0.0017, 0.001),  # memory hides ten tokens
+    Machine(0.250, 0.028, 0.0),
+    Machine(0.0, 0.0001, 0.0005),  # nothing hides
+    Machine(0.020, 0.0017, 0.001, noise=0.3),
+]
+
+
+@pytest.mark.parametrize("machine", MACHINES)
+@pytest.mark.parametrize("rows", [1, 4, 30])
+def test_steps_with_a_prompt_come_near_the_stretch(machine, rows):
+    pace = Pace(2.0, 2048)
+    times = [machine.seconds(rows, 0) for _ in range(20)]
+    for seconds in times:
+        pace.note(rows, 0, seconds)
+    alone = statistics.median(times)
+    stretches = []
+    for _ in range(60):
+        tokens = pace.limit(rows)
+        assert tokens is not None and LEAST <= tokens <= 2048
+        seconds = machine.seconds(rows, tokens)
+        pace.note(rows, tokens, seconds)
+        stretches.append(seconds / alone)
+    assert 1.5 < statistics.median(stretches[20:]) < 2.4
+    assert statistics.median(stretches) < 2.5
+
+
+def test_no_limit_without_answers_or_without_a_stretch():
+    assert Pace(2.0, 100).limit(0) is None
+    assert Pace(None, 100).limit(5) is None
+
+
+def test_before_anything_is_known():
+    assert Pace(2.0, 2048).limit(3) == START
+    assert Pace(2.0, 7).limit(3) == 7
+    pace = Pace(2.0, 2048)
+    pace.note(0, 1000, 1.0)  # a prompt alone: a millisecond for each token
+    assert pace.limit(3) == START
+    pace.note(3, 0, 0.02)
+    assert pace.limit(3) == 20
+    assert pace.limit(200) == 20  # as of the nearest number of rows
+
+
+def test_one_slow_step_does_not_stop_the_reading():
+    pace = Pace(2.0, 2048)
+    for _ in range(10):
+        pace.note(4, 0, 0.02)
+        pace.note(4, 20, 0.04)
+    before = pace.limit(4)
+    pace.note(4, 20, 10.0)
+    assert before == 20 and pace.limit(4) >= 10
