@@ -1,1 +1,1 @@
-"""From logits to tokens: what generation runs on."""
+"""Many requests at once: plans steps, owns keys and values, runs the network, chooses tokens."""

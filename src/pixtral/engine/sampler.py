@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Sequence
 
 import torch
@@ -45,8 +46,8 @@ def sample(logits: Tensor, voices: Sequence[Voice]) -> list[Choice]:
                     errors[row] = error
     best, chosen = likeliest(scores)
     tokens: list[int] = chosen.tolist()
-    for row, (value, finite) in enumerate(zip(best.tolist(), best.isfinite().tolist(), strict=True)):
-        if not finite and row not in errors:
+    for row, value in enumerate(best.tolist()):
+        if not math.isfinite(value) and row not in errors:
             errors[row] = GenerationError(
                 f"the scores have {value} as their best value, so no token can be chosen; the grammar forbids every "
                 "token, or the model's weights or inputs are broken (NaN)"

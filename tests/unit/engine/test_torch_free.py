@@ -1,0 +1,13 @@
+"""What plans needs no torch: it can be read, tested and used without it."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+TORCH_FREE = ("request", "params", "blocks", "images", "plan", "scheduler", "pace", "output", "config", "lookahead")
+
+
+def test_modules_that_import_no_torch():
+    code = f"import sys; [__import__('pixtral.engine.' + n) for n in {TORCH_FREE!r}]; assert 'torch' not in sys.modules"
+    subprocess.run([sys.executable, "-c", code], check=True)
