@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -11,7 +12,6 @@ import torch
 from torch import Tensor
 
 from pixtral.ops.linear_native import NUMBERS
-from pixtral.ops.memory import empty_huge
 from pixtral.ops.native.library import kernels
 from pixtral.ops.packing import PackedWeight, packed_shapes
 from pixtral.ops.scale_search import refuse_non_finite
@@ -25,13 +25,13 @@ def packs_natively(tensor: Tensor) -> bool:
 def native_pack(weight: Tensor, bits: int, group_size: int) -> PackedWeight:
     """Quantize (N, K) weights."""
     shapes = packed_shapes(bits, group_size, *weight.shape)
+    codes, scales, row_scales = (torch.empty(shape, dtype=dtype) for dtype, shape in shapes.values())
+    packed = PackedWeight(bits, group_size, weight.shape[0], weight.shape[1], codes, scales, row_scales)
     if weight.dtype not in NUMBERS:
         weight = weight.float()
     if weight.stride(1) != 1:
         weight = weight.contiguous()
-    codes, scales, row_scales = (empty_huge(shape, dtype) for dtype, shape in shapes.values())
-    packed = PackedWeight(bits, group_size, weight.shape[0], weight.shape[1], codes, scales, row_scales)
-    if packed.codes.numel() == 0:
+    if codes.numel() == 0:
         row_scales.zero_()
         return packed
     work = torch.empty(scales.numel())
@@ -47,16 +47,12 @@ def native_pack(weight: Tensor, bits: int, group_size: int) -> PackedWeight:
 def native_unpack(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
     """The (N, K) weights that the codes stand for."""
     packed.check()
-    kernel_dtype = dtype if dtype in NUMBERS else torch.float32
-    out = torch.empty(packed.out_features, packed.in_features, dtype=kernel_dtype)
+    parts = {name: getattr(packed, name).contiguous() for name in ("codes", "scales", "row_scales")}
+    out = torch.empty(packed.out_features, packed.in_features, dtype=dtype if dtype in NUMBERS else torch.float32)
     function = _function("px_unpack")
     assert function is not None
-    tensors = (packed.codes, packed.scales, packed.row_scales)
-    whole = PackedWeight(
-        packed.bits, packed.group_size, *out.shape, *(t if t.is_contiguous() else t.contiguous() for t in tensors)
-    )
     if out.numel():
-        function(_numbers(out, whole))
+        function(_numbers(out, dataclasses.replace(packed, **parts)))
     return out.to(dtype)
 
 

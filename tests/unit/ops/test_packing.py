@@ -130,18 +130,6 @@ def test_codes_lie_where_the_format_says() -> None:
     assert torch.equal(unpack_codes(packed, 8), codes)
 
 
-def test_packing_into_tiles_of_a_larger_weight(isa: str) -> None:
-    weight = torch.randn(90, 128)
-    expected = pack(weight, 4, 64)
-    whole = PackedWeight(4, 64, 90, 128, *(torch.zeros_like(getattr(expected, name)) for name in TENSORS))
-    for first, last in ((0, 2), (2, 5), (5, 6)):
-        some = whole.tiles(first, last)
-        assert pack(weight[16 * first : 16 * last], 4, 64, out=some) is some
-    assert all(torch.equal(getattr(whole, name), getattr(expected, name)) for name in TENSORS)
-    apart = PackedWeight(4, 64, 90, 128, expected.codes.clone(), whole.scales, torch.zeros(96, 2)[:, 0])
-    assert torch.equal(pack(weight, 4, 64, out=apart).row_scales, expected.row_scales)
-
-
 def test_what_cannot_be_packed_is_refused() -> None:
     with pytest.raises(QuantizationError, match="weights in 3 bits are not supported"):
         packed_shapes(3, 64, 16, 64)
