@@ -69,7 +69,7 @@ class FilledContext:
 def _draw(cache: KVCache, start: int, end: int) -> None:
     """Random numbers for the slots start to end of every layer."""
     for layer in cache.layers:
-        for tensor in layer:
+        for tensor in layer.tensors:
             part = tensor[start:end]
             if part.dtype == torch.int8:
                 part.random_(-127, 128)

@@ -86,7 +86,7 @@ def test_a_drawn_context_is_as_long_and_as_full(model, calls):
     seen = []
 
     def keep(embeds, positions, packing, cache=None):
-        seen.append((cache.lengths[0], cache.layers[-1][0][: cache.lengths[0]].float().std().item()))
+        seen.append((cache.lengths[0], cache.layers[-1].keys[: cache.lengths[0]].float().std().item()))
         return model.decoder(embeds, positions, packing, cache)
 
     filled = FilledContext(model, 50, 5)
