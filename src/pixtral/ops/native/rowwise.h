@@ -20,7 +20,7 @@ inline uint16_t narrow(float value) {
   return static_cast<uint16_t>((bits & 0x7fffffff) > 0x7f800000 ? bits >> 16 | 0x40 : rounded);
 }
 
-void norm_row(const uint16_t* x, const uint16_t* weight, uint16_t* out, int64_t width, float eps) {
+[[maybe_unused]] void norm_row(const uint16_t* x, const uint16_t* weight, uint16_t* out, int64_t width, float eps) {
   float sums[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= width; i += kLanes)
