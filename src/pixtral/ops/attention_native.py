@@ -41,6 +41,8 @@ def attends_natively(q: Tensor, k: Tensor, v: Tensor, packing: Packing, cache: L
         return False
     if q.shape[-1] % 16 or q.shape[-1] > _MAX_DIM or torch.compiler.is_compiling():
         return False
+    if type(q) is not Tensor or torch._C._len_torch_dispatch_stack():  # tensors without values, or somebody traces
+        return False
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return False
     if cache is not None and (not cache.keys.is_cpu or cache.keys.dtype not in (q.dtype, torch.int8)):
