@@ -67,11 +67,10 @@ class FilledContext:
 
 
 def _draw(cache: KVCache, start: int, end: int) -> None:
-    """Random numbers for the slots start to end of every layer."""
+    """Random keys and values for the slots start to end; drawn once, since layers differ only in where they lie."""
+    like = cache.layers[0].keys
+    dtype = like.dtype if like.dtype.is_floating_point else torch.float32
+    keys, values = (torch.randn(end - start, *like.shape[1:]).to(like.device, dtype) for _ in range(2))
+    slots = torch.arange(start, end, device=like.device)
     for layer in cache.layers:
-        for tensor in layer.tensors:
-            part = tensor[start:end]
-            if part.dtype == torch.int8:
-                part.random_(-127, 128)
-            else:
-                part.normal_()
+        layer.write(slots, keys, values)
