@@ -202,9 +202,12 @@ def test_missing_kernels_are_a_warning(monkeypatch):
     from pixtral.ops.native import library
 
     monkeypatch.setattr(library.importlib.util, "find_spec", lambda name: None)
-    library.kernels.cache_clear()
+    caches = (library._open, library.kernels)
+    for cache in caches:
+        cache.cache_clear()
     result = command("doctor", "--json")
-    library.kernels.cache_clear()
+    for cache in caches:
+        cache.cache_clear()
     made = json.loads(result.stdout)
     assert result.exit_code == 0
     assert made["checks"]["kernels"]["built"] is False

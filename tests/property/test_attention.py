@@ -14,6 +14,7 @@ from torch import Tensor
 
 from pixtral.ops.attention import Packing, attention, attention_eager
 from pixtral.ops.cache import KVCache
+from pixtral.ops.layer_cache import LayerCache
 
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=6)
 CLOSE = {"rtol": 0.0, "atol": 2e-6}
@@ -59,9 +60,9 @@ def packed_by_definition(qkv: Sequence[Tensor], lens: Sequence[int], *, causal: 
     return torch.cat([by_definition(q, k, v, causal=causal) for q, k, v in parts])
 
 
-def both(q: Tensor, k: Tensor, v: Tensor, packing: Packing, cache: tuple[Tensor, Tensor] | None = None) -> Tensor:
+def both(q: Tensor, k: Tensor, v: Tensor, packing: Packing, cache: LayerCache | None = None) -> Tensor:
     """The fast path's result, after a look that the slow twin gives the same and leaves the same cache."""
-    copy = None if cache is None else (cache[0].clone(), cache[1].clone())
+    copy = None if cache is None else LayerCache(*(tensor.clone() for tensor in cache.tensors))
     fast = attention(q, k, v, packing, cache)
     slow, weights = attention_eager(q, k, v, packing, copy)
     assert fast.shape == slow.shape == q.shape and fast.dtype == slow.dtype == q.dtype
@@ -72,7 +73,7 @@ def both(q: Tensor, k: Tensor, v: Tensor, packing: Packing, cache: tuple[Tensor,
     for weight in weights:
         torch.testing.assert_close(weight.sum(-1), torch.ones(weight.shape[:2]))
     if cache is not None and copy is not None:
-        for a, b in zip(cache, copy, strict=True):  # slots that nobody wrote may hold NaN
+        for a, b in zip(cache.tensors, copy.tensors, strict=True):  # slots that nobody wrote may hold NaN
             torch.testing.assert_close(a, b, rtol=0, atol=0, equal_nan=True)
     return fast
 
@@ -114,15 +115,16 @@ def test_pages_of_any_order(heads: Heads, sequences: list[tuple[int, int]], caus
     q, k, v = heads.rows(sum(totals))
     pool = torch.randperm(sum(totals) + 7, generator=torch.Generator().manual_seed(heads.seed))
     tables = torch.split(pool[: sum(totals)], totals)
-    cache = tuple(torch.full((len(pool), heads.key, heads.dim), 1e4) for _ in range(2))  # poison in unused slots
+    poison = torch.full((len(pool), heads.key, heads.dim), 1e4)  # in unused slots
+    cache = LayerCache(poison, poison.clone())
     starts = [sum(totals[:i]) for i in range(len(totals))]
     fresh = [torch.arange(start + m, start + m + n) for start, n, m in zip(starts, new, old, strict=True)]
     for start, table, m in zip(starts, tables, old, strict=True):
-        cache[0][table[:m]], cache[1][table[:m]] = k[start : start + m], v[start : start + m]
+        cache.keys[table[:m]], cache.values[table[:m]] = k[start : start + m], v[start : start + m]
     rows = torch.cat(fresh)
     slots = torch.cat([table[m:] for table, m in zip(tables, old, strict=True)])
     packing = Packing(tuple(new), tuple(totals), causal, slots, tables)
-    out = both(q[rows], k[rows], v[rows], packing, (cache[0], cache[1]))
+    out = both(q[rows], k[rows], v[rows], packing, cache)
     expected = [
         by_definition(q[r], k[start : start + total], v[start : start + total], causal=causal)
         for r, start, total in zip(fresh, starts, totals, strict=True)
@@ -176,7 +178,7 @@ def test_a_sequence_does_not_see_its_neighbours(heads: Heads, lens: list[int], i
 @pytest.mark.parametrize("causal", [True, False])
 def test_a_cache_of_another_dtype(causal: bool) -> None:
     q, k, v = Heads(4, 2, 8, 0).rows(6)
-    cache = (torch.zeros(6, 2, 8, dtype=torch.bfloat16), torch.zeros(6, 2, 8, dtype=torch.bfloat16))
+    cache = LayerCache(torch.zeros(6, 2, 8, dtype=torch.bfloat16), torch.zeros(6, 2, 8, dtype=torch.bfloat16))
     packing = Packing((6,), (6,), causal, torch.arange(6), (slice(0, 6),))
     out = both(q, k, v, packing, cache)
     expected = by_definition(q, k.bfloat16(), v.bfloat16(), causal=causal)

@@ -70,8 +70,9 @@ class FilledContext:
 
 
 def _draw(cache: KVCache, slots: Tensor) -> None:
-    """Random numbers for these slots of every layer."""
+    """Random keys and values for these slots; drawn once, since layers differ only in where they lie."""
+    like = cache.layers[0].keys
+    dtype = like.dtype if like.dtype.is_floating_point else torch.float32
+    keys, values = (torch.randn(len(slots), *like.shape[1:]).to(like.device, dtype) for _ in range(2))
     for layer in cache.layers:
-        for tensor in layer:
-            part = tensor.new_empty(len(slots), *tensor.shape[1:])
-            tensor[slots] = part.random_(-127, 128) if part.dtype == torch.int8 else part.normal_()
+        layer.write(slots, keys, values)

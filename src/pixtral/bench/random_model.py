@@ -10,6 +10,7 @@ are resident, as with a real quantized checkpoint.
 from __future__ import annotations
 
 import mmap
+import os
 import tempfile
 
 import torch
@@ -20,6 +21,7 @@ from pixtral.checkpoints.empty import build_empty
 from pixtral.configuration import LlavaConfig
 from pixtral.errors import ConfigError
 from pixtral.models.packed import PackedLinear
+from pixtral.models.rows import FileEmbedding
 from pixtral.ops.memory import empty_huge
 from pixtral.ops.packing import LEVELS4
 from pixtral.pretrained import LlavaForConditionalGeneration
@@ -60,10 +62,10 @@ def fill_random(model: LlavaForConditionalGeneration, seed: int = 0) -> None:
     """
     generator = torch.Generator().manual_seed(seed)
     embeddings = model.decoder.embed_tokens
-    table = nn.Parameter(_mapped(embeddings.weight.shape, generator), requires_grad=False)
-    if isinstance(model.lm_head, nn.Linear) and model.lm_head.weight is embeddings.weight:
-        model.lm_head.weight = table
-    embeddings.weight = table
+    tied = isinstance(model.lm_head, nn.Linear) and model.lm_head.weight is embeddings.weight
+    model.decoder.embed_tokens = _in_file(embeddings, generator)
+    if tied:
+        model.lm_head.weight = model.decoder.embed_tokens.weight
     for module in model.modules():
         if isinstance(module, PackedLinear):
             _fill_packed(module, generator)
@@ -99,9 +101,9 @@ def _fill_packed(layer: PackedLinear, generator: torch.Generator) -> None:
     layer.row_scales = torch.full(layer.row_scales.shape, 1 / float(size))
 
 
-def _mapped(shape: torch.Size, generator: torch.Generator) -> Tensor:
-    """A random bfloat16 table in a temporary file without a name, mapped: it goes when the tensor goes."""
-    count = shape.numel()
+def _in_file(embeddings: nn.Embedding, generator: torch.Generator) -> nn.Embedding:
+    """Random bfloat16 embeddings in a temporary file without a name, as of a checkpoint; it goes when they go."""
+    count = embeddings.weight.numel()
     try:
         with tempfile.TemporaryFile() as file:
             for start in range(0, count, _BLOCK):
@@ -109,9 +111,11 @@ def _mapped(shape: torch.Size, generator: torch.Generator) -> Tensor:
                 file.write(block.view(torch.uint8).numpy().data)
             file.flush()
             mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_COPY)
+            table = torch.frombuffer(mapped, dtype=torch.bfloat16).view(embeddings.weight.shape)
+            embeddings.weight = nn.Parameter(table, requires_grad=False)
+            return FileEmbedding.over(embeddings, file.fileno(), 0) if hasattr(os, "preadv") else embeddings
     except OSError as error:
         raise ConfigError(
             f"cannot write the token embeddings ({2 * count / 1e9:.1f} GB) to {tempfile.gettempdir()}: {error}; "
             "make room there, or set TMPDIR to a folder that has it"
         ) from error
-    return torch.frombuffer(mapped, dtype=torch.bfloat16).view(shape)

@@ -18,7 +18,7 @@ from pixtral.checkpoints.progress import byte_bar
 from pixtral.checkpoints.tensors import TensorInfo, read_tensor
 from pixtral.errors import CheckpointError, QuantizationError
 from pixtral.quantization import Quantizer
-from pixtral.quantization.base import BLOCK_BYTES, block_rows
+from pixtral.quantization.base import BLOCK_BYTES, block_rows, replace_module
 
 
 @dataclass(frozen=True)
@@ -187,6 +187,14 @@ class Filler:
             value = self._value(name)
             for alias in self.groups[name]:
                 _assign(self.model, alias, self.groups[name][0], value)
+            if rows_only(name, self.plan.sources[name], self.target):
+                self._leave_in_file(name)
+
+    def _leave_in_file(self, name: str) -> None:
+        path = name.removesuffix(".weight")
+        old = self.model.get_submodule(path)
+        assert isinstance(old, nn.Embedding)
+        replace_module(self.model, path, self.mappings.rows(old, self.plan.sources[name]))
 
     def _offload(self, name: str) -> None:
         """Leave a parameter on the disk, or bring it there in the form that is used."""

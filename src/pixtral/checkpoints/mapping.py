@@ -8,12 +8,14 @@ Pages are private: whoever writes to such a tensor changes his own copy, never t
 from __future__ import annotations
 
 import mmap
+import os
 from pathlib import Path
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pixtral.checkpoints.tensors import TensorInfo
+from pixtral.models.rows import FileEmbedding
 
 
 def can_map(info: TensorInfo) -> bool:
@@ -42,6 +44,13 @@ class Mappings:
         self._advise(pages, info, rows)
         flat = torch.frombuffer(pages, dtype=info.dtype, count=info.numel, offset=info.start)
         return flat.view(info.shape)
+
+    def rows(self, old: nn.Embedding, info: TensorInfo) -> nn.Embedding:
+        """An embedding of the mapped weight that reads its rows from the file, where the system can."""
+        if not hasattr(os, "preadv"):  # not on Windows
+            return old
+        with info.file.open("rb") as stream:
+            return FileEmbedding.over(old, stream.fileno(), info.start)
 
     def _advise(self, pages: mmap.mmap, info: TensorInfo, rows: bool) -> None:
         if not hasattr(mmap, "MADV_WILLNEED"):  # not on Windows

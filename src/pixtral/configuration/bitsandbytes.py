@@ -6,6 +6,7 @@ import copy
 import json
 import os
 import pathlib
+import re
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -206,9 +207,16 @@ def _require(name: str, value: object, kind: type, expected: str) -> None:
 
 
 def _check_modules(value: object) -> None:
-    if value is None or (isinstance(value, list) and all(isinstance(name, str) for name in value)):
+    where = f"BitsAndBytesConfig.llm_int8_skip_modules is {value!r}"
+    if value is None:
         return
-    raise WrongFieldType(f"BitsAndBytesConfig.llm_int8_skip_modules is {value!r}; expected a list of names, or None")
+    if not isinstance(value, list) or not all(isinstance(name, str) for name in value):
+        raise WrongFieldType(f"{where}; expected a list of names, or None")
+    for name in value:
+        try:
+            re.compile(f"(?:{name})")
+        except re.error as error:
+            raise ConfigError(f"{where}; expected names or regular expressions, {name!r} is none: {error}") from error
 
 
 def _dtype(name: str, value: object, default: str, allowed: tuple[str, ...]) -> torch.dtype:

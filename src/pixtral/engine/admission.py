@@ -33,8 +33,9 @@ class Admission:
         self._vocabulary = text.vocab_size
         self._arrivals = itertools.count()
         self.image_token: int | None = getattr(cast(Any, model).config, "image_token_index", None)
-        per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * text.head_dim
-        per_token *= cache_dtype(config.kv_cache, model.dtype).itemsize
+        size = cache_dtype(config.kv_cache, model.dtype).itemsize
+        scales = 4 if size == 1 else 0  # of 8-bit numbers, one for each head
+        per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * (text.head_dim * size + scales)
         context = context_length(text)
         wanted = config.max_model_len or context
         if wanted > context:

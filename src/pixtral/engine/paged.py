@@ -40,5 +40,5 @@ class PagedCache(KVCache):
         """The content of one block into another."""
         size = self.blocks.block_size
         for layer in self.layers:
-            for tensor in layer:
+            for tensor in layer.tensors:
                 tensor[target * size : (target + 1) * size] = tensor[source * size : (source + 1) * size]

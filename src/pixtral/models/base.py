@@ -10,6 +10,7 @@ from pixtral.configuration import Config
 from pixtral.errors import ConfigError
 from pixtral.models.outputs import Trace
 from pixtral.ops.attention import Packing, attention, attention_eager
+from pixtral.ops.layer_cache import LayerCache
 
 
 class PixtralModule(nn.Module):
@@ -111,7 +112,7 @@ class AttentionStep:
         self.trace = trace
         self.dropout = dropout
 
-    def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor] | None = None) -> Tensor:
+    def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: LayerCache | None = None) -> Tensor:
         """(N, H, D), (N, K, D), (N, K, D) -> (N, H * D)."""
         packing = self.packing.on(q.device)
         if self.trace.attentions is not None:

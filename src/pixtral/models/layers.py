@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixtral.models.projections import gated
+from pixtral.ops.rowwise import rms_norm
 
 # Without gradients the feed-forward block runs on this many rows at a time: the wide activations of long inputs stay
 # in the cache, and their memory does not grow with the input.
@@ -45,9 +46,7 @@ class RMSNorm(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C) -> (N, C)."""
-        # the mean square through the norm needs no float32 copy of x, which in bfloat16 would cost more than the rest
-        mean_square = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=torch.float32).square() / x.shape[-1]
-        return (x * torch.rsqrt(mean_square + self.eps)).to(x.dtype) * self.weight
+        return rms_norm(x, self.weight, self.eps)
 
 
 class MLP(nn.Module):

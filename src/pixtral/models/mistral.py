@@ -11,9 +11,10 @@ from pixtral.models.layers import MLP, RMSNorm
 from pixtral.models.outputs import CausalLMOutputWithPast, Trace
 from pixtral.models.padded import run_padded
 from pixtral.models.projections import project
-from pixtral.models.rope import Rotation, line_rotation, rotate
+from pixtral.models.rope import Rotation, line_rotation
 from pixtral.ops.attention import Packing
 from pixtral.ops.cache import KVCache
+from pixtral.ops.rowwise import rotate_pair
 
 
 class MistralAttention(nn.Module):
@@ -36,7 +37,8 @@ class MistralAttention(nn.Module):
         rows = project(x, self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (y.view(len(y), y.shape[1] // self.head_dim, self.head_dim) for y in rows)
         layer = None if cache is None else cache.on(self.index, x.device)
-        out: Tensor = self.o_proj(attend(rotate(q, rotation), rotate(k, rotation), v, layer))
+        q, k = rotate_pair(q, k, *rotation)
+        out: Tensor = self.o_proj(attend(q, k, v, layer))
         return out
 
 

@@ -11,6 +11,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pixtral.ops.rowwise import rotate_reference
+
 Rotation = tuple[Tensor, Tensor]
 
 
@@ -47,6 +49,4 @@ def grid_rotation(
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
     """Turn the heads of x (N, H, D) by the angles of their rows."""
-    cos, sin = rotation
-    first, second = x.chunk(2, dim=-1)
-    return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
+    return rotate_reference(x, *rotation)

@@ -15,8 +15,9 @@ from pixtral.models.base import AttentionStep, LayerStack, PixtralModule
 from pixtral.models.layers import MLP, RMSNorm
 from pixtral.models.outputs import BaseModelOutputWithPooling, Trace
 from pixtral.models.projections import project
-from pixtral.models.rope import Rotation, grid_rotation, rotate
+from pixtral.models.rope import Rotation, grid_rotation
 from pixtral.ops.attention import Packing
+from pixtral.ops.rowwise import rotate_pair
 
 
 class PatchConv(nn.Conv2d):
@@ -43,7 +44,8 @@ class PixtralAttention(nn.Module):
         """(N, C) -> (N, C)."""
         rows = project(x, self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (y.view(len(y), y.shape[1] // self.head_dim, self.head_dim) for y in rows)
-        out: Tensor = self.o_proj(attend(rotate(q, rotation), rotate(k, rotation), v))
+        q, k = rotate_pair(q, k, *rotation)
+        out: Tensor = self.o_proj(attend(q, k, v))
         return out
 
 

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from pixtral.ops.attention_native import attends_natively, native_attention
+from pixtral.ops.layer_cache import LayerCache
+from pixtral.ops.sequences import Packing
+
+__all__ = ["Packing", "attention", "attention_eager"]
 
 # Padding sequences of different lengths to one rectangle pays while it adds at most this share of rows.
 MAX_PADDING = 0.5
@@ -17,52 +22,12 @@ BY_HEAD_MIN_ROWS = 256
 BY_HEAD_SCORES = 512 * 1024
 
 
-@dataclasses.dataclass(frozen=True)
-class Packing:
-    """How packed rows divide into sequences, and where their keys and values live.
-
-    Attributes:
-        q_lens: rows of each sequence in this call; their sum is N.
-        kv_lens: keys that each sequence attends to, those of this call included.
-        causal: row i of a sequence sees the keys up to its own place; otherwise all keys of its sequence.
-        slots: (N,) int64, with a cache: where the keys and values of this call are written.
-        tables: with a cache: for each sequence the slots of its keys in order, as a slice or (kv_len,) int64.
-    """
-
-    q_lens: tuple[int, ...]
-    kv_lens: tuple[int, ...]
-    causal: bool
-    slots: Tensor | None = None
-    tables: tuple[slice | Tensor, ...] | None = None
-
-    @classmethod
-    def full(cls, lens: Sequence[int], *, causal: bool) -> Packing:
-        """Whole sequences without a cache: each attends to itself alone."""
-        return cls(tuple(lens), tuple(lens), causal)
-
-    def on(self, device: torch.device) -> Packing:
-        """The same with its indices on a device."""
-        if self.slots is None or self.slots.device == device:
-            return self
-        tables = tuple(table if isinstance(table, slice) else table.to(device) for table in self.tables or ())
-        return dataclasses.replace(self, slots=self.slots.to(device), tables=tables)
-
-    def check(self, q: Tensor, k: Tensor, v: Tensor, cache: tuple[Tensor, Tensor] | None) -> None:
-        """Assert that the lengths account for every row."""
-        assert sum(self.q_lens) == len(q) == len(k) == len(v), (self.q_lens, q.shape, k.shape, v.shape)
-        assert len(self.q_lens) == len(self.kv_lens)
-        if cache is None:
-            assert self.q_lens == self.kv_lens, "keys from earlier calls need a cache"
-        else:
-            assert self.slots is not None and self.tables is not None, "a cache needs slots and tables"
-
-
 def attention(
     q: Tensor,
     k: Tensor,
     v: Tensor,
     packing: Packing,
-    cache: tuple[Tensor, Tensor] | None = None,
+    cache: LayerCache | None = None,
     dropout: float = 0.0,
 ) -> Tensor:
     """Scaled dot-product attention in which every sequence attends to itself alone.
@@ -76,13 +41,15 @@ def attention(
         k: (N, K, D) keys; H is a multiple of K, and each key head serves H / K query heads (arXiv:2305.13245).
         v: (N, K, D) values.
         packing: lengths and places.
-        cache: the layer's keys and values, each (slots, K, D); written at `packing.slots` before they are read.
+        cache: the layer's keys and values; written at `packing.slots` before they are read.
         dropout: probability of dropping an attention weight.
 
     Returns:
         (N, H, D) in q's dtype.
     """
     packing.check(q, k, v, cache)
+    if dropout == 0.0 and attends_natively(q, k, v, packing, cache):
+        return native_attention(q, k, v, packing, cache)
     if cache is not None:
         return _cached(q, k, v, packing, cache)
     lens = packing.q_lens
@@ -159,12 +126,10 @@ def _padded(q: Tensor, k: Tensor, v: Tensor, lens: Sequence[int], longest: int, 
     return out.reshape(len(lens) * longest, *q.shape[1:])[places]
 
 
-def _cached(q: Tensor, k: Tensor, v: Tensor, packing: Packing, cache: tuple[Tensor, Tensor]) -> Tensor:
+def _cached(q: Tensor, k: Tensor, v: Tensor, packing: Packing, cache: LayerCache) -> Tensor:
     """Write this call's keys and values, then let each sequence read its own."""
     assert packing.slots is not None and packing.tables is not None
-    keys, values = cache
-    keys.index_copy_(0, packing.slots, k.to(keys.dtype))
-    values.index_copy_(0, packing.slots, v.to(values.dtype))
+    cache.write(packing.slots, k, v)
     out = torch.empty_like(q)
     start = 0
     for n, m, table in zip(packing.q_lens, packing.kv_lens, packing.tables, strict=True):
@@ -173,8 +138,8 @@ def _cached(q: Tensor, k: Tensor, v: Tensor, packing: Packing, cache: tuple[Tens
         if packing.causal and 1 < n < m:
             # SDPA's own causal mask is aligned to the first key; here the last row sees the last key
             mask = torch.ones(n, m, dtype=torch.bool, device=q.device).tril(m - n)
-        qkv = (q[rows][None], keys[table][None].to(q.dtype), values[table][None].to(q.dtype))
-        out[rows] = _sdpa(qkv, mask, packing.causal and n == m > 1, 0.0)[0]
+        keys, values = cache.read(table, q.dtype)
+        out[rows] = _sdpa((q[rows][None], keys[None], values[None]), mask, packing.causal and n == m > 1, 0.0)[0]
         start += n
     return out
 
@@ -184,13 +149,13 @@ def attention_eager(
     k: Tensor,
     v: Tensor,
     packing: Packing,
-    cache: tuple[Tensor, Tensor] | None = None,
+    cache: LayerCache | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
     """The slow twin of `attention`, spelt out; also returns each sequence's weights, (H, rows, keys) in q's dtype."""
     packing.check(q, k, v, cache)
     if cache is not None:
         assert packing.slots is not None and packing.tables is not None
-        cache[0][packing.slots], cache[1][packing.slots] = k.to(cache[0].dtype), v.to(cache[1].dtype)
+        cache.write(packing.slots, k, v)
     repeat = q.shape[1] // k.shape[1]
     outs: list[Tensor] = []
     weights: list[Tensor] = []
@@ -201,7 +166,7 @@ def attention_eager(
             keys, values = k[rows], v[rows]
         else:
             assert packing.tables is not None
-            keys, values = (x[packing.tables[i]].to(q.dtype) for x in cache)
+            keys, values = cache.read(packing.tables[i], q.dtype)
         keys = keys.repeat_interleave(repeat, dim=1)  # (m, H, D)
         values = values.repeat_interleave(repeat, dim=1)
         scores = torch.einsum("nhd,mhd->hnm", q[rows], keys) * q.shape[-1] ** -0.5

@@ -8,13 +8,15 @@ import torch
 from torch import Tensor
 
 from pixtral.ops.attention import Packing
+from pixtral.ops.layer_cache import LayerCache
 
 
 class KVCache:
     """Keys and values of every layer for a fixed number of sequences.
 
     A sequence owns `capacity` consecutive slots, of which the first `lengths[i]` are filled; there is no padding.
-    Bytes: 2 * num_layers * num_sequences * capacity * num_kv_heads * head_dim * element size.
+    Bytes: 2 * num_layers * num_sequences * capacity * num_kv_heads * head_dim * element size; with dtype torch.int8
+    there are 4 more for the scale of every key head and slot, see `LayerCache`.
 
     Use: `packing = cache.packing(q_lens)`, run the layers with it, then `cache.advance(q_lens)`.
     """
@@ -31,11 +33,8 @@ class KVCache:
     ) -> None:
         self.lengths = [0] * num_sequences
         self.capacity = capacity
-        shape = (num_sequences * capacity, num_kv_heads, head_dim)
-        self.layers = [
-            (torch.empty(shape, dtype=dtype, device=device), torch.empty(shape, dtype=dtype, device=device))
-            for _ in range(num_layers)
-        ]
+        slots = num_sequences * capacity
+        self.layers = [LayerCache.empty(slots, num_kv_heads, head_dim, dtype, device) for _ in range(num_layers)]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -43,19 +42,19 @@ class KVCache:
     @property
     def device(self) -> torch.device:
         """Where the tensors live."""
-        return self.layers[0][0].device
+        return self.layers[0].keys.device
 
-    def on(self, index: int, device: torch.device) -> tuple[Tensor, Tensor]:
-        """A layer's keys and values, brought to where the layer computes: a model may lie on several devices."""
-        keys, values = self.layers[index]
-        if keys.device != device:
-            self.layers[index] = keys, values = keys.to(device), values.to(device)
-        return keys, values
+    def on(self, index: int, device: torch.device) -> LayerCache:
+        """A layer's cache, brought to where the layer computes: a model may lie on several devices."""
+        layer = self.layers[index]
+        if layer.keys.device != device:
+            self.layers[index] = layer = layer.to(device)
+        return layer
 
     @property
     def nbytes(self) -> int:
         """Memory that the tensors take."""
-        return sum(k.nbytes + v.nbytes for k, v in self.layers)
+        return sum(layer.nbytes for layer in self.layers)
 
     def get_seq_length(self, layer_idx: int = 0) -> int:
         """Tokens of the longest sequence (the name that Transformers' caches use)."""
@@ -84,12 +83,12 @@ class KVCache:
     def select(self, sequences: Sequence[int], capacity: int | None = None) -> KVCache:
         """A cache of the given sequences in that order; one may be named several times to continue it several ways."""
         capacity = max(capacity or 0, max((self.lengths[i] for i in sequences), default=0))
-        num_kv_heads, head_dim = self.layers[0][0].shape[1:]
-        dtype = self.layers[0][0].dtype
+        num_kv_heads, head_dim = self.layers[0].keys.shape[1:]
+        dtype = self.layers[0].keys.dtype
         other = KVCache(len(self.layers), num_kv_heads, head_dim, len(sequences), capacity, dtype, self.device)
         other.lengths = [self.lengths[i] for i in sequences]
         for ours, theirs in zip(self.layers, other.layers, strict=True):
-            for old, new in zip(ours, theirs, strict=True):
+            for old, new in zip(ours.tensors, theirs.tensors, strict=True):
                 self._copy(old, self.capacity, sequences, new, capacity)
         return other
 
@@ -109,11 +108,10 @@ class KVCache:
 
     def _grow(self, capacity: int) -> None:
         everyone = range(len(self.lengths))
-        for index, pair in enumerate(self.layers):
-            grown = []
-            for old in pair:
-                new = old.new_empty(len(self.lengths) * capacity, *old.shape[1:])
+        for index, layer in enumerate(self.layers):
+            _, heads, dim = layer.keys.shape
+            grown = LayerCache.empty(len(self) * capacity, heads, dim, layer.keys.dtype, layer.keys.device)
+            for old, new in zip(layer.tensors, grown.tensors, strict=True):
                 self._copy(old, self.capacity, everyone, new, capacity)
-                grown.append(new)
-            self.layers[index] = (grown[0], grown[1])
+            self.layers[index] = grown
         self.capacity = capacity

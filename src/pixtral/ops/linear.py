@@ -14,7 +14,7 @@ from torch import Tensor
 from pixtral.errors import ConfigError
 from pixtral.ops import linear_operators as _operators  # noqa: F401  defines torch.ops.pixtral
 from pixtral.ops.linear_native import native_gated_linear, native_linear, runs_natively
-from pixtral.ops.packing import PackedWeight, choose_group_size, packed_shapes
+from pixtral.ops.packing import PackedWeight, choose_group_size, packed_shapes, tensors_of
 
 __all__ = ["PackedWeight", "choose_group_size", "gated_linear", "linear", "pack", "packed_shapes", "unpack"]
 
@@ -27,15 +27,14 @@ def pack(weight: Tensor, bits: int, group_size: int) -> PackedWeight:
     Raises:
         QuantizationError: the bits or the group size do not fit, or a weight is NaN or infinite.
     """
-    codes, scales, row_scales = torch.ops.pixtral.pack.default(weight, bits, group_size)
-    return PackedWeight(bits, group_size, weight.shape[0], weight.shape[1], codes, scales, row_scales)
+    packed = torch.ops.pixtral.pack.default(weight, bits, group_size)
+    return PackedWeight(bits, group_size, weight.shape[0], weight.shape[1], *packed)
 
 
 def unpack(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
     """The (N, K) weights that the codes stand for."""
-    tensors = (packed.codes, packed.scales, packed.row_scales)
     numbers = (packed.bits, packed.group_size, packed.out_features)
-    unpacked: Tensor = torch.ops.pixtral.unpack.default(*tensors, *numbers, dtype)
+    unpacked: Tensor = torch.ops.pixtral.unpack.default(*tensors_of(packed), *numbers, dtype)
     return unpacked
 
 

@@ -20,6 +20,7 @@ from pixtral.ops.linear_unpacked import (
     unpacked_linear,
 )
 from pixtral.ops.packing import PackedWeight, packed_shapes, unpack_reference
+from pixtral.ops.packing_native import native_pack, native_unpack, packs_natively
 from pixtral.ops.scale_search import pack_reference
 
 _LIBRARY: Any = torch.library.Library("pixtral", "FRAGMENT")  # type: ignore[no-untyped-call]
@@ -45,7 +46,7 @@ def _weights(codes: Tensors, scales: Tensors, row_scales: Tensors, *numbers: Num
 
 
 def _pack(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    packed = pack_reference(weight, bits, group_size)
+    packed = (native_pack if packs_natively(weight) else pack_reference)(weight, bits, group_size)
     return packed.codes, packed.scales, packed.row_scales
 
 
@@ -59,7 +60,7 @@ def _unpack(
     codes: Tensor, scales: Tensor, row_scales: Tensor, bits: int, group_size: int, out_features: int, dtype: torch.dtype
 ) -> Tensor:
     (weight,) = _weights([codes], [scales], [row_scales], [bits], [group_size], [out_features])
-    return unpack_reference(weight, dtype)
+    return (native_unpack if packs_natively(codes) else unpack_reference)(weight, dtype)
 
 
 def _unpack_fake(

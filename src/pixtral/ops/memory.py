@@ -19,4 +19,5 @@ def empty_huge(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     count = math.prod(shape) * dtype.itemsize
     if count == 0:  # NumPy's empty arrays have strides that PyTorch cannot view as another dtype
         return torch.empty(*shape, dtype=dtype, device="cpu")
-    return torch.from_numpy(np.empty(count, np.uint8)).view(dtype).view(list(shape))
+    flat = torch.from_numpy(np.empty(count, np.uint8)).view(dtype)
+    return flat.view(list(shape)).detach()  # not a view: autograd would follow it back to bytes

@@ -72,6 +72,11 @@ class PackedWeight:
                 )
 
 
+def tensors_of(weight: PackedWeight) -> tuple[Tensor, Tensor, Tensor]:
+    """Codes, scales and row scales."""
+    return weight.codes, weight.scales, weight.row_scales
+
+
 def packed_shapes(
     bits: int, group_size: int, out_features: int, in_features: int
 ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:

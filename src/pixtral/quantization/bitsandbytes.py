@@ -27,6 +27,8 @@ _SUFFIXES_4BIT = (
     "weight.quant_state.bitsandbytes__fp4",
 )
 _SUFFIXES_8BIT = ("SCB", "weight_format")
+# When nothing is said. Transformers adds what is tied and the last module; here that is no other linear layer.
+_KEPT = ["lm_head"]
 
 
 class BitsAndBytesQuantizer(Quantizer):
@@ -45,10 +47,15 @@ class BitsAndBytesQuantizer(Quantizer):
 
     def __init__(self, config: BitsAndBytesConfig, *, stored: bool = False) -> None:
         super().__init__(stored=stored)
-        self._layers = _library_layers()
+        _check_library()
         self._config = _settled(config)
         self._quantized: frozenset[str] | None = None
         self._dtype = torch.get_default_dtype()
+
+    @property
+    def _layers(self) -> ModuleType:
+        """The module that imports the library."""
+        return import_module("pixtral.quantization.bitsandbytes_layers")
 
     @property
     def config(self) -> BitsAndBytesConfig:
@@ -156,7 +163,7 @@ class BitsAndBytesQuantizer(Quantizer):
         skip = self._config.llm_int8_skip_modules
         if skip is not None and not self.stored:
             _report_idle(skip, linear)
-        skip = _kept(model) if skip is None else skip
+        skip = _KEPT if skip is None else skip
         if self._config.llm_int8_enable_fp32_cpu_offload:
             skip = [*skip, *self.waiting]
         said = _unskipped(linear, skip)
@@ -175,20 +182,6 @@ def skips(pattern: str, name: str) -> bool:
 
 def _unskipped(linear: list[str], skip: list[str]) -> list[str]:
     return [name for name in linear if not any(skips(pattern, name) for pattern in skip)]
-
-
-def _kept(model: nn.Module) -> list[str]:
-    """What stays when nothing is said: the output layer, a layer whose weight is tied, and the last module."""
-    named = list(model.named_parameters(remove_duplicate=False))
-    first: dict[int, str] = {}
-    kept = {named[-1][0]}
-    for name, parameter in named:
-        if id(parameter) in first:
-            kept |= {name, first[id(parameter)]}
-        first.setdefault(id(parameter), name)
-    output = getattr(model, "lm_head", None)
-    kept |= {name for name, module in model.named_modules() if output is not None and module is output}
-    return [name.removesuffix(".weight") for name in kept]
 
 
 def _report_idle(skip: list[str], linear: list[str]) -> None:
@@ -216,8 +209,8 @@ def _settled(config: BitsAndBytesConfig) -> BitsAndBytesConfig:
     return settled
 
 
-def _library_layers() -> ModuleType:
-    """The module that needs the library.
+def _check_library() -> None:
+    """Refuse to go on without the library, and let it say things once.
 
     Raises:
         MissingDependency: it is not installed, or too old.
@@ -234,9 +227,7 @@ def _library_layers() -> ModuleType:
         raise MissingDependency(
             f'found bitsandbytes {version}, expected {oldest} or newer; pip install --upgrade "pixtral[bnb]"'
         )
-    layers = import_module("pixtral.quantization.bitsandbytes_layers")
     _say_once("bitsandbytes.autograd._functions")
-    return layers
 
 
 class _Once(logging.Filter):

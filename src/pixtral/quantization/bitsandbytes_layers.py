@@ -1,10 +1,9 @@
-"""bitsandbytes' two linear layers, filled piece by piece, and usable and savable whatever they did before.
+"""bitsandbytes' two linear layers, filled while a checkpoint streams, and usable and savable whatever they did before.
 
-The library's kernels compute. What is added here: a weight is quantized in pieces, so that the full-precision copies
-which quantizing makes stay small; and three faults of the library on CPUs are worked around (found in 0.50):
+The library's kernels compute. Three of its faults on CPUs are worked around (found in 0.50):
 
 - its fast path for bfloat16 CPUs rearranges a weight in the first call and rounds the scales to bfloat16. A state_dict
-  taken after that has scales in the wrong order, spoils the layer itself, and cannot be moved to a GPU.
+  taken after that has scales in the wrong order and spoils the layer itself, and the layer cannot be moved to a GPU.
 - that path fails for a number of rows that 32 does not divide, and for a width that the blocks of scales do not divide.
 - in the latter case its other path gives wrong numbers.
 
@@ -15,7 +14,7 @@ from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import bitsandbytes as bnb
@@ -26,11 +25,10 @@ from torch.nn import functional as F
 from pixtral.configuration import BitsAndBytesConfig
 from pixtral.errors import CheckpointError
 from pixtral.quantization.base import Slot, WeightSource
+from pixtral.quantization.bitsandbytes_pieces import BLOCK, NESTED_BLOCK, WORK_BYTES, quantize_4bit, quantize_8bit
 
-PIECE = 1 << 20  # weights that are quantized at a time; doing so takes about 24 bytes for each of them
-WORK_BYTES = 24 * PIECE
-BLOCK = 64  # weights that share a scale
-NESTED_BLOCK = 256  # scales that share a scale
+__all__ = ["WORK_BYTES", "Linear4bit", "Linear8bitLt"]
+
 _CPU_TILE = 32  # rows that the CPU's fast path takes together
 
 
@@ -83,28 +81,9 @@ class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]  # the library has no
         return math.ceil(count / 2) + scales
 
     def quantize(self, source: WeightSource, device: torch.device, dtype: torch.dtype) -> None:
-        """The bytes that the library's quantize_4bit makes of the whole weight in `dtype`."""
-        old, (rows, columns) = self.weight, source.shape
-        packed = torch.empty(math.ceil(rows * columns / 2), dtype=torch.uint8, device=device)
-        absmax = torch.empty(math.ceil(rows * columns / BLOCK), dtype=torch.float32, device=device)
-        code = None
-        for start, piece in _pieces(source, BLOCK // math.gcd(columns, BLOCK)):
-            part, state = bnb.functional.quantize_4bit(
-                piece.to(device, dtype).contiguous(), blocksize=BLOCK, quant_type=old.quant_type
-            )
-            first = start * columns
-            packed[first // 2 : first // 2 + part.numel()] = part.flatten()
-            absmax[first // BLOCK : first // BLOCK + state.absmax.numel()] = state.absmax
-            code = state.code
-        state = bnb.functional.QuantState(
-            absmax, torch.Size((rows, columns)), code=code, blocksize=BLOCK, quant_type=old.quant_type, dtype=dtype
-        )
-        if old.compress_statistics:
-            state.offset = absmax.mean()
-            state.absmax, state.state2 = bnb.functional.quantize_blockwise(
-                absmax - state.offset, blocksize=NESTED_BLOCK
-            )
-            state.nested = True
+        """Fill from a weight, rounded to `dtype` first."""
+        old = self.weight
+        packed, state = quantize_4bit(source, device, dtype, old.quant_type, old.compress_statistics)
         self.weight = bnb.nn.Params4bit(
             packed.view(old.quant_storage)[:, None],
             requires_grad=False,
@@ -252,19 +231,11 @@ class Linear8bitLt(bnb.nn.Linear8bitLt):  # type: ignore[misc]  # the library ha
         return 2 * count if self.state.has_fp16_weights else count + 4 * self.out_features
 
     def quantize(self, source: WeightSource, device: torch.device, dtype: torch.dtype) -> None:
-        """The bytes that the library's Int8Params makes of the whole weight in `dtype`."""
-        rows, columns = source.shape
+        """Fill from a weight, rounded to `dtype` first."""
         if self.state.has_fp16_weights:
             self._fill(source.read().to(device, dtype), None)
-            return
-        weight = torch.empty(rows, columns, dtype=torch.int8, device=device)
-        scales = torch.empty(rows, dtype=torch.float32, device=device)
-        for start, piece in _pieces(source, 1):
-            values = piece.to(device, dtype).to(torch.float16).contiguous()
-            part, row_scales, _ = bnb.functional.int8_vectorwise_quant(values)
-            weight[start : start + len(part)] = part
-            scales[start : start + len(part)] = row_scales
-        self._fill(weight, scales)
+        else:
+            self._fill(*quantize_8bit(source, device, dtype))
 
     def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         """From what the library's state_dict holds."""
@@ -296,11 +267,3 @@ class Linear8bitLt(bnb.nn.Linear8bitLt):  # type: ignore[misc]  # the library ha
             CB=None if scales is None else weight,
             SCB=scales,
         )
-
-
-def _pieces(source: WeightSource, multiple: int) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows) of a weight, small enough to be quantized at once; `multiple` as of WeightSource.blocks."""
-    step = max(PIECE // source.shape[1] // multiple, 1) * multiple
-    for start, block in source.blocks(multiple):
-        for first in range(0, len(block), step):
-            yield start + first, block[first : first + step]

@@ -109,7 +109,7 @@ def _estimate(
     context = min(max(DEFAULT_CONTEXT, image_tokens + DEFAULT_CONTEXT // 4), length) if context is None else context
     if context > length:
         raise ConfigError(f"context is {context}, but the model holds at most {length} tokens")
-    weights = part_sizes(subject, context * batch)
+    weights = part_sizes(subject)
     kind = cache_dtype(kv_cache, subject.dtype)
     assert text.head_dim is not None
     one = KVCache(1, text.num_key_value_heads, text.head_dim, batch, context, kind, "meta")
@@ -187,4 +187,4 @@ def _stored_bytes(subject: Subject, saved: int) -> int:
     """Size of a checkpoint that nobody has looked at: what it would be in the model's dtype, or quantized already."""
     if subject.quantizer is None or subject.quantizer.stored:
         return saved
-    return sum(part.parameters for part in part_sizes(subject, 1)) * subject.dtype.itemsize
+    return sum(part.parameters for part in part_sizes(subject)) * subject.dtype.itemsize

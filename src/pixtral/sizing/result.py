@@ -39,8 +39,7 @@ class PartSize:
         parameters: how many, tied ones once.
         format: how its weights are held: "bfloat16", "4 bits, groups of 64, and bfloat16".
         nbytes: what all of it takes.
-        resident: of that, what is in memory while answering: less where a table is mapped from its file and only the
-            rows that occur are ever read.
+        resident: of that, what is in memory while answering: not the embeddings whose rows are read from their file.
     """
 
     name: str
@@ -168,7 +167,7 @@ class MemoryEstimate:
         """(part, bytes in memory, remark), the sum last."""
         table = []
         for part in self.weights:
-            file = "" if part.resident == part.nbytes else f"; only the rows that occur, of {gigabytes(part.nbytes)}"
+            file = "" if part.resident else f"; {gigabytes(part.nbytes)} stay in the file, of which rows are read"
             table.append((part.name, part.resident, part.format + file))
         table.append(("cache", self.cache, f"keys and values of {self.context:,} tokens{self._times()}"))
         pictures = f"pictures {gigabytes(self.image_work)}, " if self.images else ""

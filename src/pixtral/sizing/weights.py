@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import mmap
-
 from torch import nn
 
 from pixtral.checkpoints import names
@@ -24,13 +22,8 @@ _TITLES = {
 }
 
 
-def part_sizes(subject: Subject, tokens: int) -> tuple[PartSize, ...]:
-    """The parts of the model, in the order in which they compute.
-
-    Args:
-        subject: the model.
-        tokens: different ones that a conversation may hold, for tables of which only those rows are read.
-    """
+def part_sizes(subject: Subject) -> tuple[PartSize, ...]:
+    """The parts of the model, in the order in which they compute."""
     model, wanted = swapped(subject)
     formats: dict[str, dict[str, None]] = {part: {} for part in _TITLES}
     counts, sizes = dict.fromkeys(_TITLES, 0), dict.fromkeys(_TITLES, 0)
@@ -46,14 +39,14 @@ def part_sizes(subject: Subject, tokens: int) -> tuple[PartSize, ...]:
             assert subject.quantizer is not None
             counts[part] += weights_of(layer)
             formats[part].setdefault(subject.quantizer.describe(layer))
-    rows = mapped_rows(subject, tokens)
+    in_file = subject.mapped and subject.quantizer is not None and subject.quantizer.maps(EMBEDDINGS)
     return tuple(
         PartSize(
             title,
             counts[part],
             ", ".join(sorted(formats[part], key=lambda words: words == plain)),
             sizes[part],
-            min(sizes[part], rows) if part == "embeddings" and rows is not None else sizes[part],
+            0 if part == "embeddings" and in_file else sizes[part],
         )
         for part, title in _TITLES.items()
         if counts[part]
@@ -71,12 +64,3 @@ def weights_of(layer: nn.Module) -> int:
     rows, columns = layer.out_features, layer.in_features
     assert isinstance(rows, int) and isinstance(columns, int)
     return rows * columns
-
-
-def mapped_rows(subject: Subject, tokens: int) -> int | None:
-    """Bytes of the embeddings that are in memory when they are mapped from their file; None when they are read."""
-    if subject.quantizer is None or not subject.mapped or not subject.quantizer.maps(EMBEDDINGS):
-        return None
-    row = subject.config.text_config.hidden_size * subject.dtype.itemsize
-    pages = row // mmap.PAGESIZE + 2  # a row begins and ends somewhere inside of a page
-    return tokens * min(pages * mmap.PAGESIZE, row + mmap.PAGESIZE)

@@ -87,7 +87,7 @@ def test_a_drawn_context_is_as_long_and_as_full(model, calls):
 
     def keep(embeds, positions, packing, cache=None):
         there = packing.kv_lens[0] - packing.q_lens[0]
-        seen.append((there, cache.layers[-1][0][packing.tables[0]][:there].float().std().item()))
+        seen.append((there, cache.layers[-1].keys[packing.tables[0]][:there].float().std().item()))
         return model.decoder(embeds, positions, packing, cache)
 
     filled = FilledContext(model, 50, 5)

@@ -112,7 +112,7 @@ def test_of_the_embeddings_only_the_rows_in_use_are_resident(tmp_path, monkeypat
     assert resident_of(table) == 0
     with torch.no_grad():
         rows = model.embed(torch.tensor([0, 50_000, 99_999]))
-    assert 0 < resident_of(table) < table.nbytes / 4  # some systems bring in two megabytes for a row
+    assert resident_of(table) == 0  # they were read from the file
     assert rows.float().std() == pytest.approx(1, abs=0.15)
 
 

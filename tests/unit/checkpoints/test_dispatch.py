@@ -74,10 +74,13 @@ def test_the_whole_model(layout: str, dtype: str | None, devices: dict[str, Any]
 
 
 @pytest.mark.parametrize("layout", WRITERS)
-def test_only_what_the_files_do_not_hold_is_written(layout: str, tmp_path: Path) -> None:
+def test_only_what_the_files_do_not_hold_is_written(
+    layout: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
     WRITERS[layout](tmp_path)
     folder = tmp_path / "offload"
     model = LlavaForConditionalGeneration.from_pretrained(tmp_path, device_map={"": "disk"}, offload_folder=folder)
+    assert not caplog.records  # it is meant so
     written = {file.name for file in folder.glob("*/*")}
     rotated = {f"{name}.safetensors" for name in on_disk(model) if ".q_proj." in name or ".k_proj." in name}
     assert written == (set() if layout == "hf" else rotated)
@@ -229,7 +232,7 @@ A, B = "fake:0", "fake:1"
 placement = Placement({
     "model.vision_tower": A, "model.vision_tower.transformer.layers.1": B, "model.multi_modal_projector": B,
     "model.language_model.embed_tokens": B, "model.language_model.layers.0": A, "model.language_model.layers.1": B,
-    "model.language_model.layers.2": A, "model.language_model.norm": B, "lm_head": A,
+    "model.language_model.layers.2": A, "model.language_model.norm": B, "lm_head": B,
 })
 first, second = torch.device(A), torch.device(B)
 with FakeTensorMode(), torch.no_grad():
@@ -247,7 +250,7 @@ with FakeTensorMode(), torch.no_grad():
     cache = new_cache(model.text_config, 1, 8, embeds)
     hidden = model.forward_packed(embeds, torch.arange(7, device=A), cache.packing([7]), cache)
     assert embeds.device == hidden.device == model.logits(hidden).device == first
-    assert [keys.device for keys, _ in cache.layers] == [first, second, first]
+    assert [layer.keys.device for layer in cache.layers] == [first, second, first]
     hidden = model.forward_packed(embeds[:1], torch.arange(1, device=A), cache.packing([1]), cache)
     assert hidden.shape == (1, 40) and cache.lengths == [8]
 print("done")

@@ -11,11 +11,14 @@ from pathlib import Path
 import pytest
 import torch
 from checkpoint_files import prefixed, write_hf, write_mistral, write_weights
-from random_models import llava_dict, random_llava
+from random_models import llava_dict, packable_dict, random_llava
+from safetensors.torch import load_file, save_file
 
-from pixtral.checkpoints import inspect_checkpoint, load_model
+from pixtral.checkpoints import inspect_checkpoint, load_model, save_model
+from pixtral.configuration import BitsAndBytesConfig
 from pixtral.errors import CheckpointError
 from pixtral.models.llava import LlavaForConditionalGeneration
+from pixtral.quantization import Asked
 
 
 @pytest.mark.parametrize("layout", ["hf", "mistral"])
@@ -130,3 +133,70 @@ def test_no_tensor_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
 def test_no_such_place_is_an_error() -> None:
     with pytest.raises(CheckpointError, match=r"no folder './nowhere' here"):
         inspect_checkpoint("./nowhere")
+
+
+@pytest.fixture
+def packed(tmp_path: Path) -> Path:
+    """A stored model in 4 bits, the output layer in 8."""
+    write_hf(tmp_path / "plain", config=packable_dict())
+    save_model(load_model(LlavaForConditionalGeneration, tmp_path / "plain", asked=Asked("int4")), tmp_path / "packed")
+    return tmp_path / "packed"
+
+
+def test_what_is_quantized(packed: Path) -> None:
+    """Counted as the weights that it stands for, and measured as it is."""
+    plain, report = inspect_checkpoint(packed.parent / "plain"), inspect_checkpoint(packed)
+    assert report.ok and plain.quantization == ()
+    assert report.parameters == plain.parameters
+    assert report.nbytes < plain.nbytes
+    decoder, down, head = report.quantization
+    assert (decoder.part, decoder.format, decoder.layers) == ("decoder", "4 bits, groups of 64", 3 * 5)
+    assert (down.part, down.format, down.layers) == ("decoder", "4 bits, groups of 32", 3 * 2)  # o and down
+    assert (head.part, head.format, head.layers) == ("output layer", "8 bits, groups of 64", 1)
+    assert head.parameters == 100 * 64
+    assert head.nbytes == 112 * 64 + 112 + 112 * 4  # in tiles of 16 rows
+    assert head.bits == 8 * head.nbytes / 6400
+    packed_weights = sum(one.parameters for one in report.quantization)
+    by_format = {"4 bits, groups of 64": decoder.parameters, "4 bits, groups of 32": down.parameters}
+    by_format |= {"8 bits, groups of 64": head.parameters, "float32": report.total - packed_weights}
+    assert report.dtypes == by_format
+    assert list(report.dtypes.values()) == sorted(report.dtypes.values(), reverse=True)
+    assert "quantized    decoder: 15 layers in 4 bits, groups of 64, 4." in str(report)
+    assert report.quantization_facts()[0]["bits"] == round(decoder.bits, 3)
+
+
+def test_a_broken_quantized_checkpoint_is_reported(packed: Path) -> None:
+    state = load_file(packed / "model.safetensors")
+    del state["language_model.model.layers.1.mlp.up_proj.scales"]
+    save_file(state, packed / "model.safetensors")
+    report = inspect_checkpoint(packed)
+    assert report.missing == ("model.language_model.layers.1.mlp.up_proj.scales",)
+    assert "The quantized weights are not whole" in str(report)
+    file = packed / "config.json"
+    values = json.loads(file.read_text())
+    values["quantization_config"]["version"] = 9
+    file.write_text(json.dumps(values))
+    (problem,) = inspect_checkpoint(packed).problems
+    assert "in version 9 of pixtral's format" in problem
+    values["quantization_config"] = {"quant_method": "gptq"}
+    file.write_text(json.dumps(values))
+    (problem,) = inspect_checkpoint(packed).problems
+    assert "the weights are quantized (gptq)" in problem
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_what_bitsandbytes_quantized(bits: int, tmp_path: Path) -> None:
+    pytest.importorskip("bitsandbytes")
+    write_hf(tmp_path / "plain", config=packable_dict())
+    config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4")
+    model = load_model(
+        LlavaForConditionalGeneration, tmp_path / "plain", asked=Asked(config=config), dtype=torch.bfloat16
+    )
+    save_model(model, tmp_path / "packed")
+    plain, report = inspect_checkpoint(tmp_path / "plain"), inspect_checkpoint(tmp_path / "packed")
+    assert report.ok
+    assert report.parameters == plain.parameters
+    assert [(one.part, one.layers) for one in report.quantization] == [
+        ("vision tower", 21), ("projector", 2), ("decoder", 21)
+    ]  # fmt: skip
+    assert all(f"{bits} bits" in one.format and bits < one.bits < bits + 1 for one in report.quantization)

@@ -45,6 +45,7 @@ def test_dtypes_by_name_and_as_they_are() -> None:
         ("bnb_4bit_quant_storage", torch.bool),
         ("llm_int8_skip_modules", "lm_head"),
         ("llm_int8_skip_modules", [1]),
+        ("llm_int8_skip_modules", ["lm_head", "model.(layers"]),
         ("llm_int8_threshold", True),
         ("load_in_4bit", "yes"),
     ],

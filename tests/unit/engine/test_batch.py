@@ -72,16 +72,15 @@ def test_the_cache_grows_with_the_pool_and_keeps_what_it_holds():
     config = LlavaConfig.from_dict(llava_dict()).text_config
     pool = BlockPool(2)
     cache = PagedCache(config, pool, torch.float32, CPU)
-    keys, values = cache.layers[1]
-    keys.normal_()
-    values.normal_()
-    old = keys.clone(), values.clone()
+    for tensor in cache.layers[1].tensors:
+        tensor.normal_()
+    old = [tensor.clone() for tensor in cache.layers[1].tensors]
     pool.grow(3)
     cache.follow()
-    assert all(tensor.shape[0] == 80 for layer in cache.layers for tensor in layer)
-    assert all(new[:32].equal(before) for new, before in zip(cache.layers[1], old, strict=True))
+    assert all(tensor.shape[0] == 80 for layer in cache.layers for tensor in layer.tensors)
+    assert all(new[:32].equal(before) for new, before in zip(cache.layers[1].tensors, old, strict=True))
     cache.copy_block(1, 4)
-    assert cache.layers[1][0][64:80].equal(old[0][16:32]) and cache.layers[1][1][64:80].equal(old[1][16:32])
+    assert all(new[64:80].equal(before[16:32]) for new, before in zip(cache.layers[1].tensors, old, strict=True))
     cache.advance([3])
     cache.follow()
-    assert cache.layers[1][0][:32].equal(old[0])
+    assert cache.layers[1].keys[:32].equal(old[0])

@@ -225,6 +225,7 @@ def test_a_cache_in_bfloat16(model):
     generation = Generation(model, prompts, [greedy(max_tokens=9)], kv_cache="bf16", prompt_lookup=PromptLookup(4))
     plain = list(Generation(model, prompts, [greedy(max_tokens=9)]))
     step = next(iter(generation))
-    assert {x.dtype for pair in generation._core.runner.cache.layers for x in pair} == {torch.bfloat16}
+    tensors = [x for layer in generation._core.runner.cache.layers for x in layer.tensors]
+    assert {x.dtype for x in tensors} == {torch.bfloat16}
     torch.testing.assert_close(step.logits, plain[0].logits, rtol=0.05, atol=0.05)
     assert not step.logits.equal(plain[0].logits)

@@ -68,7 +68,7 @@ def test_a_cache_is_continued() -> None:
 def test_a_cache_of_ones_own() -> None:
     model = decoder()
     cache = new_cache(model.config, 2, 0, model.embed(IDS[0]))
-    assert cache.layers[0][0].shape == (0, 2, 16) and len(cache.layers) == 3
+    assert cache.layers[0].keys.shape == (0, 2, 16) and len(cache.layers) == 3
     torch.testing.assert_close(model(IDS, past_key_values=cache).logits, model(IDS).logits)
 
 

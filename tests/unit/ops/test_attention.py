@@ -10,6 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixtral.ops.attention import Packing, attention, attention_eager
+from pixtral.ops.layer_cache import LayerCache
 
 
 class LargestTensor(TorchDispatchMode):
@@ -61,7 +62,7 @@ def test_lengths_that_do_not_add_up(run, packing: Packing) -> None:
 
 @pytest.mark.parametrize("run", [attention, attention_eager])
 def test_a_cache_needs_places(run) -> None:
-    cache = (torch.zeros(5, 2, 8), torch.zeros(5, 2, 8))
+    cache = LayerCache(torch.zeros(5, 2, 8), torch.zeros(5, 2, 8))
     with pytest.raises(AssertionError):
         run(*rows(5), Packing.full([5], causal=True), cache)
 

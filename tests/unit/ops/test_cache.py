@@ -23,7 +23,7 @@ def extend(cache: KVCache, model: list[list[float]], lens: Sequence[int], start:
     assert packing.causal and packing.q_lens == tuple(lens)
     numbers = [float(start + i) for i in range(sum(lens))]
     fresh = torch.tensor(numbers).view(-1, 1, 1).expand(-1, 1, 2)
-    for layer, (k, v) in enumerate(cache.layers):
+    for layer, (k, v) in enumerate(each.tensors for each in cache.layers):
         assert packing.slots is not None
         k[packing.slots] = fresh + layer / 10
         v[packing.slots] = -fresh - layer / 10
@@ -39,7 +39,7 @@ def contents(cache: KVCache) -> list[list[float]]:
     packing = cache.packing([0] * len(cache))
     assert packing.tables is not None
     read: list[Tensor] = []
-    for layer, (k, v) in enumerate(cache.layers):
+    for layer, (k, v) in enumerate(each.tensors for each in cache.layers):
         for table in packing.tables:
             assert torch.equal(k[table], -v[table])
         read.append(torch.cat([k[table] for table in packing.tables])[:, 0, 0] - layer / 10)
@@ -100,7 +100,7 @@ def test_facts_about_the_cache() -> None:
     assert (len(cache), cache.get_seq_length(), cache.device.type) == (2, 0, "cpu")
     cache.advance([4, 7])
     assert cache.get_seq_length() == 7
-    assert {x.dtype for pair in cache.layers for x in pair} == {torch.bfloat16}
+    assert {x.dtype for layer in cache.layers for x in layer.tensors} == {torch.bfloat16}
 
 
 def test_misuse() -> None:

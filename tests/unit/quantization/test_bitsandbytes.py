@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import logging
 import warnings
@@ -196,6 +197,9 @@ def test_loading_says_nothing_else(needs_library: None, tmp_path: Path) -> None:
         model.save_pretrained(tmp_path / "saved")
         load(tmp_path / "saved")
     linear = {name: module for name, module in model.named_modules() if isinstance(module, nn.Linear)}
+    twin = copy.deepcopy(model)
+    assert_same(twin.state_dict(), model.state_dict())
+    assert twin.quantization_config == model.quantization_config
     assert model.quantizer is not None
     assert model.quantizer.describe(linear["model.vision_tower.transformer.layers.0.attention.q_proj"]) == (
         "4 bits (nf4), bitsandbytes"

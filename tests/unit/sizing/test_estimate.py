@@ -67,7 +67,7 @@ def test_rows_of_a_table_that_is_mapped() -> None:
     _, size, resident = weights(plain)["embeddings"]
     assert size == resident == 131072 * 5120 * 2
     assert weights(packed)["embeddings"][1] == size
-    assert 256 * 5120 * 2 < weights(packed)["embeddings"][2] < size / 10
+    assert weights(packed)["embeddings"][2] == 0  # rows are read one by one
     wider = pixtral.estimate(shape="pixtral-12b", quantization="int4", context=256, dtype="float32")
     assert weights(wider)["embeddings"][2] == 2 * size  # the file holds it in another dtype: it is read
 
@@ -226,7 +226,7 @@ def test_the_page() -> None:
     assert page.startswith("pixtral-12b: int4 and bfloat16, cache in int8, context of 4,096 tokens x 2\n")
     assert "  picture: 512 x 512 -> 512 x 512, 32 rows of 32: 1,056 tokens\n" in page
     assert "1,056 image tokens leave room for 3,040 of text and answer" in page
-    assert "only the rows that occur, of 1.3 GB" in page
+    assert "1.3 GB stay in the file, of which rows are read" in page
     assert "on the disk 25.4 GB (8.5 GB when saved again); in memory it " in page
     values = found.to_dict()
     assert (

@@ -55,18 +55,31 @@ class Kernels:
 
 
 @functools.cache
-def kernels() -> Kernels | None:
-    """The library, or None, with one warning, where it was not built or cannot be opened."""
+def _open() -> Kernels | str:
+    """The library, or why there is none."""
     found = importlib.util.find_spec("pixtral.ops.native._kernels")
     if found is None or found.origin is None:
-        reason = "pixtral was installed where no C++ compiler was found"
-    else:
-        try:
-            return Kernels(found.origin)
-        except OSError as error:
-            reason = f"{found.origin} cannot be opened ({error})"
+        return "pixtral was installed where no C++ compiler was found"
+    try:
+        return Kernels(found.origin)
+    except OSError as error:
+        return f"{found.origin} cannot be opened ({error})"
+
+
+def kernels_if_built() -> Kernels | None:
+    """The library, or None without a word: for what is only a little slower without it."""
+    found = _open()
+    return None if isinstance(found, str) else found
+
+
+@functools.cache
+def kernels() -> Kernels | None:
+    """The library, or None, with one warning, where it was not built or cannot be opened."""
+    found = _open()
+    if not isinstance(found, str):
+        return found
     warnings.warn(
-        f"quantized layers run in plain PyTorch, many times slower, because {reason}; "
+        f"quantized layers run in plain PyTorch, many times slower, because {found}; "
         "install a C++17 compiler and reinstall pixtral (`pixtral doctor` shows what is used)",
         RuntimeWarning,
         stacklevel=2,
