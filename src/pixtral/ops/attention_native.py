@@ -72,7 +72,7 @@ def native_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, cache: L
         call.keys, call.key_stride = k.data_ptr(), k.stride(0)
         call.values, call.value_stride = v.data_ptr(), v.stride(0)
     else:
-        starts, table = _places(packing)
+        starts, table = packing.places
         _point_at(call, cache)
         call.new_k, call.new_k_stride = k.data_ptr(), k.stride(0)
         call.new_v, call.new_v_stride = v.data_ptr(), v.stride(0)
@@ -94,21 +94,6 @@ def _point_at(call: _Call, cache: LayerCache) -> None:
     call.stored, call.rotate = _TYPES[keys.dtype], cache.rotated
     if cache.key_scales is not None and cache.value_scales is not None:
         call.key_scales, call.value_scales = cache.key_scales.data_ptr(), cache.value_scales.data_ptr()
-
-
-def _places(packing: Packing) -> tuple[list[int], Tensor | None]:
-    """Where each sequence's keys begin: in the cache, or in the table of slots that is returned as well."""
-    tables = packing.tables
-    assert tables is not None
-    if all(isinstance(table, slice) for table in tables):
-        return [table.start or 0 for table in tables if isinstance(table, slice)], None
-    slots: list[Tensor] = []
-    for table, count in zip(tables, packing.kv_lens, strict=True):
-        if isinstance(table, slice):
-            table = torch.arange(table.start or 0, (table.start or 0) + count)
-        slots.append(table)
-    starts = [sum(packing.kv_lens[:i]) for i in range(len(slots))]
-    return starts, torch.cat(slots).contiguous()
 
 
 def _heads_together(x: Tensor) -> Tensor:

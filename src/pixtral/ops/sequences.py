@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -40,6 +42,24 @@ class Packing:
             return self
         tables = tuple(table if isinstance(table, slice) else table.to(device) for table in self.tables or ())
         return dataclasses.replace(self, slots=self.slots.to(device), tables=tables)
+
+    @functools.cached_property
+    def places(self) -> tuple[list[int], Tensor | None]:
+        """Where each sequence's keys begin: in the cache, or in the table of slots that is given as well.
+
+        Made once for all layers of a step.
+        """
+        tables = self.tables
+        assert tables is not None
+        if all(isinstance(table, slice) for table in tables):
+            return [table.start or 0 for table in tables if isinstance(table, slice)], None
+        slots: list[Tensor] = []
+        for table, count in zip(tables, self.kv_lens, strict=True):
+            if isinstance(table, slice):
+                table = torch.arange(table.start or 0, (table.start or 0) + count)
+            slots.append(table)
+        starts = list(itertools.accumulate(self.kv_lens[:-1], initial=0))
+        return starts, torch.cat(slots).contiguous()
 
     def check(self, q: Tensor, k: Tensor, v: Tensor, cache: LayerCache | None) -> None:
         """Assert that the lengths account for every row."""
