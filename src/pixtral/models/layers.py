@@ -46,9 +46,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C) -> (N, C)."""
-        return rms_norm(x, self.weight, self.eps)
+    def forward(self, x: Tensor, native: bool = True) -> Tensor:
+        """(N, C) -> (N, C); see `AttentionStep` for `native`."""
+        return rms_norm(x, self.weight, self.eps, native=native)
 
 
 class MLP(nn.Module):

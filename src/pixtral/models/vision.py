@@ -45,7 +45,7 @@ class PixtralAttention(nn.Module):
         """(N, C) -> (N, C)."""
         rows = project(x, self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (y.view(len(y), y.shape[1] // self.head_dim, self.head_dim) for y in rows)
-        q, k = rotate_pair(q, k, *rotation)
+        q, k = rotate_pair(q, k, *rotation, native=attend.native)
         out: Tensor = self.o_proj(attend(q, k, v))
         return out
 
@@ -62,8 +62,9 @@ class PixtralAttentionLayer(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, attend: AttentionStep) -> Tensor:
         """(N, C) -> (N, C)."""
-        x = add(x, self.attention(self.attention_norm(x), rotation, attend))
-        return add(x, self.feed_forward(self.ffn_norm(x)))
+        native = attend.native
+        x = add(x, self.attention(self.attention_norm(x, native), rotation, attend), native=native)
+        return add(x, self.feed_forward(self.ffn_norm(x, native)), native=native)
 
 
 class PixtralTransformer(LayerStack):

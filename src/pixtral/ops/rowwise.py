@@ -35,25 +35,32 @@ def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, native: bool = True) -> Tensor:
     """`rms_norm_reference`, whichever way is fastest here: (N, C) in x's dtype."""
-    if x.dim() == 2 and weight.is_contiguous() and _native(x, weight):
+    if native and x.dim() == 2 and weight.is_contiguous() and _native(x, weight):
         out: Tensor = torch.ops.pixtral.rms_norm(x, weight, eps)
         return out
     return rms_norm_reference(x, weight, eps)
 
 
-def rotate_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def rotate_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, native: bool = True) -> tuple[Tensor, Tensor]:
     """`rotate_reference` of queries (N, H, D) and keys (N, K, D), whichever way is fastest here."""
-    if _native(q, k, cos, sin):
+    if native and _native(q, k, cos, sin):
         out: tuple[Tensor, Tensor] = torch.ops.pixtral.rotate_pair(q, k, cos, sin)
         return out
     return rotate_reference(q, cos, sin), rotate_reference(k, cos, sin)
 
 
-def add(x: Tensor, y: Tensor) -> Tensor:
+def add(x: Tensor, y: Tensor, *, native: bool = True) -> Tensor:
     """x + y of one shape, whichever way is fastest here."""
-    if x.numel() > MIN_ADD and x.shape == y.shape and x.is_contiguous() and y.is_contiguous() and _native(x, y):
+    if (
+        native
+        and x.numel() > MIN_ADD
+        and x.shape == y.shape
+        and x.is_contiguous()
+        and y.is_contiguous()
+        and _native(x, y)
+    ):
         out: Tensor = torch.ops.pixtral.add(x, y)
         return out
     return x + y
