@@ -107,10 +107,16 @@ class LayerStack(nn.Module):
 class AttentionStep:
     """Attention as a layer calls it: the fast path, or the slow twin when its weights are wanted."""
 
-    def __init__(self, packing: Packing, trace: Trace, dropout: float = 0.0) -> None:
+    def __init__(self, packing: Packing, trace: Trace, dropout: float = 0.0, *, native: bool = True) -> None:
+        """
+        Args:
+            native: use the kernels where they can be used; not between products of PyTorch's, whose threads wait
+                actively after each and keep the kernels' threads from their cores.
+        """
         self.packing = packing
         self.trace = trace
         self.dropout = dropout
+        self.native = native
 
     def __call__(self, q: Tensor, k: Tensor, v: Tensor, cache: LayerCache | None = None) -> Tensor:
         """(N, H, D), (N, K, D), (N, K, D) -> (N, H * D)."""
@@ -119,5 +125,5 @@ class AttentionStep:
             out, weights = attention_eager(q, k, v, packing, cache)
             self.trace.attentions.append(weights)
         else:
-            out = attention(q, k, v, packing, cache, self.dropout)
+            out = attention(q, k, v, packing, cache, self.dropout, native=self.native)
         return out.flatten(1)

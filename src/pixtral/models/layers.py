@@ -10,12 +10,14 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from pixtral.models.packed import PackedLinear
 from pixtral.models.projections import gated
 from pixtral.ops.rowwise import rms_norm
 
 # Without gradients the feed-forward block runs on this many rows at a time: the wide activations of long inputs stay
 # in the cache, and their memory does not grow with the input.
 MLP_ROWS = 512
+PACKED_MLP_ROWS = 2048  # their intermediate rows are written once, in bfloat16
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -44,9 +46,9 @@ class RMSNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(size))
         self.eps = eps
 
-    def forward(self, x: Tensor) -> Tensor:
-        """(N, C) -> (N, C)."""
-        return rms_norm(x, self.weight, self.eps)
+    def forward(self, x: Tensor, native: bool = True) -> Tensor:
+        """(N, C) -> (N, C); see `AttentionStep` for `native`."""
+        return rms_norm(x, self.weight, self.eps, native=native)
 
 
 class MLP(nn.Module):
@@ -62,9 +64,10 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C) -> (N, C)."""
-        if torch.is_grad_enabled() or len(x) <= MLP_ROWS:
+        most = PACKED_MLP_ROWS if isinstance(self.gate_proj, PackedLinear) else MLP_ROWS
+        if torch.is_grad_enabled() or len(x) <= most:
             return self._rows(x)
-        return torch.cat([self._rows(rows) for rows in torch.split(x, MLP_ROWS)])
+        return torch.cat([self._rows(rows) for rows in torch.split(x, most)])
 
     def _rows(self, x: Tensor) -> Tensor:
         fused = gated(x, self.gate_proj, self.up_proj) if self.is_silu else None

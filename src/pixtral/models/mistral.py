@@ -14,7 +14,7 @@ from pixtral.models.projections import project
 from pixtral.models.rope import Rotation, line_rotation
 from pixtral.ops.attention import Packing
 from pixtral.ops.cache import KVCache
-from pixtral.ops.rowwise import rotate_pair
+from pixtral.ops.rowwise import add, rotate_pair
 
 
 class MistralAttention(nn.Module):
@@ -54,9 +54,8 @@ class MistralDecoderLayer(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, attend: AttentionStep, cache: KVCache | None) -> Tensor:
         """(N, C) -> (N, C)."""
-        x = x + self.self_attn(self.input_layernorm(x), rotation, attend, cache)
-        out: Tensor = x + self.mlp(self.post_attention_layernorm(x))
-        return out
+        x = add(x, self.self_attn(self.input_layernorm(x), rotation, attend, cache))
+        return add(x, self.mlp(self.post_attention_layernorm(x)))
 
 
 class MistralModel(LayerStack):

@@ -14,10 +14,11 @@ from pixtral.errors import ImageError
 from pixtral.models.base import AttentionStep, LayerStack, PixtralModule
 from pixtral.models.layers import MLP, RMSNorm
 from pixtral.models.outputs import BaseModelOutputWithPooling, Trace
+from pixtral.models.packed import PackedLinear
 from pixtral.models.projections import project
 from pixtral.models.rope import Rotation, grid_rotation
 from pixtral.ops.attention import Packing
-from pixtral.ops.rowwise import rotate_pair
+from pixtral.ops.rowwise import add, rotate_pair
 
 
 class PatchConv(nn.Conv2d):
@@ -44,7 +45,7 @@ class PixtralAttention(nn.Module):
         """(N, C) -> (N, C)."""
         rows = project(x, self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (y.view(len(y), y.shape[1] // self.head_dim, self.head_dim) for y in rows)
-        q, k = rotate_pair(q, k, *rotation)
+        q, k = rotate_pair(q, k, *rotation, native=attend.native)
         out: Tensor = self.o_proj(attend(q, k, v))
         return out
 
@@ -61,9 +62,9 @@ class PixtralAttentionLayer(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, attend: AttentionStep) -> Tensor:
         """(N, C) -> (N, C)."""
-        x = x + self.attention(self.attention_norm(x), rotation, attend)
-        out: Tensor = x + self.feed_forward(self.ffn_norm(x))
-        return out
+        native = attend.native
+        x = add(x, self.attention(self.attention_norm(x, native), rotation, attend), native=native)
+        return add(x, self.feed_forward(self.ffn_norm(x, native)), native=native)
 
 
 class PixtralTransformer(LayerStack):
@@ -146,7 +147,9 @@ class PixtralVisionModel(PixtralModule):
         theta = self.config.rope_theta
         assert theta is not None
         rotation = grid_rotation(grids, self.config.head_dim, theta, x.dtype, x.device)
-        attend = AttentionStep(packing, trace or Trace(), self.config.attention_dropout if self.training else 0.0)
+        dropout = self.config.attention_dropout if self.training else 0.0
+        packed = isinstance(self.transformer.get_submodule("layers.0.attention.q_proj"), PackedLinear)
+        attend = AttentionStep(packing, trace or Trace(), dropout, native=packed)
         out: Tensor = self.transformer(x, rotation, attend)
         return out
 

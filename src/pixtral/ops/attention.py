@@ -29,6 +29,8 @@ def attention(
     packing: Packing,
     cache: LayerCache | None = None,
     dropout: float = 0.0,
+    *,
+    native: bool = True,
 ) -> Tensor:
     """Scaled dot-product attention in which every sequence attends to itself alone.
 
@@ -43,12 +45,13 @@ def attention(
         packing: lengths and places.
         cache: the layer's keys and values; written at `packing.slots` before they are read.
         dropout: probability of dropping an attention weight.
+        native: whether the kernels may be used.
 
     Returns:
         (N, H, D) in q's dtype.
     """
     packing.check(q, k, v, cache)
-    if dropout == 0.0 and attends_natively(q, k, v, packing, cache):
+    if native and dropout == 0.0 and attends_natively(q, k, v, packing, cache):
         return native_attention(q, k, v, packing, cache)
     if cache is not None:
         return _cached(q, k, v, packing, cache)

@@ -1,4 +1,4 @@
-"""Root-mean-square norm and rotary embedding: in PyTorch, and in bfloat16 on a CPU in one pass over each row."""
+"""Norm, rotary embedding and residual sum: in PyTorch, and in bfloat16 on a CPU in one pass over each row."""
 
 from __future__ import annotations
 
@@ -14,7 +14,10 @@ from pixtral.ops.native.library import kernels_if_built
 
 _LIBRARY: Any = torch.library.Library("pixtral", "FRAGMENT")  # type: ignore[no-untyped-call]
 _LIBRARY.define("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor")
+_LIBRARY.define("add(Tensor x, Tensor y) -> Tensor")
 _LIBRARY.define("rotate_pair(Tensor q, Tensor k, Tensor cos, Tensor sin) -> (Tensor, Tensor)")
+
+MIN_ADD = 1 << 15  # numbers from which PyTorch would use its own threads, which then keep ours waiting
 
 _P, _N = ctypes.c_void_p, ctypes.c_int64
 
@@ -32,20 +35,35 @@ def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
-def rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
+def rms_norm(x: Tensor, weight: Tensor, eps: float, *, native: bool = True) -> Tensor:
     """`rms_norm_reference`, whichever way is fastest here: (N, C) in x's dtype."""
-    if x.dim() == 2 and weight.is_contiguous() and _native(x, weight):
+    if native and x.dim() == 2 and weight.is_contiguous() and _native(x, weight):
         out: Tensor = torch.ops.pixtral.rms_norm(x, weight, eps)
         return out
     return rms_norm_reference(x, weight, eps)
 
 
-def rotate_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor, Tensor]:
+def rotate_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, native: bool = True) -> tuple[Tensor, Tensor]:
     """`rotate_reference` of queries (N, H, D) and keys (N, K, D), whichever way is fastest here."""
-    if _native(q, k, cos, sin):
+    if native and _native(q, k, cos, sin):
         out: tuple[Tensor, Tensor] = torch.ops.pixtral.rotate_pair(q, k, cos, sin)
         return out
     return rotate_reference(q, cos, sin), rotate_reference(k, cos, sin)
+
+
+def add(x: Tensor, y: Tensor, *, native: bool = True) -> Tensor:
+    """x + y of one shape, whichever way is fastest here."""
+    if (
+        native
+        and x.numel() > MIN_ADD
+        and x.shape == y.shape
+        and x.is_contiguous()
+        and y.is_contiguous()
+        and _native(x, y)
+    ):
+        out: Tensor = torch.ops.pixtral.add(x, y)
+        return out
+    return x + y
 
 
 def _native(*tensors: Tensor) -> bool:
@@ -57,13 +75,25 @@ def _native(*tensors: Tensor) -> bool:
 
 
 @functools.cache
-def _functions() -> tuple[Callable[..., None], Callable[..., None]] | None:
+def _functions() -> tuple[Callable[..., None], Callable[..., None], Callable[..., None]] | None:
     library = kernels_if_built()
     if library is None:
         return None
     norm = library.function("px_rms_norm", [_P, _N, _P, _P, _N, _N, ctypes.c_float, ctypes.c_int])
     rotate = library.function("px_rotate", [_P] * 6 + [_N] * 4 + [ctypes.c_int])
-    return norm, rotate
+    return norm, rotate, library.function("px_add", [_P, _P, _P, _N, ctypes.c_int])
+
+
+def _add(x: Tensor, y: Tensor) -> Tensor:
+    functions = _functions()
+    assert functions is not None and x.is_contiguous() and y.is_contiguous() and x.shape == y.shape
+    out = torch.empty(x.shape, dtype=x.dtype)
+    functions[2](x.data_ptr(), y.data_ptr(), out.data_ptr(), x.numel(), torch.get_num_threads())
+    return out
+
+
+def _add_fake(x: Tensor, y: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
@@ -102,6 +132,8 @@ def _rotate_pair_fake(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[T
 
 
 _LIBRARY.impl("rms_norm", _rms_norm, "CPU")
+_LIBRARY.impl("add", _add, "CPU")
 _LIBRARY.impl("rotate_pair", _rotate_pair, "CPU")
 torch.library.register_fake("pixtral::rms_norm", _rms_norm_fake, lib=_LIBRARY)
+torch.library.register_fake("pixtral::add", _add_fake, lib=_LIBRARY)
 torch.library.register_fake("pixtral::rotate_pair", _rotate_pair_fake, lib=_LIBRARY)

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from pixtral.ops.native.library import ISAS, kernels_if_built
-from pixtral.ops.rowwise import rms_norm, rms_norm_reference, rotate_pair, rotate_reference
+from pixtral.ops.rowwise import MIN_ADD, add, rms_norm, rms_norm_reference, rotate_pair, rotate_reference
 
 BF16 = torch.bfloat16
 
@@ -89,3 +89,10 @@ def test_compiled(isa: str) -> None:
     torch.library.opcheck(torch.ops.pixtral.rms_norm.default, (x, weight, 1e-5))
     heads, angles = x.view(3, 2, 4), torch.randn(3, 1, 2).to(BF16)
     torch.library.opcheck(torch.ops.pixtral.rotate_pair.default, (heads, heads, angles, angles))
+
+
+@pytest.mark.parametrize("count", [3, MIN_ADD + 1, 100_003])
+def test_sum(isa: str, count: int) -> None:
+    """The same bits."""
+    x, y = torch.randn(count).to(BF16), (torch.randn(count) * 100).to(BF16)
+    assert torch.equal(add(x, y), x + y)

@@ -47,3 +47,13 @@ PX_API void px_rotate(const uint16_t* q, const uint16_t* k, const uint16_t* cos,
            sin + i * half);
   });
 }
+
+// out = x + y, `count` numbers each.
+PX_API void px_add(const uint16_t* x, const uint16_t* y, uint16_t* out, int64_t count, int threads) {
+  constexpr int64_t kRun = 1 << 14;
+  const auto add = px::kernels().add;
+  px::parallel(threads, (count + kRun - 1) / kRun, [&](int64_t task) {
+    const int64_t start = task * kRun, left = count - start;
+    add(x + start, y + start, out + start, left < kRun ? left : kRun);
+  });
+}

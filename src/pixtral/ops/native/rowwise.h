@@ -32,6 +32,10 @@ inline uint16_t narrow(float value) {
   for (i = 0; i < width; i++) out[i] = narrow(wide(narrow(wide(x[i]) * scale)) * wide(weight[i]));
 }
 
+void add_run(const uint16_t* x, const uint16_t* y, uint16_t* out, int64_t count) {
+  for (int64_t i = 0; i < count; i++) out[i] = narrow(wide(x[i]) + wide(y[i]));
+}
+
 // Channel c of a head turns together with channel c + half.
 void rotate_row(const uint16_t* x, uint16_t* out, int64_t heads, int64_t half, const uint16_t* cos,
                 const uint16_t* sin) {

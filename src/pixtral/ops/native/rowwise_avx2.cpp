@@ -4,7 +4,7 @@
 
 namespace px {
 
-const RowwiseKernels rowwise_avx2 = {norm_row, rotate_row};
+const RowwiseKernels rowwise_avx2 = {norm_row, rotate_row, add_run};
 
 }  // namespace px
 #endif

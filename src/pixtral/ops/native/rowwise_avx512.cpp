@@ -38,7 +38,7 @@ void norm_row_avx512(const uint16_t* x, const uint16_t* weight, uint16_t* out, i
 
 }  // namespace
 
-const RowwiseKernels rowwise_avx512 = {norm_row_avx512, rotate_row};
+const RowwiseKernels rowwise_avx512 = {norm_row_avx512, rotate_row, add_run};
 
 }  // namespace px
 #endif

@@ -3,6 +3,6 @@
 
 namespace px {
 
-const RowwiseKernels rowwise_portable = {norm_row, rotate_row};
+const RowwiseKernels rowwise_portable = {norm_row, rotate_row, add_run};
 
 }  // namespace px
