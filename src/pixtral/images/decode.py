@@ -50,7 +50,7 @@ def decode(data: bytes, limits: ImageLimits, page: int = 0) -> Image.Image:
         raise ImageError("found 0 bytes; expected an encoded image (PNG, JPEG, WebP, GIF, TIFF, ...)")
     if len(data) > limits.max_bytes:
         raise too_many_bytes(f"{len(data):,}", limits)
-    image = _identify(data)
+    image = _identify(data, limits)
     check_size(image.size, limits)
     if page:
         seek(image, page)
@@ -58,7 +58,7 @@ def decode(data: bytes, limits: ImageLimits, page: int = 0) -> Image.Image:
     return load(image)
 
 
-def _identify(data: bytes) -> Image.Image:
+def _identify(data: bytes, limits: ImageLimits) -> Image.Image:
     """Parse the header only.
 
     Image.open does the same and then compares the size with the process-wide Image.MAX_IMAGE_PIXELS, by which it
@@ -66,20 +66,20 @@ def _identify(data: bytes) -> Image.Image:
     """
     Image.preinit()
     formats = list(Image.ID)
-    if image := _first_that_opens(data, formats):
+    if image := _first_that_opens(data, formats, limits):
         return image
     Image.init()
-    if image := _first_that_opens(data, [name for name in Image.ID if name not in formats]):
+    if image := _first_that_opens(data, [name for name in Image.ID if name not in formats], limits):
         return image
     raise ImageError(
         f"found {len(data):,} bytes that begin with {data[:12]!r}, which is no image format known here or a corrupt "
-        "header; expected PNG, JPEG, WebP, GIF, TIFF, BMP, ..."
+        f"header; expected {', '.join(limits.formats or ('PNG', 'JPEG', 'WebP', 'GIF', 'TIFF', 'BMP', '...'))}"
     )
 
 
-def _first_that_opens(data: bytes, formats: list[str]) -> Image.Image | None:
+def _first_that_opens(data: bytes, formats: list[str], limits: ImageLimits) -> Image.Image | None:
     for name in formats:
-        if name in _REFUSED_FORMATS:
+        if name in _REFUSED_FORMATS or (limits.formats is not None and name not in limits.formats):
             continue
         factory, accept = Image.OPEN[name]
         try:

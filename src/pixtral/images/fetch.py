@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import http.client
-import ipaddress
 import socket
 import ssl
 import threading
@@ -11,13 +10,15 @@ import time
 from urllib.parse import SplitResult, quote, urljoin, urlsplit
 
 from pixtral.errors import ImageError, ImageFetchError
+from pixtral.images.addresses import is_public, resolve
 from pixtral.images.decode import too_many_bytes
 from pixtral.images.limits import ImageLimits, shortened
 
 _HEADERS = {"User-Agent": "pixtral-python/1.0", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CHUNK = 1 << 16
-_NAT64 = ipaddress.IPv6Network("64:ff9b::/96")
+# What stores that do not know a file's type call it; an answer of any other type is a page, not a picture.
+_UNTYPED = ("application/octet-stream", "binary/octet-stream", "application/binary")
 
 
 def fetch(url: str, limits: ImageLimits) -> bytes:
@@ -84,12 +85,21 @@ class _Request:
                 raise ImageFetchError(
                     f"{shortened(self.url)} answered {response.status} {response.reason}; expected 200 and an image"
                 )
+            self._check_type(response.getheader("Content-Type"))
             body = self._body(response)
         finally:
             alarm.cancel()
         if self.timed_out:
             raise self._too_slow()
         return body
+
+    def _check_type(self, header: str | None) -> None:
+        media_type = (header or "").partition(";")[0].strip().lower()
+        kinds = self.limits.media_types
+        if kinds is not None and media_type and media_type not in _UNTYPED and not media_type.startswith(kinds):
+            raise ImageFetchError(
+                f"{shortened(self.url)} answered with {shortened(media_type)}; expected {' or '.join(kinds)}"
+            )
 
     def _body(self, response: http.client.HTTPResponse) -> bytes:
         announced = response.length
@@ -123,13 +133,16 @@ class _Request:
         return connection
 
     def _open_socket(self, host: str, port: int) -> socket.socket:
-        failure: OSError = OSError("the name has no address")
-        for family, kind, protocol, _, address in socket.getaddrinfo(host, port, type=socket.SOCK_STREAM):
-            if not self.limits.allow_private and not _is_public(str(address[0])):
+        """One lookup; every address that it gave is checked before the first is connected to."""
+        places = resolve(host, port, self._time_left())
+        for place in places:
+            if not self.limits.allow_private and not is_public(str(place[4][0])):
                 raise ImageFetchError(
-                    f"{shortened(self.url)} leads to {address[0]}, which is not a public address; "
+                    f"{shortened(self.url)} leads to {place[4][0]}, which is not a public address; "
                     "such URLs are not fetched here (ImageLimits.allow_private is False)"
                 )
+        failure: OSError = OSError("the name has no address")
+        for family, kind, protocol, _, address in places:
             candidate = socket.socket(family, kind, protocol)
             try:
                 candidate.settimeout(max(self._time_left(), 0.001))
@@ -172,14 +185,3 @@ def _split(url: str) -> SplitResult:
             f"found a URL with a user name for {parts.hostname}; expected one without; fetch it, pass the bytes"
         )
     return parts
-
-
-def _is_public(address: str) -> bool:
-    """Whether an address is reachable by everyone; an IPv4 address inside an IPv6 one counts for itself."""
-    parsed = ipaddress.ip_address(address.split("%")[0])
-    checked: ipaddress.IPv4Address | ipaddress.IPv6Address = parsed
-    if isinstance(parsed, ipaddress.IPv6Address):
-        checked = parsed.ipv4_mapped or parsed.sixtofour or parsed
-        if parsed in _NAT64:
-            checked = ipaddress.IPv4Address(int(parsed) & 0xFFFFFFFF)
-    return checked.is_global and not checked.is_multicast

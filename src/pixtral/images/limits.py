@@ -17,6 +17,9 @@ class ImageLimits:
         allow_remote: whether http and https URLs are fetched.
         allow_private: whether URLs may lead to addresses that are not public (loopback, 10.0.0.0/8, ...).
         allow_files: whether paths are opened.
+        formats: Pillow's names of the formats that are read; None means all but programs (EPS, WMF).
+        media_types: beginnings of the types that a download may be declared as ("image/"); None means any. An answer
+            without a type, or declared as mere bytes, passes.
     """
 
     max_pixels: int = 134_217_728
@@ -26,6 +29,8 @@ class ImageLimits:
     allow_remote: bool = True
     allow_private: bool = True
     allow_files: bool = True
+    formats: tuple[str, ...] | None = None
+    media_types: tuple[str, ...] | None = None
 
     def __post_init__(self) -> None:
         for name in ("max_pixels", "max_bytes", "timeout"):

@@ -48,6 +48,14 @@ def test_formats(kind: str) -> None:
         np.testing.assert_array_equal(np.asarray(image.convert("RGB")), np.asarray(NOISE))
 
 
+def test_formats_can_be_chosen() -> None:
+    limits = ImageLimits(formats=("PNG", "JPEG"))
+    assert decode(encoded("JPEG"), limits).size == NOISE.size
+    for kind in ("GIF", "TIFF", "PPM"):
+        with pytest.raises(ImageError, match="no image format known here.*expected PNG, JPEG"):
+            decode(encoded(kind), limits)
+
+
 def test_a_bomb_is_refused_from_its_header() -> None:
     started = time.perf_counter()
     with pytest.raises(ImageTooLarge, match=r"50000x50000 = 2,500,000,000 pixels.*max_pixels"):
