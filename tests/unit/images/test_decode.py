@@ -52,7 +52,7 @@ def test_formats_can_be_chosen() -> None:
     limits = ImageLimits(formats=("PNG", "JPEG"))
     assert decode(encoded("JPEG"), limits).size == NOISE.size
     for kind in ("GIF", "TIFF", "PPM"):
-        with pytest.raises(ImageError, match="no image format known here.*expected PNG, JPEG"):
+        with pytest.raises(ImageError, match=r"no image format known here.*expected PNG, JPEG"):
             decode(encoded(kind), limits)
 
 
