@@ -1,0 +1,129 @@
+"""ApiError: what went wrong in OpenAI's words, and how every other error becomes one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from pixtral.errors import EngineError, ImageError, ImageTooLarge, PixtralError
+
+if TYPE_CHECKING:
+    from pydantic import ValidationError
+
+_MAX_MESSAGE = 2000  # characters; what a client sent may stand in a message
+
+
+class ApiError(PixtralError):
+    """An answer other than 2xx, with OpenAI's error body."""
+
+    def __init__(
+        self,
+        status: int,
+        message: str,
+        *,
+        type: str = "invalid_request_error",
+        param: str | None = None,
+        code: str | None = None,
+        headers: Mapping[str, str] | None = None,
+    ) -> None:
+        """
+        Args:
+            status: of HTTP.
+            message: found, expected, what to do.
+            type: OpenAI's kind of error, such as "invalid_request_error" or "server_error".
+            param: the field of the request that is to blame, such as "messages[0].content".
+            code: for programs, such as "context_length_exceeded".
+            headers: to be sent with it.
+        """
+        super().__init__(message)
+        self.status = status
+        self.message = message if len(message) <= _MAX_MESSAGE else message[:_MAX_MESSAGE] + "..."
+        self.type = type
+        self.param = param
+        self.code = code
+        self.headers = dict(headers or {})
+
+    def body(self) -> dict[str, Any]:
+        """OpenAI's error object."""
+        error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
+        return {"error": error}
+
+    def encoded(self) -> bytes:
+        """The body as JSON; lone surrogates that a client sent do not break it."""
+        return json.dumps(self.body()).encode()
+
+
+def overloaded(message: str, seconds: float) -> ApiError:
+    """429 with Retry-After."""
+    return ApiError(
+        429, message, type="rate_limit_error", code="queue_full", headers={"retry-after": str(max(round(seconds), 1))}
+    )
+
+
+def unavailable(message: str) -> ApiError:
+    """503: the server is being stopped, or its engine has stopped."""
+    return ApiError(503, message, type="server_error", code="unavailable", headers={"retry-after": "5"})
+
+
+def as_api_error(error: BaseException) -> ApiError:
+    """Any error as one that can be sent; those that are not the client's doing say nothing of their insides."""
+    if isinstance(error, ApiError):
+        return error
+    if isinstance(error, EngineError):
+        return unavailable(str(error))
+    if isinstance(error, ImageTooLarge):
+        return ApiError(400, str(error), param="messages", code="image_too_large")
+    if isinstance(error, ImageError):
+        return ApiError(400, str(error), param="messages", code="invalid_image")
+    if isinstance(error, PixtralError):
+        return ApiError(400, str(error), param=_first_word(str(error)))
+    return ApiError(
+        500, "the server failed to answer this request; its log says why", type="server_error", code="internal_error"
+    )
+
+
+def validation_error(error: ValidationError, hints: Mapping[str, str]) -> ApiError:
+    """The first thing that pydantic found wrong.
+
+    Args:
+        error: of a request's model.
+        hints: what to say of fields that are known and refused, by name.
+    """
+    found = error.errors(include_url=False, include_context=True, include_input=True)
+    first = next((one for one in found if one["type"] != "extra_forbidden"), found[0])
+    if first["type"] == "json_invalid":
+        return ApiError(400, f"the body is not valid JSON: {first['msg']}", code="invalid_json")
+    param = _path(first["loc"])
+    unknown = [one for one in found if one["type"] == "extra_forbidden"]
+    if unknown and first is unknown[0]:
+        name = str(first["loc"][-1])
+        hint = hints.get(name)
+        message = f"{param}: {hint}" if hint else f"unknown parameter {param!r}; leave it out"
+        return ApiError(400, message, param=param, code="unsupported_parameter" if hint else "unknown_parameter")
+    text = first["msg"].removeprefix("Value error, ")
+    message = f"{param}: {text[:1].lower()}{text[1:]}, found {_shown(first.get('input'))}" if param else text
+    return ApiError(400, message, param=param or None, code="missing_required_parameter" if first["type"] == "missing"
+                    else "invalid_value")  # fmt: skip
+
+
+def _path(loc: tuple[int | str, ...]) -> str:
+    """("messages", 0, "user", "content") as "messages[0].content"; names of alternatives are left out."""
+    path = ""
+    for step in loc:
+        if isinstance(step, int):
+            path += f"[{step}]"
+        elif not step.startswith(("function-", "tagged-union", "list[", "str", "int", "dict[", "<")):
+            path += f".{step}" if path else step
+    return path
+
+
+def _shown(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
+
+
+def _first_word(message: str) -> str | None:
+    """The parameter of messages of the form "top_p is 3, expected ..."."""
+    name, found, _ = message.partition(" is ")
+    return name if found and name.isidentifier() else None
