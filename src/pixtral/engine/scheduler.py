@@ -1,14 +1,17 @@
 """Who runs how many tokens in the next step: decoding first, long prompts in pieces, no one left behind (no torch).
 
 Requests stand in one order, by priority, then by arrival. A step gives every decoding request its token, then prompt
-tokens in that order, first to those that run, then to those that wait, until the budget is spent. Whoever runs out of
-blocks takes them from the last in the order, which starts again later; since the first in the order can have all of
-them, it always gets on, and so everybody becomes first some day.
+tokens in that order, first to those that run, then to those that wait, until the budget is spent; a long prompt lets
+half of it through to shorter ones behind it. Whoever runs out of blocks takes them from the last in the order, which
+starts again later; since the first in the order can have all of them, it always gets on, and so everybody becomes
+first some day.
 """
 
 from __future__ import annotations
 
 import bisect
+import itertools
+from collections.abc import Sequence
 
 from pixtral.engine.blocks import BlockPool, fork_table, name_blocks, register_full, release_table
 from pixtral.engine.images import ImageCache, ImagePlanner
@@ -60,17 +63,21 @@ class Scheduler:
         """
         plan = Plan()
         decoding = [request for request in self.running if request.is_decoding and request.num_missing]
-        spare = max(self.budget.max_num_batched_tokens - len(decoding), 0)
+        spare = max(self.budget.max_num_batched_tokens - len(decoding), 1)
+        kept = any(not request.is_decoding for request in self.running)  # one token, that drafts may not take
         for request in decoding:
             if request.status is Status.RUNNING:  # not preempted meanwhile
-                spare -= self._plan_newest(request, spare, plan)
+                spare -= self._plan_newest(request, spare - kept, plan)
         if max_prompt_tokens is not None:
             spare = min(spare, max_prompt_tokens)
-        for request in [request for request in self.running if not request.is_decoding]:
-            if spare and request.status is Status.RUNNING:
-                spare -= self._plan_prompt(request, spare, plan)
+        prompts = [request for request in self.running if not request.is_decoding]
+        for place, request in enumerate(prompts):
+            if spare:
+                spare -= self._plan_prompt(request, self._share(request, prompts[place + 1 :], spare), plan)
         if not plan.preempted:
-            self._admit(spare, plan)
+            spare = self._admit(spare, plan)
+        if spare and prompts:  # what nobody has taken
+            self._plan_prompt(prompts[0], plan.tokens.get(prompts[0], 0) + spare, plan)
         return plan
 
     def update(self, plan: Plan) -> None:
@@ -126,14 +133,23 @@ class Scheduler:
             plan.tokens[request] = count
         return max(count - 1, 0)
 
-    def _plan_prompt(self, request: Request, spare: int, plan: Plan) -> int:
-        count = self.images.fit(request, min(request.num_missing, spare), plan)
+    def _share(self, request: Request, behind: Sequence[Request], spare: int) -> int:
+        """Of the budget for prompts; half of it, if there is somebody behind who has less left to read."""
+        missing = request.num_missing
+        if missing <= spare:
+            return spare
+        waiting = itertools.islice(self.waiting, self.budget.max_num_seqs)
+        shorter = any(other.num_missing < missing for other in itertools.chain(behind, waiting))
+        return -(-spare // 2) if shorter else spare
+
+    def _plan_prompt(self, request: Request, share: int, plan: Plan) -> int:
+        count = self.images.fit(request, min(request.num_missing, share), plan)
         if count:  # its blocks have been its own since it was admitted
             plan.tokens[request] = count
         return count
 
-    def _admit(self, spare: int, plan: Plan) -> None:
-        """Let waiting requests in, in order, as long as their whole prompts have room."""
+    def _admit(self, spare: int, plan: Plan) -> int:
+        """Let waiting requests in, in order, as long as their whole prompts have room; the rest of the budget."""
         for request in list(self.waiting):
             if not spare or len(self.running) >= self.budget.max_num_seqs:
                 break
@@ -149,7 +165,8 @@ class Scheduler:
                 break
             self.blocks.share(hits)
             request.num_computed = len(hits) * self.blocks.block_size
-            count = self.images.fit(request, min(request.num_missing, spare), plan)
+            share = self._share(request, (), spare)
+            count = self.images.fit(request, min(request.num_missing, share), plan)
             if not count:
                 self.blocks.release(hits)
                 request.num_computed = 0
@@ -163,6 +180,7 @@ class Scheduler:
             self._run(request)
             plan.tokens[request] = count
             spare -= count
+        return spare
 
     def _run(self, request: Request) -> None:
         self.waiting.remove(request)

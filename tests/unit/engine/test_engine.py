@@ -82,6 +82,22 @@ def test_prompt_lookup_changes_nothing():
     assert ahead.stats().steps < plain.stats().steps
 
 
+@pytest.mark.parametrize("kind", ["int8", "bf16"])
+def test_a_cache_of_another_number_format(kind):
+    """What is stored depends on the token alone, so that batch, chunks and preemption still change nothing."""
+    params = SamplingParams(temperature=0, max_tokens=30)
+    asked = [ask(str(i), (*WORDS[i : i + 5], CAT, 40 + i), params) for i in range(4)]
+    alone = {}
+    for one in asked:
+        alone |= run(engine_of(kv_cache=kind, prefix_caching=False), one)
+    crowded = engine_of(tokens=CONTEXT // 2, kv_cache=kind, max_num_batched_tokens=5)
+    together = run(crowded, *asked)
+    assert crowded.stats().preemptions > 0
+    assert [together[str(i), 0].ids for i in range(4)] == [alone[str(i), 0].ids for i in range(4)]
+    plain = engine_of(tokens=CONTEXT // 2)
+    assert crowded.stats().num_blocks == {"int8": 9, "bf16": 6}[kind] and plain.stats().num_blocks == 3
+
+
 # --- computed once
 
 

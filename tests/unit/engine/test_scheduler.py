@@ -39,10 +39,23 @@ def test_answers_first_then_prompts_in_order():
     add(scheduler, 3, "a")
     add(scheduler, 12, "b", 100)
     add(scheduler, 5, "c", 200)
-    assert step(scheduler) == {"a": 3, "b": 7}
-    assert step(scheduler) == {"a": 1, "b": 5, "c": 4}
-    assert step(scheduler) == {"a": 1, "b": 1, "c": 1}
+    add(scheduler, 12, "d", 300)
+    assert step(scheduler) == {"a": 3, "b": 4, "c": 3}
+    assert step(scheduler) == {"a": 1, "b": 8, "c": 1}
+    assert step(scheduler) == {"a": 1, "b": 1, "c": 1, "d": 7}
     assert step(scheduler, max_prompt_tokens=0) == {"a": 1, "b": 1, "c": 1}
+
+
+def test_a_long_prompt_lets_shorter_ones_through():
+    scheduler = scheduler_of(blocks=60, seqs=3)
+    add(scheduler, 100, "a")
+    add(scheduler, 100, "b", 100)
+    assert step(scheduler) == {"a": 10}  # one that is as long waits
+    add(scheduler, 8, "c", 200)
+    for _ in range(4):
+        assert step(scheduler) == {"a": 5, "b": 3, "c": 2}
+    add(scheduler, 4, "d", 300)  # has no seat yet: what it would take goes to the first
+    assert step(scheduler) == {"c": 1, "a": 7, "b": 2}
 
 
 def test_a_smaller_budget_for_prompts_this_time():
