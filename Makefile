@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo native test lint types layers check format wheel clean
+.PHONY: demo native sanitize test lint types layers check format wheel clean
 
 demo: $(VENV)/.installed            ## run the embedded model on a packaged picture
 	$(BIN)/pixtral demo
@@ -14,6 +14,11 @@ native:                             ## build the kernels into the checkout
 	cmake --build build/native -j 2
 	cp build/native/_kernels.abi3.so src/pixtral/ops/native/.new && \
 	  mv src/pixtral/ops/native/.new src/pixtral/ops/native/_kernels.abi3.so
+
+sanitize:                           ## the kernels' own checks under AddressSanitizer, UBSan and ThreadSanitizer
+	for kind in address,undefined thread; do \
+	  cmake -S . -B build/sanitize-$$kind -DPIXTRAL_SANITIZE=$$kind > /dev/null && \
+	  cmake --build build/sanitize-$$kind -j 2 && build/sanitize-$$kind/checks || exit 1; done
 
 test: $(VENV)/.installed-dev        ## all default tests: under four minutes on two cores, no network
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable
-from typing import cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixtral.models.packed import PackedLinear
-from pixtral.models.projections import gated
+from pixtral.models.projections import applied, gated
 from pixtral.ops.rowwise import rms_norm
 
 # Without gradients the feed-forward block runs on this many rows at a time: the wide activations of long inputs stay
@@ -72,8 +71,7 @@ class MLP(nn.Module):
     def _rows(self, x: Tensor) -> Tensor:
         fused = gated(x, self.gate_proj, self.up_proj) if self.is_silu else None
         if fused is not None:
-            return cast(Tensor, self.down_proj(fused))
-        hidden = self.act(self.gate_proj(x))
-        hidden = hidden * self.up_proj(x) if torch.is_grad_enabled() else hidden.mul_(self.up_proj(x))
-        out: Tensor = self.down_proj(hidden)
-        return out
+            return applied(self.down_proj, fused)
+        hidden = self.act(applied(self.gate_proj, x))
+        up = applied(self.up_proj, x)
+        return applied(self.down_proj, hidden * up if torch.is_grad_enabled() else hidden.mul_(up))

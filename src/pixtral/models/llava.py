@@ -14,6 +14,7 @@ from pixtral.models.layers import activation
 from pixtral.models.mistral import MistralModel
 from pixtral.models.outputs import BaseModelOutputWithPooling, LlavaCausalLMOutputWithPast, Trace
 from pixtral.models.padded import run_padded
+from pixtral.models.projections import applied
 from pixtral.models.vision import PixtralVisionModel, crop_images
 from pixtral.ops.attention import Packing
 from pixtral.ops.cache import KVCache
@@ -174,8 +175,7 @@ class LlavaForConditionalGeneration(PixtralModule):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, C) hidden states -> (R, V)."""
-        out: Tensor = self.lm_head(hidden)
-        return out.to(hidden.device)
+        return applied(self.lm_head, hidden).to(hidden.device)
 
     def get_image_features(
         self,

@@ -10,7 +10,7 @@ from pixtral.models.base import AttentionStep, LayerStack, PixtralModule
 from pixtral.models.layers import MLP, RMSNorm
 from pixtral.models.outputs import CausalLMOutputWithPast, Trace
 from pixtral.models.padded import run_padded
-from pixtral.models.projections import project
+from pixtral.models.projections import applied, project
 from pixtral.models.rope import Rotation, line_rotation
 from pixtral.ops.attention import Packing
 from pixtral.ops.cache import KVCache
@@ -38,8 +38,7 @@ class MistralAttention(nn.Module):
         q, k, v = (y.view(len(y), y.shape[1] // self.head_dim, self.head_dim) for y in rows)
         layer = None if cache is None else cache.on(self.index, x.device)
         q, k = rotate_pair(q, k, *rotation)
-        out: Tensor = self.o_proj(attend(q, k, v, layer))
-        return out
+        return applied(self.o_proj, attend(q, k, v, layer))
 
 
 class MistralDecoderLayer(nn.Module):
@@ -154,8 +153,7 @@ class MistralForCausalLM(PixtralModule):
 
     def logits(self, hidden: Tensor) -> Tensor:
         """(R, C) hidden states -> (R, V)."""
-        out: Tensor = self.lm_head(hidden)
-        return out.to(hidden.device)
+        return applied(self.lm_head, hidden).to(hidden.device)
 
     def forward(
         self,

@@ -56,8 +56,8 @@ class FileEmbedding(nn.Embedding):
     @classmethod
     def over(cls, old: nn.Embedding, descriptor: int, start: int) -> FileEmbedding:
         """An embedding of the same (mapped) weight, whose bytes begin at `start` of the open file."""
-        with torch.device("meta"):
-            new = cls(old.num_embeddings, old.embedding_dim)
+        # given its weight it draws none, which on `meta` would import 67 MB of decompositions
+        new = cls(old.num_embeddings, old.embedding_dim, _weight=old.weight)
         new.weight = old.weight
         new.train(old.training)
         new.rows = RowFile(descriptor, start, old.embedding_dim * old.weight.element_size())

@@ -136,6 +136,8 @@ def _cached(q: Tensor, k: Tensor, v: Tensor, packing: Packing, cache: LayerCache
     out = torch.empty_like(q)
     start = 0
     for n, m, table in zip(packing.q_lens, packing.kv_lens, packing.tables, strict=True):
+        if n == 0:  # the keys of a sequence that has ended are not even read
+            continue
         rows = slice(start, start + n)
         mask = None
         if packing.causal and 1 < n < m:

@@ -24,7 +24,7 @@ from pixtral.quantization import Asked
 from pixtral.quantization.base import BLOCK_BYTES
 from pixtral.sizing.result import ImageSize, MemoryEstimate
 from pixtral.sizing.subject import Subject, checkpoint, named_shape
-from pixtral.sizing.weights import part_sizes, swapped
+from pixtral.sizing.weights import part_sizes, swapped, weights_of
 from pixtral.sizing.workspace import work_space
 
 DEFAULT_CONTEXT = 4096
@@ -180,7 +180,11 @@ def _loading(subject: Subject) -> int:
     if subject.quantizer is None or subject.quantizer.stored:
         return 0
     _, wanted = swapped(subject)
-    return BLOCK_BYTES + max((subject.quantizer.work_bytes(layer) for layer in wanted.layers.values()), default=0)
+    sizes = [
+        subject.quantizer.work_bytes(layer) + min(weights_of(layer) * subject.dtype.itemsize, BLOCK_BYTES)
+        for layer in wanted.layers.values()
+    ]
+    return max(sizes, default=0)
 
 
 def _stored_bytes(subject: Subject, saved: int) -> int:

@@ -17,6 +17,7 @@ from random_models import llava_dict, random_batch
 
 from pixtral import LlavaForConditionalGeneration, MistralForCausalLM, PixtralVisionModel
 from pixtral.checkpoints.empty import build_empty
+from pixtral.checkpoints.names import HF
 from pixtral.configuration import LlavaConfig
 from pixtral.errors import CheckpointError, ConfigError, MissingDependency
 
@@ -114,6 +115,19 @@ def test_tied_embeddings(devices: dict[str, str], tmp_path: Path) -> None:
     batch = random_batch(model.config)
     for _ in range(2):
         same_outputs(model, plain, **batch.inputs())
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_tied_embeddings_that_the_files_hold_twice(equal: bool, tmp_path: Path) -> None:
+    state = write_hf(tmp_path, config=llava_dict(tie_word_embeddings=True))
+    head = state["model.language_model.embed_tokens.weight"] + (0 if equal else 1)
+    stored = {HF.spell(name) or name: value for name, value in {**state, "lm_head.weight": head}.items()}
+    write_weights(tmp_path, {name: value.clone() for name, value in stored.items()}, "model")
+    if equal:
+        assert on_disk(LlavaForConditionalGeneration.from_pretrained(tmp_path, device_map={"": "disk"}))
+    else:
+        with pytest.raises(CheckpointError, match=r"ties .lm_head.weight. to .* different values"):
+            LlavaForConditionalGeneration.from_pretrained(tmp_path, device_map={"": "disk"})
 
 
 @pytest.mark.parametrize("strategy", ["auto", "balanced", "balanced_low_0", "sequential"])

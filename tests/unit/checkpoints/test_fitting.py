@@ -119,6 +119,14 @@ def test_the_disk_takes_what_finds_no_room(
     )  # 90 % of 24 GB, or 20 GB, and room for the largest
 
 
+def test_what_comes_from_the_disk_needs_room_for_a_while(pixtral_12b: Path, available: dict[str, int]) -> None:
+    """The output layer, 1.3 GB, is brought into memory for every token."""
+    pytest.importorskip("accelerate")
+    devices = {"": "disk", "model.vision_tower": "cpu"}
+    available["cpu"] = int(2.1 * GB)
+    assert "needs 807.0 MB in bfloat16 and 1.3 GB more while it is read" in refusal(pixtral_12b, device_map=devices)
+
+
 def test_several_gpus(pixtral_12b: Path, available: dict[str, int], monkeypatch: pytest.MonkeyPatch) -> None:
     """Placement alone: one GPU if the model fits there, else all, else the CPU's memory as well."""
     pytest.importorskip("accelerate")

@@ -401,7 +401,7 @@ def test_peak_memory_is_the_packed_model_and_a_block(tmp_path: Path) -> None:
         folders = [str(tmp_path / small), str(tmp_path / large), str(tmp_path / "out")]
         ran = subprocess.run([*arguments, *folders], check=True, capture_output=True, text=True)
         results[what] = json.loads(ran.stdout)
-    slack = 12e6
+    slack = 16e6  # buffers lie in pages of 2 MiB, the last counted whole; the kernels have some of their own
     assert results["load"]["model"] > head + embeddings
     assert results["load"]["grown"] < results["load"]["model"] - embeddings + slack, results
     assert results["quantize"]["grown"] < max(head, embeddings) + slack, results  # one after the other

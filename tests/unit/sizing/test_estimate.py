@@ -11,12 +11,14 @@ import torch
 from checkpoint_files import fake_hub, params_json, use_hub, write_hf, write_mistral
 from PIL import Image
 from random_models import llava_dict
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pixtral
 from pixtral import LlavaForConditionalGeneration, QuantizationConfig
 from pixtral.assets import demo_picture_path, tiny_path
 from pixtral.errors import CheckpointError, ConfigError, GenerationError
 from pixtral.ops.cache import KVCache
+from pixtral.sizing.workspace import _Live
 
 WIDE = llava_dict(text={"hidden_size": 64, "intermediate_size": 128}, vision={"intermediate_size": 64})
 
@@ -173,7 +175,33 @@ def test_work_space_grows_with_what_is_asked() -> None:
     assert longer.prompt_work > 1.2 * one.prompt_work
     assert both.image_work > 1.1 * one.image_work and both.prompt_work > 1.2 * one.prompt_work
     assert pixtral.estimate(shape="tiny").image_work == 0
-    assert one.total == one.runtime + one.resident_weights + one.cache + one.image_work + one.prompt_work
+    assert one.work == one.prompt_work + one.image_work // 2  # the smaller is half given back
+    assert one.total == one.runtime + one.resident_weights + one.cache + one.work
+
+
+def test_what_is_alive_at_once_is_counted() -> None:
+    with FakeTensorMode(), _Live([]) as live:
+        first = torch.empty(1000, dtype=torch.uint8)
+        second = first + first
+        assert (live.now, live.peak) == (2000, 2000)
+        del first
+        view = second[500:]  # the same memory
+        del second
+        with live.paused():
+            other = view.clone()
+        assert (live.now, live.peak) == (1000, 2000)
+        del view, other
+    assert (live.now, live.peak) == (0, 2000)
+
+
+def test_two_blocks_stand_for_all(tmp_path: Path) -> None:
+    work = []
+    for count in (1, 2, 5):
+        deep = llava_dict(text={"num_hidden_layers": count}, vision={"num_hidden_layers": count})
+        (tmp_path / "config.json").write_text(json.dumps(deep))
+        found = pixtral.estimate(tmp_path, images=[(64, 64)], context=300)
+        work.append((found.image_work, found.prompt_work))
+    assert work[0][0] < work[1][0] and work[0][1] < work[1][1] and work[1] == work[2]
 
 
 def test_inner_layers_of_the_tower_keep_their_states(tmp_path: Path) -> None:

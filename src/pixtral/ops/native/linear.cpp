@@ -54,6 +54,7 @@ class Workspace {
 thread_local Workspace workspace;
 
 void run(const Call& call, const Weight* weights) {
+  if (call.rows == 0) return;
   const LinearKernels& kernels = px::kernels();
   const auto type = static_cast<Number>(call.type);
   const int threads = static_cast<int>(call.threads);
@@ -73,7 +74,8 @@ void run(const Call& call, const Weight* weights) {
   const int64_t tiles = ceil_div(x.rows, x.tile);
   parallel(tiles > 4 ? threads : 1, tiles, [&](int64_t tile) { kernels.quantize(call.x, type, call.stride, x, tile); });
 
-  const int64_t step = x.rows <= kernels.most_direct ? (call.gated ? 2 : 4) : (call.gated ? 1 : 2);
+  const int64_t together = x.rows <= kernels.most_direct ? kMostTiles : kPanelTiles;
+  const int64_t step = call.gated ? together / 2 : together;
   int64_t total = 0;
   for (int64_t w = 0; w < (call.gated ? 1 : call.weights); w++) total += ceil_div(ceil_div(weights[w].rows, kTile), step);
   parallel(threads, total, [&](int64_t task) {

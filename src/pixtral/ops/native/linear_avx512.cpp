@@ -17,18 +17,20 @@ alignas(16) constexpr uint8_t kUnsigned4[16] = {
 // Where a kernel's weights come from: 8 columns of a tile at a time, as two vectors of 16 rows x 4 columns.
 struct Nibbles {
   static constexpr int kBytes = 64;
+  static constexpr bool kStream = true;
   const __m512i table = _mm512_broadcast_i32x4(_mm_load_si128(reinterpret_cast<const __m128i*>(kUnsigned4)));
   const __m512i low = _mm512_set1_epi8(15);
   void load(const uint8_t* from, __m512i* first, __m512i* second) const {
     const __m512i codes = _mm512_loadu_si512(from);
     *first = _mm512_shuffle_epi8(table, _mm512_and_si512(codes, low));
     *second = _mm512_shuffle_epi8(table, _mm512_and_si512(_mm512_srli_epi16(codes, 4), low));
-    _mm_prefetch(reinterpret_cast<const char*>(from + 1024), _MM_HINT_T0);
   }
 };
 
-struct Bytes {
+template <bool Stream>
+struct BytesFrom {
   static constexpr int kBytes = 128;
+  static constexpr bool kStream = Stream;  // from memory, not from a panel
   void load(const uint8_t* from, __m512i* first, __m512i* second) const {
     *first = _mm512_loadu_si512(from);
     *second = _mm512_loadu_si512(from + 64);
@@ -37,21 +39,25 @@ struct Bytes {
 
 struct V {
   using Nibbles = px::Nibbles;
-  using Bytes = px::Bytes;
-  using Decoded = px::Bytes;
+  using Bytes = BytesFrom<true>;
+  using Decoded = BytesFrom<false>;
   static constexpr bool kBytesAreDecoded = true;
   static constexpr int kMostDirect = 8;
   static constexpr int kMostRows = 8;
   static constexpr int kMostRowsOf2 = 6;
   static constexpr int kMostRowsOf4 = 2;
   static constexpr int kPanelColumns = 512;
-  static constexpr int kChunkRows = 384;
+  static constexpr int kChunkRows = 1056;
 
   static int tiles_at_once(int64_t rows) { return rows <= kMostRowsOf4 ? 4 : rows <= kMostRowsOf2 ? 2 : 1; }
+
+  static constexpr int kAhead = 1024;
+  static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0); }
 
   template <class Source, int Rows, int Count>
   static void multiply(const Block& block) {
     const Source source;
+    const uint8_t* next = block.next;
     const int8_t* levels = block.levels;
     const int32_t* offsets = block.offsets;
     const float* activation_scales = block.activation_scales;
@@ -93,7 +99,15 @@ struct V {
             for (int j = 0; j < Count; j++) sums[i][j] = _mm512_dpbusd_epi32(sums[i][j], second[j], a);
           }
           levels += 8 * Rows;
-          _mm_prefetch(reinterpret_cast<const char*>(levels + 1024), _MM_HINT_T0);
+          if constexpr (Source::kStream) {
+            for (int j = 0; j < Count; j++) prefetch(codes[j] + kAhead);
+            if (Source::kBytes == 128) for (int j = 0; j < Count; j++) prefetch(codes[j] + kAhead + 64);
+          } else {
+            prefetch(levels + 1024);
+            prefetch(next);
+            prefetch(next + 64);
+            next += block.next_step;
+          }
         }
         for (int j = 0; j < Count; j++) {
           const __m512i scale = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales[j])));

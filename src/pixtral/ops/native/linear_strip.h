@@ -19,6 +19,8 @@ struct Block {
   const int32_t* offsets;
   const float* activation_scales;
   float* sums;      // (tiles of weights, rows, 16), added to
+  const uint8_t* next;  // what the weights' memory should be asked for meanwhile, for the next block
+  int64_t next_step;    // bytes of it for each 8 columns
   int64_t columns;  // starting at an activation group
   int64_t group;    // columns that share a weight scale
 };
@@ -96,8 +98,9 @@ static void strip(const Activations& x, const Weight& weight, const Weight* up, 
     }
   }
 
-  alignas(64) float sums[kMostTiles * kRows * kTile];
-  alignas(64) uint8_t panel[kMostTiles * kColumns * kTile];
+  static_assert(kMostTiles * V::kMostDirect <= kPanelTiles * kRows, "the sums of few rows need no more memory");
+  alignas(64) float sums[kPanelTiles * kRows * kTile];
+  alignas(64) uint8_t panel[kPanelTiles * kColumns * kTile];
   const int64_t chunk_tiles = direct ? 1 : kRows / x.tile;
   for (int64_t chunk = 0; chunk * chunk_tiles * x.tile < x.rows; chunk++) {
     const int64_t from = chunk * chunk_tiles;
@@ -124,6 +127,9 @@ static void strip(const Activations& x, const Weight& weight, const Weight* up, 
         block.offsets = x.offsets + place_of(x, tile, column, x.group);
         block.activation_scales = x.scales + place_of(x, tile, column, kActivationGroup);
         block.sums = sums + (tile - from) * x.tile * count * kTile;
+        const int64_t ahead = tile - from < count ? tile - from : 0;  // the first rows fetch a tile of weights each
+        block.next_step = 16 * bits[ahead];
+        block.next = codes[ahead] + (column + kColumns) * kTile * bits[ahead] / 8;
         if (!direct) {
           multiply<V, typename V::Decoded>(block, height, count);
         } else if (weight.bits == 4) {

@@ -1,0 +1,94 @@
+"""The estimate against what a process really takes: weights, work space, and all of it together."""
+
+from __future__ import annotations
+
+import copy
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from checkpoint_files import write_hf, write_weights
+from random_models import llava_dict
+
+import pixtral
+from pixtral.checkpoints.empty import build_empty
+from pixtral.checkpoints.names import HF
+from pixtral.configuration import LlavaConfig
+from pixtral.models.llava import LlavaForConditionalGeneration
+
+SIDE, TEXT, NEW = 384, 700, 4
+BIG = llava_dict(
+    text={
+        "vocab_size": 32768, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4,
+        "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 64,
+    },
+    vision={
+        "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "image_size": 1024, "patch_size": 16,
+    },
+)  # fmt: skip
+PROGRAM = """
+import gc, json, pathlib, sys
+import torch
+from pixtral import LlavaForConditionalGeneration
+from pixtral.engine.loop import Generation, Prompt, SamplingParams
+
+def status(key):
+    lines = pathlib.Path("/proc/self/status").read_text().splitlines()
+    return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(key))
+
+def run(folder, quantization, side, patch, text, new):
+    gc.collect()
+    pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
+    before = status("VmRSS")
+    model = LlavaForConditionalGeneration.from_pretrained(folder, dtype="bfloat16", quantization=quantization)
+    loading = status("VmHWM") - before
+    gc.collect()
+    weights = status("VmRSS") - before
+    pathlib.Path("/proc/self/clear_refs").write_text("5")
+    with torch.no_grad():
+        features = model.encode_images([torch.randn(3, side, side)])
+        ids = torch.cat([torch.full(((side // patch) ** 2,), 10), torch.randint(20, 90, (text,))])
+        prompt = Prompt(model.embed(ids, features), tuple(ids.tolist()))
+        del features
+        for step in Generation(model, [prompt], [SamplingParams(max_tokens=new)]):
+            pass
+    return {"loading": loading, "weights": weights, "all": status("VmHWM") - before}
+
+torch.set_num_threads(1)
+small, folder, quantization, side, text, new = sys.argv[1:]
+run(small, None, 64, 4, 20, 2)  # what is made once does not count
+print(json.dumps(run(folder, quantization or None, int(side), 16, int(text), int(new))))
+"""
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A model of 370 MB in bfloat16."""
+    folder = tmp_path_factory.mktemp("measured")
+    write_hf(folder / "small")
+    state = build_empty(LlavaForConditionalGeneration, LlavaConfig.from_dict(copy.deepcopy(BIG))).state_dict()
+    filled = {HF.spell(name) or name: torch.full(value.shape, 0.01).bfloat16() for name, value in state.items()}
+    write_weights(folder / "big", filled, "model")
+    (folder / "big" / "config.json").write_text(json.dumps(BIG))
+    return folder
+
+
+@pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
+@pytest.mark.parametrize("quantization", [None, "int4"])
+def test_within_a_tenth(quantization: str | None, checkpoint: Path) -> None:
+    context = (SIDE // 16) ** 2 + TEXT + NEW
+    found = pixtral.estimate(
+        checkpoint / "big", images=[(SIDE, SIDE)], context=context, quantization=quantization, dtype="bfloat16"
+    )
+    words = [str(checkpoint / "small"), str(checkpoint / "big"), quantization or "", str(SIDE), str(TEXT), str(NEW)]
+    done = subprocess.run([sys.executable, "-c", PROGRAM, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    measured = json.loads(done.stdout)
+    assert measured["weights"] == pytest.approx(found.resident_weights, rel=0.04), (measured, found)
+    assert measured["all"] == pytest.approx(found.total - found.runtime, rel=0.1), (measured, found)
+    work = measured["all"] - measured["weights"] - found.cache
+    assert work == pytest.approx(found.work, abs=0.1 * measured["all"], rel=0.1), (measured, found)
+    assert measured["loading"] <= 1.02 * (found.loading_peak - found.runtime)
