@@ -24,7 +24,7 @@ from pixtral.images.rgb import to_rgb, upright
 if TYPE_CHECKING:
     import torch
 
-__all__ = ["BinaryFile", "ImageLimits", "ImageSource", "load_image", "open_image"]
+__all__ = ["BinaryFile", "ImageLimits", "ImageSource", "load_image", "open_image", "read_bytes"]
 
 
 @runtime_checkable
@@ -82,7 +82,7 @@ def open_image(
         image = image_from_array(source, input_data_format)
         check_size(image.size, limits)
         return image
-    image = decode(_read(source, limits), limits, page)
+    image = decode(read_bytes(source, limits), limits, page)
     with damage_is_an_image_error(image):
         return upright(image)
 
@@ -100,8 +100,8 @@ def _loaded(image: Image.Image, limits: ImageLimits, page: int) -> Image.Image:
     return copy
 
 
-def _read(source: object, limits: ImageLimits) -> bytes:
-    """The encoded bytes behind any source that is not pixels already."""
+def read_bytes(source: object, limits: ImageLimits) -> bytes:
+    """The encoded bytes behind any source that is not pixels already; `limits.max_pixels` is left to decoding."""
     if isinstance(source, str):
         return _read_text(source, limits)
     if isinstance(source, (bytes, bytearray, memoryview)):
