@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import socket
 import ssl
@@ -77,21 +78,24 @@ class _Request:
             target = quote(self.parts.path or "/", safe="/%:@!$&'()*+,;=~")
             query = quote(self.parts.query, safe="/%:@!$&'()*+,;=~?")
             connection.request("GET", f"{target}?{query}" if query else target, headers=_HEADERS)
-            response = connection.getresponse()
-            location = response.getheader("Location")
-            if response.status in _REDIRECTS and location:
-                return urljoin(self.url, location)
-            if response.status != 200:
-                raise ImageFetchError(
-                    f"{shortened(self.url)} answered {response.status} {response.reason}; expected 200 and an image"
-                )
-            self._check_type(response.getheader("Content-Type"))
-            body = self._body(response)
+            with contextlib.closing(connection.getresponse()) as response:  # it holds the socket, too
+                answer = self._answer(response)
         finally:
             alarm.cancel()
         if self.timed_out:
             raise self._too_slow()
-        return body
+        return answer
+
+    def _answer(self, response: http.client.HTTPResponse) -> bytes | str:
+        location = response.getheader("Location")
+        if response.status in _REDIRECTS and location:
+            return urljoin(self.url, location)
+        if response.status != 200:
+            raise ImageFetchError(
+                f"{shortened(self.url)} answered {response.status} {response.reason}; expected 200 and an image"
+            )
+        self._check_type(response.getheader("Content-Type"))
+        return self._body(response)
 
     def _check_type(self, header: str | None) -> None:
         media_type = (header or "").partition(";")[0].strip().lower()
