@@ -9,6 +9,7 @@
     ├── CheckpointError     (OSError)      missing, broken or unexpected files and tensors
     ├── QuantizationError   (ValueError)   weights that cannot be stored in fewer bits
     ├── GenerationError     (ValueError)   arguments of generate()
+    ├── StructureError      (ValueError)   a schema, pattern, grammar or tool that cannot be honoured
     ├── EngineError         (RuntimeError) an engine that has stopped, or takes no more requests
     ├── UnknownArgument     (TypeError)    a keyword that nobody would read
     └── MissingDependency   (ImportError)  an optional package; the message names the extra
@@ -56,6 +57,18 @@ class QuantizationError(PixtralError, ValueError):
 
 class GenerationError(PixtralError, ValueError):
     """An argument of generate() is wrong."""
+
+
+class StructureError(PixtralError, ValueError):
+    """A schema, pattern, grammar or tool cannot be honoured.
+
+    Attributes:
+        param: which field of the request it came from.
+    """
+
+    def __init__(self, message: str, param: str | None = None) -> None:
+        super().__init__(message)
+        self.param = param
 
 
 class EngineError(PixtralError, RuntimeError):

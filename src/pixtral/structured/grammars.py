@@ -1,0 +1,166 @@
+"""Grammars made ready for masks: compiled once, off the hot path, and kept under a limit."""
+
+from __future__ import annotations
+
+import re
+import threading
+from collections import OrderedDict
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pixtral.engine.request import Guide
+from pixtral.errors import StructureError
+from pixtral.structured.forms import Form
+from pixtral.structured.guide import GrammarGuide, Tokens
+from pixtral.structured.vocabulary import GrammarTokenizer, make_vocabulary
+
+if TYPE_CHECKING:
+    import llguidance
+
+# Compiling stays below some 50 ms, a mask of a hostile grammar below some 20 ms, its memory below some 50 MB.
+_LIMITS = {
+    "max_items_in_row": 2000,
+    "initial_lexer_fuel": 1_000_000,
+    "step_lexer_fuel": 200_000,
+    "step_max_items": 50_000,
+    "max_lexer_states": 25_000,
+    "max_grammar_size": 200_000,
+    "verbose_errors": False,
+}
+_MAX_MESSAGE = 500
+# What llguidance puts around a message: where it is in our own rules, and a picture of the line.
+_PLACE = re.compile(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?")
+_FRAME = re.compile(r"\n +\d+ \| .*\n *\^", re.DOTALL)
+
+
+class Grammars:
+    """Compiles grammars over a tokenizer's bytes; for several threads.
+
+    The first grammar makes the vocabulary, which takes a second for a large one; call `warm_up` for it to be there.
+
+    Args:
+        tokenizer: of the model.
+        eos_token_ids: tokens that end an answer.
+        max_entries, max_chars: compiled grammars that are kept, and their texts together; those used longest ago go.
+    """
+
+    def __init__(
+        self,
+        tokenizer: GrammarTokenizer,
+        eos_token_ids: Sequence[int],
+        *,
+        max_entries: int = 256,
+        max_chars: int = 4 * 1024 * 1024,
+    ) -> None:
+        self.tokenizer = tokenizer
+        self._eos = tuple(eos_token_ids)
+        self._max_entries = max_entries
+        self._max_chars = max_chars
+        self._lock = threading.Lock()  # of what follows
+        self._vocabulary: llguidance.LLTokenizer | None = None
+        self._tokens = _tokens(tokenizer, self._eos)
+        self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
+        self._chars = 0
+        self.num_compiled = 0
+
+    def __len__(self) -> int:
+        return len(self._compiled)
+
+    @property
+    def num_chars(self) -> int:
+        """Of the grammars that are kept."""
+        return self._chars
+
+    def warm_up(self) -> None:
+        """Make the vocabulary."""
+        with self._lock:
+            self._get_vocabulary()
+
+    def compile(self, form: Form) -> Callable[[], Guide]:
+        """What makes a guide for each answer; call it where waiting some milliseconds does no harm.
+
+        Raises:
+            StructureError: the form cannot be compiled, is too complex, or lets no answer come.
+        """
+        prototype = self._find(form)
+        return lambda: GrammarGuide(prototype.deep_copy(), self._tokens, form.param, json=form.json)
+
+    def _find(self, form: Form) -> llguidance.LLMatcher:
+        grammar = form.rules
+        with self._lock:
+            if grammar in self._compiled:
+                self._compiled.move_to_end(grammar)
+                return self._compiled[grammar]
+            vocabulary = self._get_vocabulary()
+        matcher = _compile(vocabulary, form, self._tokens.sayable)
+        with self._lock:
+            self.num_compiled += 1
+            if grammar not in self._compiled:
+                self._compiled[grammar] = matcher
+                self._chars += len(grammar)
+            while self._compiled and (len(self._compiled) > self._max_entries or self._chars > self._max_chars):
+                oldest, _ = self._compiled.popitem(last=False)
+                self._chars -= len(oldest)
+        return matcher
+
+    def _get_vocabulary(self) -> llguidance.LLTokenizer:
+        if self._vocabulary is None:
+            self._vocabulary = make_vocabulary(self.tokenizer, self._eos)
+        return self._vocabulary
+
+
+def _tokens(tokenizer: GrammarTokenizer, ends: Sequence[int]) -> Tokens:
+    count, special = len(tokenizer), list(tokenizer.all_special_ids)
+    calls = tokenizer.token_to_id("[TOOL_CALLS]")
+    sayable = np.zeros(-(-count // 32) * 32, np.bool_)
+    sayable[:count] = True
+    sayable[special] = False
+    sayable[[*ends, *([] if calls is None else [calls])]] = True
+    data = {i: tokenizer.id_to_bytes(i) for i in range(count)}
+    return Tokens(
+        count,
+        ends[0],
+        np.packbits(sayable, bitorder="little"),
+        tuple(i for i, found in data.items() if found == b'"'),
+        tuple(i for i, found in data.items() if found in (b"}", b"]")),
+        tokenizer.id_to_bytes,
+    )
+
+
+def _compile(
+    vocabulary: llguidance.LLTokenizer, form: Form, sayable: np.ndarray[Any, np.dtype[np.uint8]]
+) -> llguidance.LLMatcher:
+    import llguidance
+
+    param = form.param
+    try:
+        form.rules.encode()
+    except UnicodeEncodeError as error:
+        raise StructureError(f"{param} holds half a surrogate pair, which is no text; repair it", param) from error
+    grammar = llguidance.LLMatcher.grammar_from_lark(form.rules)
+    matcher = llguidance.LLMatcher(vocabulary, grammar, log_level=0, limits=llguidance.LLParserLimits(**_LIMITS))
+    first = np.zeros_like(sayable)
+    matcher.unsafe_compute_mask_ptr(first.ctypes.data, first.nbytes)  # now, so that no answer has to wait for it
+    nothing = "NoExtension" in (matcher.get_error() if matcher.is_error() else matcher.stop_reason())
+    if nothing and not matcher.is_accepting():
+        raise StructureError(f"{param} allows no answer at all; check it for contradictions", param)
+    if matcher.is_error():
+        raise StructureError(f"{param} cannot be followed: {_reason(matcher.get_error(), form)}", param)
+    if not (first & sayable).any():
+        raise StructureError(f"{param} begins with a control token, which answers may not have; leave it out", param)
+    return matcher
+
+
+def _reason(error: str, form: Form) -> str:
+    """llguidance's message; its places mean something in grammars that the client wrote, and only there."""
+    text = error.partition("\n<")[0].strip()
+    if not form.grammar:
+        text = _FRAME.sub("", _PLACE.sub("", text))
+    hint = "simplify it"
+    if "Unimplemented keys" in text or "Unknown format" in text:
+        hint = "leave that out, or set strict to false to have it ignored"
+    elif form.grammar or "regex" in text or "ype" in text:
+        hint = "correct it"
+    return f"{text if len(text) <= _MAX_MESSAGE else text[:_MAX_MESSAGE] + '...'}; {hint}"

@@ -1,0 +1,167 @@
+"""Guides of the engine: which tokens a grammar lets come next."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pixtral.engine.request import Guide
+from pixtral.errors import StructureError
+
+if TYPE_CHECKING:
+    import llguidance
+
+Bits = np.ndarray[Any, np.dtype[np.uint8]]
+
+
+@dataclasses.dataclass(frozen=True)
+class Tokens:
+    """What guides know of a vocabulary.
+
+    Attributes:
+        count: of its tokens.
+        end: the token that ends an answer.
+        sayable: bits of the tokens that an answer may have at all, padded to 32 bits.
+        quotes, brackets: tokens that are one quotation mark, one closing bracket of JSON.
+        id_to_bytes: the bytes of a token, None for a control token.
+    """
+
+    count: int
+    end: int
+    sayable: Bits
+    quotes: tuple[int, ...]
+    brackets: tuple[int, ...]
+    id_to_bytes: Callable[[int], bytes | None]
+
+
+class GrammarGuide:
+    """Follows one answer through a grammar; once the grammar is complete, only the end may come.
+
+    A model that would end where the grammar does not let it would go on with words that it does not mean, in an open
+    string perhaps for ever. In JSON there is a token that it means instead: the one that closes the string, the array
+    or the object. So that one is as likely as the end would have been.
+
+    Args:
+        matcher: at the grammar's beginning; this guide's own.
+        tokens: of the vocabulary.
+        param: the field of the request that the grammar came from.
+        json: whether all text is JSON.
+    """
+
+    def __init__(self, matcher: llguidance.LLMatcher, tokens: Tokens, param: str, *, json: bool) -> None:
+        self._matcher = matcher
+        self._tokens = tokens
+        self._param = param
+        self._string = InString() if json else None
+        self._bits: Bits = np.zeros_like(tokens.sayable)
+
+    def mask(self, scores: Any) -> None:
+        """Set the scores of tokens that may not come to -inf."""
+        self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
+        self._check()
+        if self._matcher.is_stopped():  # whatever else was done to the score of the end
+            scores.fill_(-np.inf)
+            scores[self._tokens.end] = 0.0
+            return
+        self._bits &= self._tokens.sayable
+        if not self._bits.any():
+            raise StructureError(f"{self._param}: the grammar wants a control token; leave it out", self._param)
+        if self._string is not None:
+            wish = float(scores[self._tokens.end])
+            for closer in self._tokens.quotes if self._string.inside else self._tokens.brackets:
+                scores[closer] = max(wish, float(scores[closer]))
+        allowed = np.unpackbits(self._bits, count=self._tokens.count, bitorder="little").view(np.bool_)
+        forbid(scores, ~allowed)
+
+    def advance(self, token: int) -> None:
+        """The token was chosen."""
+        if not self._matcher.consume_token(token):
+            self._check()
+            raise AssertionError(f"token {token} came although it was forbidden")
+        if self._string is not None:
+            self._string.push(self._tokens.id_to_bytes(token) or b"")
+
+    def _check(self) -> None:
+        matcher = self._matcher
+        if matcher.is_error():
+            reason = matcher.get_error().partition("\n<state>")[0]
+            raise StructureError(
+                f"{self._param}: the grammar became too complex to follow ({reason}); simplify it", self._param
+            )
+        if matcher.is_stopped() and not matcher.is_accepting():
+            raise StructureError(
+                f"{self._param}: the grammar has come to a place where nothing can follow; check its rules", self._param
+            )
+
+
+class InString:
+    """Tells whether valid JSON, coming in pieces, stands inside a string."""
+
+    def __init__(self) -> None:
+        self.inside = False
+        self._escaped = False
+
+    def push(self, data: bytes) -> None:
+        """The next bytes."""
+        for byte in data:
+            if self._escaped:
+                self._escaped = False
+            elif byte == ord('"'):
+                self.inside = not self.inside
+            elif byte == ord("\\"):
+                self._escaped = self.inside
+
+
+class LaterGuide:
+    """Lets everything come until one token has; from then on a grammar says.
+
+    Args:
+        trigger: the token.
+        begin: makes the guide for what comes behind it.
+    """
+
+    def __init__(self, trigger: int, begin: Callable[[], Guide]) -> None:
+        self._trigger = trigger
+        self._begin = begin
+        self._guide: Guide | None = None
+
+    def mask(self, scores: Any) -> None:
+        """As the grammar says, if it has begun."""
+        if self._guide is not None:
+            self._guide.mask(scores)
+
+    def advance(self, token: int) -> None:
+        """The token was chosen."""
+        if self._guide is not None:
+            self._guide.advance(token)
+        elif token == self._trigger:
+            self._guide = self._begin()
+
+
+class WithoutGuide:
+    """Lets everything come but one token."""
+
+    def __init__(self, token: int) -> None:
+        self._token = token
+
+    def mask(self, scores: Any) -> None:
+        """Without the token."""
+        scores[self._token] = -np.inf
+
+    def advance(self, token: int) -> None:
+        """Nothing changes."""
+
+
+def forbid(scores: Any, forbidden: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
+    """Set scores (V,) to -inf where `forbidden` (N,) says so, and those of ids from N on."""
+    if scores.device.type == "cpu":
+        view = scores.numpy()
+        np.copyto(view[: len(forbidden)], -np.inf, where=forbidden[: len(view)])
+        view[len(forbidden) :] = -np.inf
+        return
+    places = scores.new_tensor(np.flatnonzero(forbidden[: len(scores)]), dtype=None).long()
+    scores[places] = -np.inf
+    scores[len(forbidden) :] = -np.inf

@@ -1,0 +1,152 @@
+"""JSON schemas that a client sent: limits, a form that the grammar compiler takes, and whether any value can fit."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from pixtral.errors import StructureError
+
+MAX_BYTES = 256 * 1024
+MAX_DEPTH = 64
+# White space at one place: nothing, a blank, or a line break and its indentation. Without a bound a model that prefers
+# blanks would write nothing else.
+WHITE_SPACE = r" |\n {0,16}"
+# All short escapes. Characters beyond ASCII are written as themselves, so that half a surrogate pair cannot come out.
+ESCAPES = 'nrbtf\\"'
+
+JsonSchema = Mapping[str, Any] | bool
+
+
+def check_schema(schema: object, param: str) -> JsonSchema:
+    """The schema, if it is one that can be worked with.
+
+    Raises:
+        StructureError: no schema, too large, too deep, or one that no finite value fits.
+    """
+    if not isinstance(schema, (Mapping, bool)):
+        raise StructureError(f"{param} is of type {type(schema).__name__}; expected a JSON schema, an object", param)
+    depth = _depth(schema)
+    if depth > MAX_DEPTH:
+        raise StructureError(
+            f"{param} is nested {depth}+ levels deep, at most {MAX_DEPTH} are taken; flatten it", param
+        )
+    size = len(json.dumps(schema, ensure_ascii=False).encode("utf-8", "replace"))
+    if size > MAX_BYTES:
+        raise StructureError(f"{param} has {size} bytes, at most {MAX_BYTES} are taken; make the schema smaller", param)
+    if _endless(schema):
+        raise StructureError(
+            f"{param} asks for a value that contains itself without end; make the property that refers back optional, "
+            "or give it an alternative such as null",
+            param,
+        )
+    return schema
+
+
+def grammar_of(schema: JsonSchema, *, lenient: bool = False) -> str:
+    """The schema as a rule body of a Lark grammar.
+
+    Args:
+        schema: as `check_schema` returned it.
+        lenient: keywords that the compiler cannot enforce are left out; otherwise they are errors when compiled.
+    """
+    options = {"whitespace_pattern": WHITE_SPACE, "json_allowed_escapes": ESCAPES, "lenient": lenient}
+    if isinstance(schema, bool):
+        schema = {} if schema else {"not": {}}
+    rest = {key: value for key, value in schema.items() if key != "x-guidance"}
+    return "%json " + json.dumps({**rest, "x-guidance": options}, ensure_ascii=False)
+
+
+def _depth(value: object) -> int:
+    """Levels of nesting; stops counting beyond the limit."""
+    depth, level = 0, [value]
+    while level and depth <= MAX_DEPTH:
+        depth += 1
+        level = [inner for one in level for inner in _inner(one)]
+    return depth
+
+
+def _inner(value: object) -> Iterator[object]:
+    if isinstance(value, Mapping):
+        yield from value.values()
+    elif isinstance(value, (list, tuple)):
+        yield from value
+
+
+def _endless(schema: JsonSchema) -> bool:
+    """Whether every value that fits has to hold another one that fits the same schema, and so on.
+
+    The smallest fixed point: a reference counts as finite once what it points to has been shown to be.
+    """
+    finite: dict[str, bool] = {}
+    pending = [schema]
+    while pending:  # collect all targets of references
+        one = pending.pop()
+        if isinstance(one, Mapping):
+            reference = one.get("$ref")
+            if isinstance(reference, str) and reference not in finite:
+                finite[reference] = False
+        pending += _inner(one)
+    changed = True
+    while changed:
+        changed = False
+        for reference in [name for name, known in finite.items() if not known]:
+            target = _resolve(schema, reference)
+            if target is None or _ends(target, finite):  # what does not exist is the compiler's to report
+                finite[reference] = changed = True
+    return not _ends(schema, finite)
+
+
+def _ends(schema: object, finite: Mapping[str, bool]) -> bool:
+    if not isinstance(schema, Mapping):
+        return True
+    reference = schema.get("$ref")
+    if isinstance(reference, str) and not finite[reference]:
+        return False
+    for several in ("anyOf", "oneOf"):
+        options = schema.get(several)
+        if isinstance(options, list) and options and not any(_ends(option, finite) for option in options):
+            return False
+    together = schema.get("allOf")
+    if isinstance(together, list) and not all(_ends(one, finite) for one in together):
+        return False
+    return not _may_only_be(schema, "object", "array") or _container_ends(schema, finite)
+
+
+def _container_ends(schema: Mapping[str, Any], finite: Mapping[str, bool]) -> bool:
+    properties, required, items = (schema.get(key) for key in ("properties", "required", "items"))
+    if isinstance(properties, Mapping) and isinstance(required, list) and not _allows(schema, "array"):
+        return all(_ends(properties.get(name), finite) for name in required if isinstance(name, str))
+    least = schema.get("minItems")
+    if isinstance(least, int) and least > 0 and not _allows(schema, "object"):
+        first = schema.get("prefixItems")
+        fixed = first[:least] if isinstance(first, list) else []
+        return all(_ends(one, finite) for one in fixed) and (len(fixed) >= least or _ends(items, finite))
+    return True
+
+
+def _may_only_be(schema: Mapping[str, Any], *kinds: str) -> bool:
+    given = schema.get("type")
+    return given in kinds or (isinstance(given, list) and bool(given) and all(one in kinds for one in given))
+
+
+def _allows(schema: Mapping[str, Any], kind: str) -> bool:
+    given = schema.get("type")
+    return given == kind or (isinstance(given, list) and kind in given)
+
+
+def _resolve(root: object, reference: str) -> object | None:
+    """What a reference within the schema points to; None for anything else."""
+    if not reference.startswith("#"):
+        return None
+    found = root
+    for part in reference[1:].split("/")[1:]:
+        key = part.replace("~1", "/").replace("~0", "~")
+        if isinstance(found, Mapping) and key in found:
+            found = found[key]
+        elif isinstance(found, list) and key.isdigit() and int(key) < len(found):
+            found = found[int(key)]
+        else:
+            return None
+    return found

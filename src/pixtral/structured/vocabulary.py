@@ -1,0 +1,71 @@
+"""A tokenizer as llguidance sees it: the bytes of every id, and which ids are no text."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, Protocol
+
+from pixtral.errors import MissingDependency, StructureError
+
+if TYPE_CHECKING:
+    import llguidance
+
+
+class GrammarTokenizer(Protocol):
+    """What grammars ask of a tokenizer; see `pixtral.text.protocol.Tokenizer`."""
+
+    @property
+    def byte_level(self) -> bool: ...
+    @property
+    def all_special_ids(self) -> list[int]: ...
+    def __len__(self) -> int: ...
+    def ordinary_ids(self, text: str) -> list[int]: ...
+    def id_to_bytes(self, token_id: int) -> bytes | None: ...
+    def token_to_id(self, token: str) -> int | None: ...
+
+
+class _Tokens:
+    """The attributes that llguidance reads."""
+
+    is_tokenizer_wrapper = True
+    bos_token_id = None
+
+    def __init__(self, tokenizer: GrammarTokenizer, eos_token_id: int) -> None:
+        self._tokenizer = tokenizer
+        self.eos_token_id = eos_token_id
+        special = set(tokenizer.all_special_ids)
+        self.special_token_ids = sorted(special)
+        # a name for each control token, which nobody can write in a grammar by chance; ids without bytes never come
+        self.tokens = [
+            f"<control-{i}>".encode() if i in special else tokenizer.id_to_bytes(i) or b""
+            for i in range(len(tokenizer))
+        ]
+
+    def __call__(self, text: str | bytes) -> list[int]:
+        return self._tokenizer.ordinary_ids(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+
+
+def make_vocabulary(tokenizer: GrammarTokenizer, eos_token_ids: Sequence[int]) -> llguidance.LLTokenizer:
+    """The vocabulary; about a second for 131,072 tokens.
+
+    Args:
+        eos_token_ids: tokens that end an answer, at least one.
+
+    Raises:
+        StructureError: the tokenizer's tokens are not bytes, so that texts cannot be followed token by token.
+        MissingDependency: llguidance is not installed.
+    """
+    try:
+        import llguidance
+    except ImportError as error:
+        raise MissingDependency(
+            "answers of a given form need llguidance, which is not installed; pip install 'pixtral[server]'"
+        ) from error
+    if not tokenizer.byte_level:
+        raise StructureError(
+            f"the model's tokenizer, a {type(tokenizer).__name__} over SentencePiece, is not made of bytes, so its "
+            "answers cannot be held to a form; use a model with a Tekken tokenizer"
+        )
+    assert eos_token_ids, "an answer must be able to end"
+    tokens: Any = _Tokens(tokenizer, eos_token_ids[0])
+    return llguidance.LLTokenizer(tokens, eos_token=list(eos_token_ids))
