@@ -145,7 +145,7 @@ class Assistant:
             merged["kv_cache"] = self.kv_cache
         if merged.get("prompt_lookup_num_tokens") is None:
             merged["prompt_lookup_num_tokens"] = self.prompt_lookup_num_tokens
-        how = how_to_answer(merged, self._ends())
+        how = how_to_answer(merged, self.eos_token_ids)
         self._check_room(prompt)
         return AnswerStream(self.model, prompt, how, self.load_seconds)
 
@@ -165,7 +165,8 @@ class Assistant:
             f"{advice}"
         )
 
-    def _ends(self) -> tuple[int, ...]:
+    @property
+    def eos_token_ids(self) -> tuple[int, ...]:
         """Tokens that end an answer: those of the model's generation configuration, and the tokenizer's own."""
         configured = self.model.generation_config.eos_token_id
         ids: list[int | None] = [*configured] if isinstance(configured, list) else [configured]

@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import ipaddress
 import math
+import sys
 import typing
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,52 +16,79 @@ from typing import Any
 
 from pixtral.errors import ConfigError, nearest
 
+if sys.version_info >= (3, 11):
+    import tomllib
+else:
+    import tomli as tomllib  # the extra "server" brings it
+
 PREFIX = "PIXTRAL_"
 _OTHERS = ("PIXTRAL_ISA",)  # of the kernels
 
 
 def _option(default: Any, help: str, metavar: str = "", *, low: float | None = None, secret: bool = False) -> Any:
-    return dataclasses.field(
-        default=default, metadata={"help": help, "metavar": metavar, "low": low, "secret": secret}
-    )
+    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar, "low": low, "secret": secret})
 
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
     """What `pixtral serve` is told; `load_settings` makes them."""
 
-    model: str | None = _option(None, "A folder or Hub id (owner/name); the small model inside this package if left out.", "MODEL")  # noqa: E501
-    served_model_name: str | None = _option(None, "What clients call the model; the folder's name or the Hub id if left out.", "NAME")  # noqa: E501
+    model: str | None = _option(
+        None, "A folder or Hub id (owner/name); the small model inside this package if left out.", "MODEL"
+    )
+    served_model_name: str | None = _option(
+        None, "What clients call the model; the folder's name or the Hub id if left out.", "NAME"
+    )
     host: str = _option("127.0.0.1", "Address to listen on; others than this machine's own need --api-key.", "ADDRESS")
     port: int = _option(8000, "Port to listen on; 0 takes a free one and prints it.", "PORT", low=0)
-    api_key: str | None = _option(None, "Key that clients must send; better given as PIXTRAL_API_KEY, which ps does not show.", "KEY", secret=True)  # noqa: E501
+    api_key: str | None = _option(
+        None, "Key that clients must send; better given as PIXTRAL_API_KEY, which ps does not show.", "KEY", secret=True
+    )
     no_auth: bool = _option(False, "Listen on other addresses without a key.")
-    max_model_len: int | None = _option(None, "Tokens of prompt and answer together; what model and cache hold if left out.", "TOKENS", low=2)  # noqa: E501
+    max_model_len: int | None = _option(
+        None, "Tokens of prompt and answer together; what model and cache hold if left out.", "TOKENS", low=2
+    )
     max_num_seqs: int = _option(32, "Answers that are written at a time; more wait.", "INTEGER", low=1)
     max_num_batched_tokens: int = _option(2048, "Prompt tokens that one step reads at most.", "TOKENS", low=1)
     queue_limit: int = _option(128, "Requests that may wait; the next gets 429 with Retry-After.", "INTEGER", low=0)
     request_timeout: float = _option(600.0, "Seconds that a request may take, waiting included.", "SECONDS", low=0.001)
-    grace_period: float = _option(30.0, "Seconds that running answers get to finish when the server is stopped.", "SECONDS", low=0)  # noqa: E501
+    grace_period: float = _option(
+        30.0, "Seconds that running answers get to finish when the server is stopped.", "SECONDS", low=0
+    )
     max_images: int = _option(16, "Pictures in a request, pages of PDFs included.", "INTEGER", low=0)
-    max_image_pixels: int = _option(33_554_432, "Width x height of a picture, checked before it is decoded.", "PIXELS", low=1)  # noqa: E501
-    max_image_size: int | None = _option(None, "Scale pictures down to this longest side; the model's own if left out.", "PIXELS", low=1)  # noqa: E501
+    max_image_pixels: int = _option(
+        33_554_432, "Width x height of a picture, checked before it is decoded.", "PIXELS", low=1
+    )
+    max_image_size: int | None = _option(
+        None, "Scale pictures down to this longest side; the model's own if left out.", "PIXELS", low=1
+    )
     max_body_mb: float = _option(32.0, "Megabytes of a request's body, pictures included.", "MB", low=0.001)
     allow_remote_images: bool = _option(False, "Fetch pictures by http(s) from public addresses.")
     quantization: str | None = _option(None, "Pack the decoder's weights while they are read: int4 or int8.", "SCHEME")
     quantize_vision: bool = _option(False, "Also pack the vision tower's and the projector's, in 8 bits.")
     activations: str | None = _option(None, "What goes into packed layers: int8 (the default) or bf16.", "FORMAT")
-    kv_cache: str | None = _option(None, "Number format of keys and values: bf16 or int8; the model's own if left out.", "FORMAT")  # noqa: E501
+    kv_cache: str | None = _option(
+        None, "Number format of keys and values: bf16 or int8; the model's own if left out.", "FORMAT"
+    )
     kv_cache_mb: int = _option(1024, "Megabytes for keys and values.", "MB", low=1)
     image_cache_mb: int = _option(256, "Megabytes for features of pictures that may come again.", "MB", low=0)
-    prompt_lookup: int | None = _option(None, "Check this many tokens at once that stood in the text before.", "INTEGER", low=1)  # noqa: E501
+    prompt_lookup: int | None = _option(
+        None, "Check this many tokens at once that stood in the text before.", "INTEGER", low=1
+    )
     dtype: str = _option("auto", "Number format of the weights: auto (as stored), bfloat16, float16, float32.", "DTYPE")
-    device_map: str = _option("auto", "Where the model runs: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.", "DEVICE")  # noqa: E501
+    device_map: str = _option(
+        "auto", "Where the model runs: auto (a GPU if there is one), cpu, cuda, cuda:1, mps.", "DEVICE"
+    )
     threads: int | None = _option(None, "CPU threads; as many as there are cores if left out.", "INTEGER", low=1)
     layout: str = _option("auto", "Files to read of a folder that holds both layouts: auto, hf, mistral.", "LAYOUT")
     revision: str | None = _option(None, "Branch, tag or commit on the Hub.", "NAME")
     cache_dir: str | None = _option(None, "Where the Hub's files are kept.", "FOLDER")
     local_files_only: bool = _option(False, "Never use the network to find the model.")
-    cors_origin: tuple[str, ...] = _option((), "Web page origin that may use the server from a browser (https://host), or *; may be given several times.", "ORIGIN")  # noqa: E501
+    cors_origin: tuple[str, ...] = _option(
+        (),
+        "Web page origin that may use the server from a browser (https://host), or *; may be given several times.",
+        "ORIGIN",
+    )
     log_format: str = _option("text", "Log lines: text or json. Prompts and answers are never logged.", "FORMAT")
     log_level: str = _option("info", "What is logged: debug, info, warning or error.", "LEVEL")
 
@@ -141,10 +169,9 @@ def kind_of(field: dataclasses.Field[Any]) -> type:
 def _read(file: str | None) -> dict[str, Any]:
     if file is None:
         return {}
-    import tomllib
-
     try:
-        return tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        values: dict[str, Any] = tomllib.loads(Path(file).read_text(encoding="utf-8"))
+        return values
     except OSError as error:
         raise ConfigError(f"{file} cannot be read ({error.strerror}); check --config") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:

@@ -1,0 +1,134 @@
+"""From a conversation to the engine's prompt: pictures opened, tokens and pixels made, beside the event loop."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from pixtral.engine.pictures import place_images
+from pixtral.engine.request import ImageInput
+from pixtral.messages import ImagePart, Message, Part, TextPart, ToolCall
+from pixtral.models.vision import crop_images
+from pixtral.server import protocol_chat as chat
+from pixtral.server.errors import ApiError
+from pixtral.server.pictures import Picture
+
+if TYPE_CHECKING:
+    from PIL.Image import Image
+
+    from pixtral.processing import PixtralProcessor
+    from pixtral.server.state import ServerState
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptInput:
+    """What the engine reads."""
+
+    ids: tuple[int, ...]
+    images: tuple[ImageInput, ...] = ()
+
+
+async def prompt_of(
+    state: ServerState, messages: Sequence[chat.Message], tools: Sequence[dict[str, Any]] | None = None
+) -> PromptInput:
+    """The prompt of a conversation.
+
+    Raises:
+        ApiError: a picture that cannot be used.
+        PixtralError: a conversation that cannot be used.
+    """
+    pictures: list[Picture] = []
+    ours = [_message(message, f"messages[{number}]", pictures) for number, message in enumerate(messages)]
+    size = state.settings.max_image_size
+    async with state.pictures.loaded(pictures) as images:
+        return await state.in_thread(lambda: _encode(state.processor, _filled(ours, images), tools, size))
+
+
+def check_room(prompt: PromptInput, context: int, max_tokens: int | None = None) -> None:
+    """Refuse a prompt that leaves no room for its answer."""
+    length = len(prompt.ids)
+    pictures = sum(image.length for image in prompt.images)
+    share = f" ({pictures} of them for {len(prompt.images)} picture(s))" if pictures else ""
+    if length >= context or length + (max_tokens or 1) > context:
+        wanted = f" and {max_tokens} more are asked for" if max_tokens and length < context else ""
+        raise ApiError(
+            400,
+            f"the prompt has {length} tokens{share}{wanted}, but the context is {context} tokens, the answer "
+            "included; shorten the text, use detail 'low' or fewer pictures, or ask for fewer tokens",
+            param="max_tokens" if wanted else "messages", code="context_length_exceeded",
+        )  # fmt: skip
+
+
+def _encode(
+    processor: PixtralProcessor, messages: list[Message], tools: Sequence[dict[str, Any]] | None, size: int | None
+) -> PromptInput:
+    goes_on = messages[-1].role == "assistant"
+    options: dict[str, Any] = {} if size is None else {"size": {"longest_edge": size}}
+    if tools:
+        options["tools"] = list(tools)
+    batch = processor.apply_chat_template(
+        messages, add_generation_prompt=not goes_on, continue_final_message=goes_on,
+        tokenize=True, return_dict=True, return_tensors="pt", **options,
+    )  # fmt: skip
+    ids = tuple(batch["input_ids"][0].tolist())
+    if "pixel_values" not in batch:
+        return PromptInput(ids)
+    pixels = crop_images(batch["pixel_values"], batch["image_sizes"])
+    side = processor.patch_size * processor.spatial_merge_size
+    return PromptInput(ids, place_images(ids, pixels, image_token=processor.image_token_id, patch_size=side))
+
+
+def _filled(messages: Sequence[Message], images: Sequence[Sequence[Image]]) -> list[Message]:
+    """The messages with their pictures; a PDF is as many as it has pages."""
+    rest = iter(images)
+    return [
+        dataclasses.replace(
+            message,
+            parts=tuple(
+                one
+                for part in message.parts
+                for one in (map(ImagePart, next(rest)) if isinstance(part, ImagePart) else (part,))
+            ),
+        )
+        for message in messages
+    ]
+
+
+def _message(message: chat.Message, where: str, pictures: list[Picture]) -> Message:
+    """One message, with an empty place for each picture, which is appended to `pictures`."""
+    content = message.content
+    parts: list[Part] = []
+    if isinstance(content, str):
+        parts.append(TextPart(content))
+    for number, part in enumerate(content if isinstance(content, list) else ()):
+        if isinstance(part, chat.TextPart):
+            parts.append(TextPart(part.text))
+        elif isinstance(part, chat.RefusalPart):
+            parts.append(TextPart(part.refusal))
+        else:
+            pictures.append(_picture(part, f"{where}.content[{number}]"))
+            parts.append(ImagePart())
+    calls: tuple[ToolCall, ...] = ()
+    if isinstance(message, chat.AssistantMessage):
+        calls = tuple(ToolCall(one.function.name, one.function.arguments, one.id) for one in message.tool_calls or ())
+        if not calls and content is None:
+            if message.refusal is None:
+                raise ApiError(400, f"{where} has neither content nor tool_calls; give one of them", param=where)
+            parts.append(TextPart(message.refusal))
+    return Message(
+        "system" if message.role == "developer" else message.role,
+        tuple(parts),
+        calls,
+        message.tool_call_id if isinstance(message, chat.ToolMessage) else None,
+        message.name,
+        plain=isinstance(content, str),
+    )
+
+
+def _picture(part: chat.ImagePart | chat.FilePart, where: str) -> Picture:
+    if isinstance(part, chat.FilePart):
+        return Picture(part.file.file_data, "auto", f"{where}.file.file_data")
+    if isinstance(part.image_url, str):
+        return Picture(part.image_url, "auto", f"{where}.image_url")
+    return Picture(part.image_url.url, part.image_url.detail or "auto", f"{where}.image_url.url")

@@ -1,0 +1,179 @@
+"""What all request bodies share: strict fields, harmless ones named, others refused by name; and OpenAI's sampling."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, TypeVar
+
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+
+from pixtral.engine.params import SamplingParams
+from pixtral.server.errors import ApiError, validation_error
+
+# Fields of OpenAI's API that ask for something this server does not have: null is the same as leaving them out.
+REFUSED = {
+    "audio": "answers are text only; leave it out",
+    "prediction": "predicted outputs are not supported; start the server with --prompt-lookup for a similar gain",
+    "reasoning_effort": "the model has no reasoning mode; leave it out",
+    "reasoning": "the model has no reasoning mode; leave it out",
+    "web_search_options": "the server searches nothing; leave it out",
+    "functions": "deprecated by OpenAI; use tools",
+    "function_call": "deprecated by OpenAI; use tool_choice",
+    "moderation": "the server moderates nothing; leave it out",
+    "best_of": "not supported; use n",
+    "suffix": "the model does not fill in the middle; leave it out",
+    "echo": "not supported; put prompt and answer together yourself",
+    "prompt_logprobs": "not supported; logprobs gives those of the answer",
+    "use_beam_search": "not supported; leave it out",
+    "length_penalty": "belongs to beam search, which is not supported; leave it out",
+    "chat_template": "the template is the model's own; leave it out",
+}
+
+Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)]
+Model = TypeVar("Model", bound="Body")
+
+
+class Strict(BaseModel):
+    """Nothing unknown, nothing converted, no NaN; null counts as left out where it may be."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
+
+
+class Body(Strict):
+    """A request's body.
+
+    The harmless fields ask nothing of an answer. They are checked, and have no effect here:
+    `user`, `safety_identifier` and `metadata` are for OpenAI's records, `prompt_cache_key` is not needed because every
+    prompt is looked for in the cache, `store` and `service_tier` are accepted where they say what is the case anyway.
+    """
+
+    hints: ClassVar[dict[str, str]] = REFUSED
+
+    model: str | None = None
+    user: str | None = None
+    safety_identifier: str | None = None
+    prompt_cache_key: str | None = None
+    metadata: Metadata | None = None
+    store: bool | None = None
+    service_tier: str | None = None
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        if isinstance(data, dict) and None in data.values():
+            return {name: value for name, value in data.items() if value is not None}
+        return data
+
+    @field_validator("store")
+    @classmethod
+    def _nothing_is_stored(cls, value: bool | None) -> bool | None:
+        if value:
+            raise ValueError("answers are not stored; leave it out")
+        return value
+
+    @field_validator("service_tier")
+    @classmethod
+    def _one_tier(cls, value: str | None) -> str | None:
+        if value not in (None, "auto", "default"):
+            raise ValueError("there is one tier only, expected 'auto' or 'default'")
+        return value
+
+
+class StreamOptions(Strict):
+    """How to stream."""
+
+    include_usage: bool | None = None
+    include_obfuscation: bool | None = None
+
+    @field_validator("include_obfuscation")
+    @classmethod
+    def _no_padding(cls, value: bool | None) -> bool | None:
+        if value:
+            raise ValueError("chunks are not padded, expected false")
+        return value
+
+
+class Sampling(Body):
+    """How tokens are chosen, in the words of OpenAI's API, then in vLLM's."""
+
+    temperature: float | None = Field(None, ge=0, le=2)
+    top_p: float | None = Field(None, ge=0, le=1)
+    n: int | None = Field(None, ge=1, le=128)
+    stop: str | list[str] | None = None
+    seed: int | None = Field(None, ge=-(2**63), lt=2**63)
+    presence_penalty: float | None = Field(None, ge=-2, le=2)
+    frequency_penalty: float | None = Field(None, ge=-2, le=2)
+    logit_bias: dict[str, Annotated[float, Field(ge=-100, le=100)]] | None = Field(None, max_length=1024)
+    stream: bool | None = None
+    stream_options: StreamOptions | None = None
+    top_k: int | None = Field(None, ge=-1, le=2**31)
+    min_p: float | None = Field(None, ge=0, le=1)
+    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    min_tokens: int | None = Field(None, ge=0)
+    ignore_eos: bool | None = None
+    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(None, max_length=1024)
+    skip_special_tokens: bool | None = None
+    priority: int | None = Field(None, ge=-(2**31), lt=2**31)
+
+    @field_validator("stop")
+    @classmethod
+    def _strings(cls, value: str | list[str] | None) -> str | list[str] | None:
+        strings = [value] if isinstance(value, str) else value or []
+        if any(not one or len(one) > 1024 for one in strings) or len(strings) > 64:
+            raise ValueError("expected up to 64 strings of 1 to 1024 characters")
+        return value
+
+    @field_validator("logit_bias")
+    @classmethod
+    def _ids(cls, value: dict[str, float] | None) -> dict[str, float] | None:
+        if any(not (name.isascii() and name.isdigit() and len(name) < 10) for name in value or ()):
+            raise ValueError("expected token ids as keys; /tokenize gives them")
+        return value
+
+    @model_validator(mode="after")
+    def _options_of_streams(self) -> Sampling:
+        if self.stream_options is not None and not self.stream:
+            raise ValueError("stream_options is given, but stream is not true; leave one out or set the other")
+        return self
+
+    @property
+    def include_usage(self) -> bool:
+        """Whether a stream ends with its usage."""
+        return bool(self.stream_options and self.stream_options.include_usage)
+
+    def sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
+        """The engine's parameters; what was not said has OpenAI's defaults."""
+        given: dict[str, Any] = {
+            "temperature": self.temperature, "top_p": self.top_p, "n": self.n, "seed": self.seed,
+            "presence_penalty": self.presence_penalty, "frequency_penalty": self.frequency_penalty,
+            "top_k": max(self.top_k, 0) if self.top_k is not None else None, "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty, "min_tokens": self.min_tokens,
+            "ignore_eos": self.ignore_eos,
+        }  # fmt: skip
+        return SamplingParams(
+            **{name: value for name, value in given.items() if value is not None},
+            stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),
+            stop_token_ids=tuple(self.stop_token_ids or ()),
+            logit_bias=tuple((int(token), bias) for token, bias in (self.logit_bias or {}).items()),
+            max_tokens=max_tokens,
+            logprobs=logprobs,
+        )
+
+
+def parse(kind: type[Model], content_type: str, body: bytes) -> Model:
+    """A request's body.
+
+    Raises:
+        ApiError: 415 for another type than JSON, 400 for what cannot be honoured, with its place.
+    """
+    media = content_type.partition(";")[0].strip().lower()
+    if media != "application/json" and not media.endswith("+json"):
+        found = f"content-type {media!r}" if media else "no content-type"
+        raise ApiError(415, f"found {found}, expected application/json; set the header", code="unsupported_media_type")
+    try:
+        return kind.model_validate_json(body)
+    except ValidationError as error:
+        raise validation_error(error, kind.hints) from error
+
+
+JsonObject = dict[str, JsonValue]
+JsonSchema = JsonObject

@@ -1,0 +1,217 @@
+"""The body of /v1/chat/completions."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, Field, model_validator
+
+from pixtral.server.protocol import JsonSchema, Sampling, Strict
+
+Detail = Literal["auto", "low", "high"]
+
+
+class TextPart(Strict):
+    """Text in a message."""
+
+    type: Literal["text"]
+    text: str
+
+
+class ImageUrl(Strict):
+    """Where a picture is, and how many tokens it may take."""
+
+    url: str
+    detail: Detail | None = None
+
+
+class ImagePart(Strict):
+    """A picture, or a PDF whose pages are pictures: a data: URI, or an address if the server fetches those."""
+
+    type: Literal["image_url"]
+    image_url: ImageUrl | str
+
+
+class FileData(Strict):
+    """A PDF as a data: URI."""
+
+    file_data: str
+    filename: str | None = None
+
+
+class FilePart(Strict):
+    """A PDF, OpenAI's way."""
+
+    type: Literal["file"]
+    file: FileData
+
+
+class RefusalPart(Strict):
+    """What an assistant said when it would not answer."""
+
+    type: Literal["refusal"]
+    refusal: str
+
+
+class Nullable(Strict):
+    """A message as clients send it back: what is null was never there."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        if isinstance(data, dict) and None in data.values():
+            return {name: value for name, value in data.items() if value is not None}
+        return data
+
+
+class FunctionCall(Strict):
+    """A function and its arguments as JSON text."""
+
+    name: str
+    arguments: str
+
+
+class ToolCall(Nullable):
+    """A call that the assistant made."""
+
+    id: str
+    type: Literal["function"] = "function"
+    index: int | None = None
+    function: FunctionCall
+
+
+class SystemMessage(Nullable):
+    """How the assistant should behave."""
+
+    role: Literal["system", "developer"]
+    content: str | list[TextPart]
+    name: str | None = None
+
+
+class UserMessage(Nullable):
+    """What the user says and shows."""
+
+    role: Literal["user"]
+    content: str | list[Annotated[TextPart | ImagePart | FilePart, Field(discriminator="type")]]
+    name: str | None = None
+
+
+class AssistantMessage(Nullable):
+    """What the assistant said before; as the last message, how its answer begins."""
+
+    model_config = ConfigDict(json_schema_extra={"description": "content or tool_calls must be there"})
+
+    role: Literal["assistant"]
+    content: str | list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]] | None = None
+    tool_calls: list[ToolCall] | None = None
+    refusal: str | None = None
+    annotations: list[Any] | None = Field(None, max_length=0)
+    name: str | None = None
+
+
+class ToolMessage(Nullable):
+    """What a tool returned."""
+
+    role: Literal["tool"]
+    content: str | list[TextPart]
+    tool_call_id: str
+    name: str | None = None
+
+
+Message = Annotated[SystemMessage | UserMessage | AssistantMessage | ToolMessage, Field(discriminator="role")]
+
+
+class FunctionDefinition(Nullable):
+    """A function that the model may call."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
+    description: str | None = None
+    parameters: JsonSchema | None = None
+    strict: bool | None = None
+
+
+class Tool(Strict):
+    """A tool."""
+
+    type: Literal["function"]
+    function: FunctionDefinition
+
+
+class NamedFunction(Strict):
+    """The name of a function."""
+
+    name: str
+
+
+class NamedTool(Strict):
+    """The tool that must be called."""
+
+    type: Literal["function"]
+    function: NamedFunction
+
+
+class TextFormat(Strict):
+    """Any text."""
+
+    type: Literal["text"]
+
+
+class JsonObjectFormat(Strict):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+
+class SchemaOfFormat(Nullable):
+    """A schema with its name."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
+    description: str | None = None
+    schema_: JsonSchema | None = Field(None, alias="schema")
+    strict: bool | None = None
+
+
+class JsonSchemaFormat(Strict):
+    """JSON that a schema allows."""
+
+    type: Literal["json_schema"]
+    json_schema: SchemaOfFormat
+
+
+ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Field(discriminator="type")]
+
+
+class ChatCompletionRequest(Sampling):
+    """The body of /v1/chat/completions."""
+
+    messages: list[Message] = Field(min_length=1, max_length=4096)
+    max_completion_tokens: int | None = Field(None, ge=1)
+    max_tokens: int | None = Field(None, ge=1, description="The older name of max_completion_tokens.")
+    logprobs: bool | None = None
+    top_logprobs: int | None = Field(None, ge=0, le=20)
+    response_format: ResponseFormat | None = None
+    tools: list[Tool] | None = Field(None, max_length=128)
+    tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
+    parallel_tool_calls: bool | None = None
+    modalities: list[Literal["text"]] | None = Field(None, description="Text is all there is.")
+    verbosity: Literal["medium"] | None = Field(None, description="The model has no other setting.")
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> ChatCompletionRequest:
+        if self.max_tokens is not None and self.max_completion_tokens is not None:
+            raise ValueError("max_tokens and max_completion_tokens are both given; keep max_completion_tokens")
+        if self.top_logprobs is not None and not self.logprobs:
+            raise ValueError("top_logprobs is given, but logprobs is not true; leave one out or set the other")
+        return self
+
+    @property
+    def limit(self) -> int | None:
+        """New tokens at most."""
+        return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
+
+    @property
+    def num_logprobs(self) -> int | None:
+        """How many likeliest tokens to give at each place; None gives nothing, not even the chosen one's."""
+        return (self.top_logprobs or 0) if self.logprobs else None

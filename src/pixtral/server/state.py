@@ -1,0 +1,173 @@
+"""What all requests share: the model's name and sizes, the engine, and how many may come in."""
+
+from __future__ import annotations
+
+import asyncio
+import concurrent.futures
+import dataclasses
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+from pixtral.server.errors import ApiError, overloaded, unavailable
+from pixtral.server.pictures import PictureLimits, PictureLoader
+from pixtral.server.settings import Settings
+
+if TYPE_CHECKING:
+    from pixtral.assistant import Assistant
+    from pixtral.engine.aio import AsyncEngine
+    from pixtral.processing import PixtralProcessor
+
+T = TypeVar("T")
+_WORKERS = 2  # threads that make prompts and pictures ready
+
+
+@dataclasses.dataclass(eq=False)
+class ServerState:
+    """The server's only state; it hangs at `app.state.server`.
+
+    Attributes:
+        settings: what the server was told.
+        processor: conversations and pictures to tokens and pixels.
+        engine: writes the answers.
+        pictures: reads and decodes what clients send.
+        model_name: what clients call the model.
+        max_model_len: tokens of prompt and answer together.
+        created: when the model was loaded, in seconds since 1970.
+        active: requests that are waiting or being answered.
+        draining: nobody may come in any more.
+    """
+
+    settings: Settings
+    processor: PixtralProcessor
+    engine: AsyncEngine
+    pictures: PictureLoader
+    model_name: str
+    max_model_len: int
+    created: int = dataclasses.field(default_factory=lambda: int(time.time()))
+    active: int = 0
+    draining: bool = False
+    workers: concurrent.futures.Executor = dataclasses.field(
+        default_factory=lambda: concurrent.futures.ThreadPoolExecutor(_WORKERS, thread_name_prefix="pixtral-prepare")
+    )
+
+    def enter(self) -> None:
+        """Count a request in.
+
+        Raises:
+            ApiError: 503 when the server is being stopped, 429 when too many are waiting.
+        """
+        if self.draining:
+            raise unavailable("the server is being stopped and takes no more requests; try again later")
+        if not self.engine.is_alive:
+            raise unavailable("the engine has stopped; the server must be started anew")
+        if self.active >= self.settings.max_num_seqs + self.settings.queue_limit:
+            raise overloaded(
+                f"{self.active} requests are being answered or waiting, which is all that is allowed; try again later",
+                1.0,
+            )
+        self.active += 1
+
+    def leave(self) -> None:
+        """Count a request out."""
+        self.active -= 1
+        assert self.active >= 0
+
+    def check_model(self, name: str | None) -> None:
+        """Refuse a request for another model; none at all means the one there is."""
+        if name is not None and name != self.model_name:
+            raise ApiError(
+                404, f"the model {name!r} is not served here; use {self.model_name!r}",
+                param="model", code="model_not_found",
+            )  # fmt: skip
+
+    async def in_thread(self, work: Callable[[], T]) -> T:
+        """Run what takes milliseconds beside the event loop."""
+        return await asyncio.get_running_loop().run_in_executor(self.workers, work)
+
+    async def close(self) -> None:
+        """The server has ended."""
+        await self.pictures.close()
+        self.workers.shutdown(wait=False, cancel_futures=True)
+
+
+def load_state(settings: Settings) -> ServerState:
+    """Load the model and make its engine; `engine.start()` is left to the application.
+
+    Raises:
+        PixtralError: no such model, or settings that it cannot honour.
+    """
+    from pixtral.assistant import load
+
+    layout: Any = settings.layout
+    threads = settings.threads
+    assistant = load(
+        settings.model,
+        dtype=settings.dtype,
+        device_map=settings.device_map,
+        quantization=settings.quantization,
+        quantize_vision=settings.quantize_vision,
+        activations=settings.activations,
+        threads=1 if settings.model is None and threads is None else threads,  # so small that threads cost time
+        layout=layout,
+        revision=settings.revision,
+        cache_dir=settings.cache_dir,
+        local_files_only=settings.local_files_only,
+        max_image_size=settings.max_image_size,
+        kv_cache=settings.kv_cache,
+    )
+    return state_of(assistant, settings)
+
+
+def state_of(assistant: Assistant, settings: Settings) -> ServerState:
+    """The state around a model that is loaded."""
+    from pixtral.engine.aio import AsyncEngine
+    from pixtral.engine.config import EngineConfig, MiB
+    from pixtral.engine.engine import Engine
+    from pixtral.engine.lookup import PromptLookup
+
+    config = EngineConfig(
+        max_model_len=settings.max_model_len,
+        max_num_seqs=settings.max_num_seqs,
+        max_num_batched_tokens=settings.max_num_batched_tokens,
+        kv_cache=settings.kv_cache,
+        kv_cache_bytes=settings.kv_cache_mb * MiB,
+        image_cache_bytes=settings.image_cache_mb * MiB,
+        prompt_lookup=None if settings.prompt_lookup is None else PromptLookup(settings.prompt_lookup),
+    )
+    engine = Engine(
+        assistant.model.eval(),
+        config,
+        tokenizer=assistant.processor.tokenizer,
+        eos_token_ids=assistant.eos_token_ids,
+    )
+    pictures = PictureLoader(picture_limits(assistant.processor, settings))
+    return ServerState(
+        settings, assistant.processor, AsyncEngine(engine), pictures, name_of(settings), engine.max_model_len
+    )
+
+
+def picture_limits(processor: PixtralProcessor, settings: Settings) -> PictureLimits:
+    """What pictures may be and cost."""
+    own = processor.image_processor.size["longest_edge"]
+    side = min(settings.max_image_size or own, own)
+    size = {"longest_edge": side}
+    return PictureLimits(
+        lambda width, height: processor.num_image_tokens(width, height, size=size),
+        longest_edge=side,
+        max_images=settings.max_images,
+        max_pixels=settings.max_image_pixels,
+        max_bytes=settings.max_body_bytes,
+        allow_remote=settings.allow_remote_images,
+    )
+
+
+def name_of(settings: Settings) -> str:
+    """What clients call the model."""
+    if settings.served_model_name is not None:
+        return settings.served_model_name
+    if settings.model is None:
+        return "pixtral-tiny"
+    folder = Path(settings.model).expanduser()
+    return folder.resolve().name if folder.is_dir() else settings.model
