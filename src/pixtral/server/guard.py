@@ -209,8 +209,9 @@ async def _refuse(error: ApiError, receive: Receive, send: Send) -> None:
     encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
     await send({"type": "http.response.start", "status": error.status, "headers": encoded})
     await send({"type": "http.response.body", "body": body, "more_body": True})
-    with contextlib.suppress(asyncio.TimeoutError):
-        await asyncio.wait_for(_discard(receive), _DISCARDED_SECONDS)
+    if error.status != 408:
+        with contextlib.suppress(asyncio.TimeoutError):
+            await asyncio.wait_for(_discard(receive), _DISCARDED_SECONDS)
     await send({"type": "http.response.body", "body": b"", "more_body": False})
 
 
