@@ -20,15 +20,13 @@ if TYPE_CHECKING:
     import llguidance
 
 # Compiling stays below some 50 ms, a mask of a hostile grammar below some 20 ms, its memory below some 50 MB.
-_LIMITS = {
+_FUEL = {
     "max_items_in_row": 2000,
     "initial_lexer_fuel": 1_000_000,
     "step_lexer_fuel": 200_000,
     "step_max_items": 50_000,
-    "max_lexer_states": 25_000,
-    "max_grammar_size": 200_000,
-    "verbose_errors": False,
 }
+_SIZE = {"max_lexer_states": 25_000, "max_grammar_size": 200_000}
 _MAX_MESSAGE = 500
 # What llguidance puts around a message: where it is in our own rules, and a picture of the line.
 _PLACE = re.compile(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?")
@@ -60,7 +58,7 @@ class Grammars:
         self._max_chars = max_chars
         self._lock = threading.Lock()  # of what follows
         self._vocabulary: llguidance.LLTokenizer | None = None
-        self._tokens = _tokens(tokenizer, self._eos)
+        self._tokens: Tokens | None = None
         self._compiled: OrderedDict[str, llguidance.LLMatcher] = OrderedDict()
         self._chars = 0
         self.num_compiled = 0
@@ -84,17 +82,17 @@ class Grammars:
         Raises:
             StructureError: the form cannot be compiled, is too complex, or lets no answer come.
         """
-        prototype = self._find(form)
-        return lambda: GrammarGuide(prototype.deep_copy(), self._tokens, form.param, json=form.json)
+        prototype, tokens = self._find(form)
+        return lambda: GrammarGuide(prototype.deep_copy(), tokens, form.param, json=form.json)
 
-    def _find(self, form: Form) -> llguidance.LLMatcher:
+    def _find(self, form: Form) -> tuple[llguidance.LLMatcher, Tokens]:
         grammar = form.rules
         with self._lock:
+            vocabulary, tokens = self._get_vocabulary()
             if grammar in self._compiled:
                 self._compiled.move_to_end(grammar)
-                return self._compiled[grammar]
-            vocabulary = self._get_vocabulary()
-        matcher = _compile(vocabulary, form, self._tokens.sayable)
+                return self._compiled[grammar], tokens
+        matcher = _compile(vocabulary, form, tokens.sayable)
         with self._lock:
             self.num_compiled += 1
             if grammar not in self._compiled:
@@ -103,12 +101,13 @@ class Grammars:
             while self._compiled and (len(self._compiled) > self._max_entries or self._chars > self._max_chars):
                 oldest, _ = self._compiled.popitem(last=False)
                 self._chars -= len(oldest)
-        return matcher
+        return matcher, tokens
 
-    def _get_vocabulary(self) -> llguidance.LLTokenizer:
-        if self._vocabulary is None:
+    def _get_vocabulary(self) -> tuple[llguidance.LLTokenizer, Tokens]:
+        if self._vocabulary is None or self._tokens is None:
             self._vocabulary = make_vocabulary(self.tokenizer, self._eos)
-        return self._vocabulary
+            self._tokens = _tokens(self.tokenizer, self._eos)
+        return self._vocabulary, self._tokens
 
 
 def _tokens(tokenizer: GrammarTokenizer, ends: Sequence[int]) -> Tokens:
@@ -140,7 +139,8 @@ def _compile(
     except UnicodeEncodeError as error:
         raise StructureError(f"{param} holds half a surrogate pair, which is no text; repair it", param) from error
     grammar = llguidance.LLMatcher.grammar_from_lark(form.rules)
-    matcher = llguidance.LLMatcher(vocabulary, grammar, log_level=0, limits=llguidance.LLParserLimits(**_LIMITS))
+    limits: Any = {**_FUEL, **_SIZE, "verbose_errors": False}
+    matcher = llguidance.LLMatcher(vocabulary, grammar, log_level=0, limits=llguidance.LLParserLimits(**limits))
     first = np.zeros_like(sayable)
     matcher.unsafe_compute_mask_ptr(first.ctypes.data, first.nbytes)  # now, so that no answer has to wait for it
     nothing = "NoExtension" in (matcher.get_error() if matcher.is_error() else matcher.stop_reason())

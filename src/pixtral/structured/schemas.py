@@ -80,7 +80,7 @@ def _endless(schema: JsonSchema) -> bool:
     The smallest fixed point: a reference counts as finite once what it points to has been shown to be.
     """
     finite: dict[str, bool] = {}
-    pending = [schema]
+    pending: list[object] = [schema]
     while pending:  # collect all targets of references
         one = pending.pop()
         if isinstance(one, Mapping):
