@@ -1,0 +1,180 @@
+"""The page in the browser: its files, their headers, and what it asks before it sends anything."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import pathlib
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
+
+from fastapi import APIRouter, Query, Request, Response
+
+from pixtral.assets import demo_picture_path
+from pixtral.images.geometry import Grid
+from pixtral.server.pictures import Detail, size_within
+
+if TYPE_CHECKING:
+    from pixtral.server.state import ServerState
+
+Measure: TypeAlias = Callable[[int, int, Detail], tuple[Grid, tuple[int, int]]]
+
+_TYPES = {
+    ".css": "text/css; charset=utf-8",
+    ".html": "text/html; charset=utf-8",
+    ".js": "text/javascript; charset=utf-8",
+    ".png": "image/png",
+    ".svg": "image/svg+xml",
+}
+
+# Scripts, styles and requests come from and go to this server alone; pictures may be those that the user chose, which
+# the page shows as blobs. Trusted types without any policy make the browser refuse every way from text to HTML.
+_POLICY = "; ".join((
+    "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self' blob:", "connect-src 'self'",
+    "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'",
+    "require-trusted-types-for 'script'", "trusted-types 'none'",
+))  # fmt: skip
+
+HEADERS: Mapping[str, str] = {
+    "Content-Security-Policy": _POLICY,
+    "X-Content-Type-Options": "nosniff",
+    "X-Frame-Options": "DENY",
+    "Referrer-Policy": "no-referrer",
+    "Permissions-Policy": "camera=(), geolocation=(), microphone=(), payment=(), usb=()",
+    "Cross-Origin-Opener-Policy": "same-origin",
+    "Cross-Origin-Resource-Policy": "same-origin",
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class PageFacts:
+    """What the page may know without a key.
+
+    Attributes:
+        auth_required: requests to /v1 need an API key.
+        max_images: pictures in one request.
+        max_image_pixels: width x height of a picture.
+        max_body_bytes: of one request.
+        demo: the embedded model answers; the page offers a picture that it knows how to describe.
+    """
+
+    auth_required: bool
+    max_images: int
+    max_image_pixels: int
+    max_body_bytes: int
+    demo: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
+class StaticFiles:
+    """The page's files, held in memory under one name for all of them.
+
+    The name is a hash of their contents: a file can be kept forever under it, and files of two versions never mix.
+    """
+
+    version: str
+    index: bytes
+    files: Mapping[str, bytes]
+
+    @classmethod
+    def read(cls, folder: pathlib.Path | None = None) -> StaticFiles:
+        """Those that ship with the package, or of another folder."""
+        folder = folder or pathlib.Path(__file__).parent / "static"
+        files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in _TYPES}
+        files["demo.png"] = demo_picture_path().read_bytes()
+        template = files.pop("index.html").decode()
+        version = hashlib.sha256(repr((template, files)).encode()).hexdigest()[:16]
+        base = f"page/{version}"
+        modules = [name for name in files if name.endswith(".js") and name != "theme.js"]
+        preloads = "\n".join(f'<link rel="modulepreload" href="{base}/{name}">' for name in modules)
+        return cls(version, template.replace("{files}", base).replace("{preloads}", preloads).encode(), files)
+
+    @property
+    def paths(self) -> frozenset[str]:
+        """Every path of the page. None needs a key: they say nothing that is not in the package but limits."""
+        return frozenset({"/", "/page/facts", "/page/grid", *(f"/page/{self.version}/{name}" for name in self.files)})
+
+
+def facts_of(state: ServerState) -> PageFacts:
+    """What the page may know of a server."""
+    settings = state.settings
+    return PageFacts(
+        auth_required=settings.api_key is not None,
+        max_images=settings.max_images,
+        max_image_pixels=settings.max_image_pixels,
+        max_body_bytes=settings.max_body_bytes,
+        demo=settings.model is None,
+    )
+
+
+def measure_of(state: ServerState) -> Measure:
+    """What pictures become on a server, by the functions that it prepares them with."""
+    limits, processor = state.pictures.limits, state.processor
+    side = processor.patch_size * processor.spatial_merge_size
+    options: dict[str, Any] = {
+        "size": {"longest_edge": limits.longest_edge}, "patch_size": {"height": side, "width": side}
+    }  # fmt: skip
+
+    def measure(width: int, height: int, detail: Detail) -> tuple[Grid, tuple[int, int]]:
+        size = size_within(width, height, limits.budget(detail), limits.tokens_of)
+        grid = processor.image_processor.grid_of(*size, **options)
+        return grid, grid.size(side)
+
+    return measure
+
+
+def page_routes(static: StaticFiles, facts: PageFacts, measure: Measure) -> APIRouter:
+    """The routes of the page.
+
+    Args:
+        static: its files.
+        facts: limits of this server.
+        measure: (width, height, detail) of a picture to its grid and its (height, width) after resizing.
+    """
+    router = APIRouter(include_in_schema=False)
+    tag = f'"{static.version}"'
+
+    @router.api_route("/", methods=["GET", "HEAD"])
+    async def index(request: Request) -> Response:
+        headers = {**HEADERS, "Cache-Control": "no-cache", "ETag": tag}  # asked for each time, sent when it has changed
+        if tag in request.headers.get("if-none-match", ""):
+            return Response(status_code=304, headers=headers)
+        return Response(static.index, headers=headers, media_type=_TYPES[".html"])
+
+    @router.get("/page/facts")
+    async def page_facts() -> Response:
+        return _fresh(dataclasses.asdict(facts))
+
+    @router.get("/page/grid")
+    async def page_grid(
+        width: Annotated[int, Query(ge=1, le=1_000_000)],
+        height: Annotated[int, Query(ge=1, le=1_000_000)],
+        detail: Detail = "auto",
+    ) -> Response:
+        """What a picture becomes, before it is sent: the same count as in the prompt."""
+        grid, (resized_height, resized_width) = measure(width, height, detail)
+        return _fresh(
+            {
+                "rows": grid.rows,
+                "cols": grid.cols,
+                "tokens": grid.num_tokens,
+                "width": resized_width,
+                "height": resized_height,
+            }
+        )
+
+    @router.api_route("/page/{version}/{name}", methods=["GET", "HEAD"])
+    async def file(version: str, name: str) -> Response:
+        content = static.files.get(name)
+        if version != static.version or content is None:
+            return Response("no such file\n", 404, {**HEADERS, "Cache-Control": "no-store"}, "text/plain")
+        headers = {**HEADERS, "Cache-Control": "public, max-age=31536000, immutable"}
+        return Response(content, headers=headers, media_type=_TYPES[pathlib.PurePath(name).suffix])
+
+    return router
+
+
+def _fresh(content: Mapping[str, object]) -> Response:
+    from fastapi.responses import JSONResponse
+
+    return JSONResponse(content, headers={**HEADERS, "Cache-Control": "no-store"})

@@ -1,0 +1,235 @@
+// The page: one conversation shown, any number of answers under way.
+
+import * as api from "./api.js";
+import { Answers } from "./answers.js";
+import { copyFrom } from "./clipboard.js";
+import { Composer } from "./composer.js";
+import { asText, emptyAnswer, newConversation, pictureIds, pictureTokens, titleOf, userMessage } from "./conversation.js";
+import { announce, byId } from "./dom.js";
+import { placeIcons } from "./icons.js";
+import { apiKey } from "./key.js";
+import { askForKey } from "./key-dialog.js";
+import { Library } from "./library.js";
+import { notify } from "./notices.js";
+import { isChanged, keepSettings, lastSettings } from "./settings.js";
+import { openSettings } from "./settings-dialog.js";
+import { Sidebar } from "./sidebar.js";
+import { startTheme } from "./theme-button.js";
+import { Thread } from "./thread.js";
+import { PictureUrls } from "./urls.js";
+import { fillWelcome } from "./welcome.js";
+
+const NO_LIMITS = { auth_required: false, max_images: 100, max_image_pixels: 5e7, max_body_bytes: 5e7, demo: false };
+
+class App {
+  current = newConversation(lastSettings());
+  model = null;
+
+  async start() {
+    placeIcons(document);
+    startTheme();
+    this.facts = await api.facts().catch(() => NO_LIMITS);
+    this.library = await Library.open(() => this.reload());
+    this.urls = new PictureUrls((id) => this.library.blob(id));
+    this.answers = new Answers(this.library, () => this.model, {
+      maxBytes: this.facts.max_body_bytes,
+      changed: (conversation, answer) => conversation === this.current && this.thread.update(answer),
+      ended: (conversation, answer) => this.ended(conversation, answer),
+    });
+    this.thread = new Thread(this.urls, {
+      edit: (message) => this.edit(message),
+      retry: (answer) => this.retry(answer),
+    });
+    this.sidebar = new Sidebar({
+      open: (id) => this.open(this.library.find(id)),
+      rename: (id, title) => this.rename(this.library.find(id), title),
+      remove: (id) => this.remove(this.library.find(id)),
+    });
+    this.composer = new Composer(this.urls, this.facts, {
+      send: (text, pictures, editing) => this.send(text, pictures, editing),
+      stop: () => this.answers.stop(this.current),
+      detail: () => this.current.settings.detail,
+      editLast: () => this.edit(this.current.messages.findLast((message) => message.role === "user")),
+      spent: (editing) => pictureTokens(this.messagesBefore(editing)),
+    });
+    fillWelcome(this.facts.demo, async (file, question) => {
+      this.composer.text = question;
+      if (!this.composer.pictureIds.length) await this.composer.add([file]);
+      this.composer.focus();
+    });
+    this.listen();
+    this.open(this.library.find(location.hash.slice(1)) ?? this.current);
+    document.body.classList.add("ready");
+    await this.connect();
+  }
+
+  listen() {
+    byId("new").addEventListener("click", () => this.open(newConversation(lastSettings())));
+    byId("settings").addEventListener("click", () => this.settings());
+    byId("copy-all").addEventListener("click", () => copyFrom(byId("copy-all"), asText(this.current)));
+    byId("key").hidden = !this.facts.auth_required;
+    byId("key").addEventListener("click", () => this.askForKey("Requests to this server carry this key."));
+    document.querySelector(".skip").addEventListener("click", (event) => {
+      event.preventDefault();
+      this.composer.focus();
+    });
+    addEventListener("hashchange", () => {
+      const found = this.library.find(location.hash.slice(1));
+      if (found && found !== this.current) this.open(found);
+    });
+    addEventListener("keydown", (event) => this.keydown(event));
+    addEventListener("pagehide", () => this.answers.saveAll());
+  }
+
+  keydown(event) {
+    if (event.isComposing || document.querySelector("dialog[open]")) return;
+    const typing = event.target.matches?.("input, textarea, select");
+    if (event.key === "Escape" && this.answers.stop(this.current)) event.preventDefault();
+    else if (event.key === "/" && !typing) this.take(event, () => this.composer.focus());
+    else if (event.altKey && event.code === "KeyN") this.take(event, () => byId("new").click());
+    else if (event.altKey && event.code === "Comma") this.take(event, () => this.settings());
+  }
+
+  take(event, act) {
+    event.preventDefault();
+    act();
+  }
+
+  /** Finds the model; asks for a key where one is needed. */
+  async connect() {
+    if (this.facts.auth_required && !apiKey()) return this.askForKey("This server answers those who have its key.");
+    try {
+      const [model] = await api.models();
+      this.model = model.id;
+      byId("model").textContent = model.id.split("/").at(-1);
+      byId("model").title = model.id;
+      this.composer.context = model.max_model_len ?? null;
+      this.composer.refresh();
+    } catch (error) {
+      if (error.status === 401) return this.askForKey(error.message);
+      notify(`${error.heading}. ${error.message}`, { kind: "error", name: "server", action: ["Try again", () => this.connect()] });
+    }
+  }
+
+  askForKey(reason, then = () => this.connect()) {
+    byId("key").hidden = false;
+    askForKey(reason, then);
+  }
+
+  /** Shows a conversation. */
+  open(conversation) {
+    if (!conversation) return;
+    this.current = conversation;
+    this.composer.edit(null);
+    this.thread.show(conversation.messages);
+    this.urls.keepOnly([...pictureIds(conversation), ...this.composer.pictureIds]);
+    this.sidebar.toggle(false);
+    this.refresh();
+    this.composer.focus();
+  }
+
+  /** Everything around the messages. */
+  refresh() {
+    const { current } = this;
+    const isKept = this.library.conversations.includes(current);
+    this.sidebar.show(this.library.conversations, current.id, this.answers.busy);
+    this.composer.isBusy = this.answers.busy.has(current.id);
+    const title = titleOf(current);
+    byId("title").textContent = title;
+    document.title = isKept ? `${title} – pixtral` : "pixtral";
+    byId("welcome").hidden = current.messages.length > 0;
+    byId("copy-all").hidden = current.messages.length === 0;
+    byId("settings").classList.toggle("changed", isChanged(current.settings));
+    if (location.hash.slice(1) !== (isKept ? current.id : "")) {
+      history.pushState(null, "", isKept ? `#${current.id}` : location.pathname + location.search);
+    }
+  }
+
+  /** Another tab has written. */
+  async reload() {
+    await this.library.reload(this.answers.busy);
+    const found = this.library.find(this.current.id);
+    if (found && found !== this.current) {
+      const changed = found.updated !== this.current.updated;
+      this.current = found;
+      if (changed) this.thread.show(found.messages);
+    }
+    this.refresh();
+  }
+
+  messagesBefore(message) {
+    const { messages } = this.current;
+    return message ? messages.slice(0, messages.indexOf(message)) : messages;
+  }
+
+  /** Takes a question, in place of `editing` and what followed it if that is given, and answers it. */
+  async send(text, pictures, editing) {
+    const before = pictureIds(this.current);
+    this.current.messages = [...this.messagesBefore(editing), userMessage(text, pictures)];
+    const dropped = before.filter((id) => !pictureIds(this.current).includes(id));
+    await this.answer(pictures, dropped);
+  }
+
+  async retry(answer) {
+    if (this.answers.busy.has(this.current.id)) return;
+    this.current.messages = this.messagesBefore(answer);
+    await this.answer();
+  }
+
+  async answer(pictures = [], dropped = []) {
+    const conversation = this.current;
+    const answer = emptyAnswer();
+    conversation.messages.push(answer);
+    conversation.updated = Date.now();
+    this.thread.show(conversation.messages);
+    const done = this.answers.start(conversation, answer, pictures, dropped);
+    this.refresh();
+    await done;
+  }
+
+  ended(conversation, answer) {
+    if (conversation === this.current) {
+      this.thread.update(answer);
+      announce(answer.error ? `${answer.error.heading}. ${answer.error.message}` : `Answer: ${answer.text}`);
+    }
+    this.refresh();
+    if (answer.error?.status === 401) this.askForKey(answer.error.message, () => this.connect().then(() => this.retry(answer)));
+  }
+
+  async edit(message) {
+    if (!message || this.answers.busy.has(this.current.id)) return;
+    const pictures = await Promise.all(message.pictures.map(async (p) => ({ ...p, blob: await this.library.blob(p.id) })));
+    this.composer.edit(message, pictures.filter(({ blob }) => blob));
+  }
+
+  rename(conversation, title) {
+    if (conversation && title !== titleOf(conversation)) {
+      conversation.title = title;
+      this.library.save(conversation);
+    }
+    this.refresh();
+  }
+
+  async remove(conversation) {
+    if (!conversation) return;
+    this.answers.stop(conversation);
+    const undo = await this.library.remove(conversation);
+    if (conversation === this.current) this.open(newConversation(lastSettings()));
+    else this.refresh();
+    const back = () => undo().then(() => this.open(conversation));
+    notify(`Deleted “${titleOf(conversation)}”.`, { action: ["Undo", back], seconds: 10, name: "deleted" });
+  }
+
+  settings() {
+    openSettings(this.current.settings, (settings) => {
+      const { detail } = this.current.settings;
+      this.current.settings = settings;
+      keepSettings(settings);
+      if (this.current.messages.length) this.library.save(this.current);
+      if (settings.detail !== detail) this.composer.measureAgain(settings.detail).catch((error) => notify(error.message, { kind: "error" }));
+      this.refresh();
+    });
+  }
+}
+
+await new App().start();

@@ -1,0 +1,236 @@
+// Where a message is written: text, pictures by button, paste and drop, what they cost, send and stop.
+
+import { announce, byId, count, h, plural } from "./dom.js";
+import { gridded } from "./grid.js";
+import { setIcon } from "./icons.js";
+import { notify } from "./notices.js";
+import { describe, pictureOf, remeasured, sentAs } from "./pictures.js";
+import { view } from "./viewer.js";
+
+const TILE_HEIGHT = 104;
+
+export class Composer {
+  #pictures = [];
+  #pending = 0;
+  #editing = null;
+
+  /** `actions`: send(text, pictures, editing), stop(), detail(), editLast(), spent(before id or null). */
+  constructor(urls, facts, actions) {
+    Object.assign(this, { urls, facts, actions, context: null });
+    this.field = byId("question");
+    this.field.addEventListener("input", () => this.refresh());
+    this.field.addEventListener("keydown", (event) => this.#keydown(event));
+    byId("composer").addEventListener("submit", (event) => {
+      event.preventDefault();
+      this.#send();
+    });
+    byId("stop").addEventListener("click", () => actions.stop());
+    byId("attach").addEventListener("click", () => byId("files").click());
+    byId("files").addEventListener("change", () => {
+      this.add([...byId("files").files]);
+      byId("files").value = "";
+    });
+    addEventListener("paste", (event) => this.#paste(event));
+    this.#listenForDrops();
+    this.refresh();
+  }
+
+  /** Adds files as pictures; those that are none are said. */
+  async add(files) {
+    const { max_images: most, max_image_pixels: maxPixels } = this.facts;
+    const room = most - this.#pictures.length - this.#pending;
+    if (files.length > room) {
+      notify(`This server takes ${plural(most, "picture")} in one message.`, { kind: "error", name: "pictures", seconds: 10 });
+    }
+    const taken = files.slice(0, Math.max(0, room));
+    this.#pending += taken.length;
+    this.refresh();
+    const options = { detail: this.actions.detail(), maxPixels };
+    await Promise.all(taken.map((file) => this.#addOne(file, options)));
+  }
+
+  async #addOne(file, options) {
+    const slot = { id: null, name: file.name || "picture" };
+    this.#pictures.push(slot);
+    this.refresh();
+    try {
+      const picture = await pictureOf(file, options);
+      this.urls.add(picture);
+      const at = this.#pictures.indexOf(slot);
+      if (at !== -1) this.#pictures[at] = picture;
+      announce(`${picture.name} added, ${plural(picture.grid.tokens, "token")}`);
+    } catch (error) {
+      this.#pictures = this.#pictures.filter((item) => item !== slot);
+      notify(error.message, { kind: "error", seconds: 10 });
+    } finally {
+      this.#pending -= 1;
+      this.refresh();
+    }
+  }
+
+  /** Measures the pictures that wait for another level of detail. */
+  async measureAgain(detail) {
+    this.#pictures = await Promise.all(this.#pictures.map((p) => (p.id && p.detail !== detail ? remeasured(p, detail) : p)));
+    this.refresh();
+  }
+
+  /** Puts a message back to be changed; null ends that. */
+  edit(message, pictures) {
+    this.#editing = message;
+    if (message) {
+      this.field.value = message.text;
+      this.#pictures = pictures;
+    }
+    this.refresh();
+    this.focus();
+  }
+
+  /** Empties the composer. */
+  clear() {
+    this.field.value = "";
+    this.#pictures = [];
+    this.#editing = null;
+    this.refresh();
+  }
+
+  /** The ids of the pictures that wait. */
+  get pictureIds() {
+    return this.#pictures.map((picture) => picture.id).filter(Boolean);
+  }
+
+  set text(text) {
+    this.field.value = text;
+    this.refresh();
+  }
+
+  focus() {
+    this.field.focus();
+    this.field.setSelectionRange(this.field.value.length, this.field.value.length);
+  }
+
+  /** Shows the stop button while an answer comes. */
+  set isBusy(busy) {
+    this.busy = busy;
+    const stopHadFocus = document.activeElement === byId("stop");
+    byId("stop").hidden = !busy;
+    byId("send").hidden = busy;
+    if (stopHadFocus && !busy) this.focus();
+    this.refresh();
+  }
+
+  /** Draws everything that depends on what is in the composer. */
+  refresh() {
+    this.field.style.height = "auto";
+    this.field.style.height = `${Math.min(this.field.scrollHeight, innerHeight * 0.4)}px`;
+    byId("send").disabled = !this.#isReady;
+    this.#showTray();
+    this.#showCost();
+    this.#showEditing();
+  }
+
+  get #isReady() {
+    return this.#pending === 0 && (this.field.value.trim() !== "" || this.#pictures.length > 0);
+  }
+
+  #send() {
+    if (!this.#isReady || this.busy) return;
+    const [text, pictures, editing] = [this.field.value, this.#pictures, this.#editing];
+    this.clear();
+    this.actions.send(text, pictures, editing);
+  }
+
+  #keydown(event) {
+    if (event.isComposing) return;
+    const touch = matchMedia("(pointer: coarse)").matches; // there, Enter is the only way to a new line
+    if (event.key === "Enter" && !event.shiftKey && (!touch || event.ctrlKey || event.metaKey)) {
+      event.preventDefault();
+      this.#send();
+    } else if (event.key === "Escape" && this.#editing && !this.busy) {
+      event.stopPropagation();
+      this.clear();
+    } else if (event.key === "ArrowUp" && this.field.value === "" && !this.#pictures.length) {
+      event.preventDefault();
+      this.actions.editLast();
+    }
+  }
+
+  #paste(event) {
+    const files = [...(event.clipboardData?.files ?? [])];
+    if (!files.length || document.querySelector("dialog[open]")) return;
+    event.preventDefault();
+    this.add(files);
+  }
+
+  #listenForDrops() {
+    let depth = 0; // enter and leave come for every element on the way
+    const show = (change) => {
+      depth = Math.max(0, change === 0 ? 0 : depth + change);
+      byId("drop").hidden = depth === 0;
+    };
+    const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
+    addEventListener("dragenter", (event) => hasFiles(event) && show(1));
+    addEventListener("dragleave", (event) => hasFiles(event) && show(-1));
+    addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
+    addEventListener("drop", (event) => {
+      if (!hasFiles(event)) return;
+      event.preventDefault();
+      show(0);
+      this.add([...event.dataTransfer.files]);
+      this.focus();
+    });
+  }
+
+  #showTray() {
+    const tray = byId("tray");
+    tray.hidden = this.#pictures.length === 0;
+    const shown = new Map([...tray.children].map((tile) => [tile.picture, tile]));
+    tray.replaceChildren(...this.#pictures.map((picture) => shown.get(picture) ?? this.#tile(picture)));
+  }
+
+  #tile(picture) {
+    const remove = h("button", { type: "button", class: "remove", "aria-label": `Remove ${picture.name}`, title: "Remove" });
+    setIcon(remove, "close");
+    remove.addEventListener("click", () => {
+      this.#pictures = this.#pictures.filter((item) => item !== picture);
+      this.refresh();
+      this.focus();
+    });
+    const tile = h("li", { class: "tile" });
+    tile.picture = picture;
+    if (picture.id === null) {
+      tile.append(h("span", { class: "reading", role: "img", "aria-label": `Reading ${picture.name}` }));
+      return tile;
+    }
+    const width = Math.min(220, Math.max(64, (TILE_HEIGHT * picture.width) / picture.height));
+    const image = h("img", { alt: picture.name });
+    const frame = gridded(image, picture.grid, width);
+    frame.style.width = `${width}px`;
+    this.urls.show(image, picture.id);
+    const { rows, cols, tokens } = picture.grid;
+    const label = `${picture.name}: ${describe(picture)}`;
+    const open = h("button", { type: "button", class: "look", "aria-label": label, title: `${label} (${sentAs(picture)})` }, frame);
+    open.addEventListener("click", () => view(picture, this.urls));
+    tile.append(h("div", { class: "tile-frame" }, open, remove), h("p", { class: "caption" }, h("b", {}, count(tokens)), ` tokens · ${rows} × ${cols}`));
+    return tile;
+  }
+
+  #showCost() {
+    const tokens = this.#pictures.reduce((sum, picture) => sum + (picture.grid?.tokens ?? 0), 0);
+    const before = this.actions.spent(this.#editing);
+    const tooMuch = this.context !== null && before + tokens >= this.context;
+    const cost = byId("cost");
+    cost.classList.toggle("too-much", tooMuch);
+    const all = before && tokens ? `, ${count(before + tokens)} with those before` : "";
+    if (tooMuch) cost.textContent = `${plural(before + tokens, "picture token")}: more than the ${count(this.context)} this model reads`;
+    else if (this.#pictures.length) cost.textContent = `${plural(this.#pictures.length, "picture")}, ${plural(tokens, "token")}${all}`;
+    else cost.textContent = "";
+  }
+
+  #showEditing() {
+    const line = byId("editing");
+    line.hidden = !this.#editing;
+    if (!this.#editing || line.childElementCount) return this.#editing ? undefined : line.replaceChildren();
+    const cancel = h("button", { type: "button", class: "text-button", onclick: () => this.clear() }, "Cancel");
+    line.append(h("span", {}, "Sending replaces this question and what followed it."), cancel);
+  }
+}

@@ -1,0 +1,32 @@
+// The patch grid, drawn over a picture.
+
+import { h } from "./dom.js";
+
+const SVG = "http://www.w3.org/2000/svg";
+
+/** A picture with its grid of rows x cols patches over it; `width` is how wide it will be shown, in CSS pixels. */
+export function gridded(image, grid, width) {
+  const frame = h("span", { class: "gridded" }, image);
+  if (grid) frame.append(gridOf(grid.rows, grid.cols, width / grid.cols));
+  return frame;
+}
+
+/** Lines between the patches; fainter where the patches are small, so that the picture stays visible. */
+function gridOf(rows, cols, side) {
+  const svg = document.createElementNS(SVG, "svg");
+  svg.setAttribute("class", "grid");
+  svg.setAttribute("viewBox", `0 0 ${cols} ${rows}`);
+  svg.setAttribute("preserveAspectRatio", "none");
+  svg.setAttribute("aria-hidden", "true");
+  let d = "";
+  for (let col = 1; col < cols; col++) d += `M${col} 0V${rows}`;
+  for (let row = 1; row < rows; row++) d += `M0 ${row}H${cols}`;
+  for (const name of ["grid-dark", "grid-light"]) {
+    const path = document.createElementNS(SVG, "path");
+    path.setAttribute("class", name);
+    path.setAttribute("d", d);
+    svg.append(path);
+  }
+  svg.style.opacity = String(Math.min(1, Math.max(0.25, side / 12)));
+  return svg;
+}

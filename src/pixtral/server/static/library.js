@@ -1,0 +1,77 @@
+// All conversations of this browser, and what happens when it cannot keep them.
+
+import { pictureIds } from "./conversation.js";
+import { notify } from "./notices.js";
+import { openStore, QuotaError } from "./store.js";
+
+export class Library {
+  conversations = [];
+  #held = new Map(); // bytes of pictures that the store does not have
+  #channel = "BroadcastChannel" in globalThis ? new BroadcastChannel("pixtral") : null;
+
+  /** Opens what the browser has; `changed` is called when another tab has written. */
+  static async open(changed) {
+    const library = new Library();
+    library.store = await openStore();
+    await library.reload();
+    if (library.#channel) library.#channel.onmessage = changed;
+    if (!library.store.lasts) {
+      notify("This browser keeps nothing for this page: conversations are gone when it is closed.", { name: "storage" });
+    }
+    return library;
+  }
+
+  /** Reads the list again; conversations in `kept` stay the objects that they are. */
+  async reload(kept = new Set()) {
+    const mine = new Map(this.conversations.filter(({ id }) => kept.has(id)).map((c) => [c.id, c]));
+    const stored = (await this.store.list()).map((conversation) => mine.get(conversation.id) ?? interrupted(conversation));
+    this.conversations = [...[...mine.values()].filter((c) => !stored.includes(c)), ...stored];
+  }
+
+  find(id) {
+    return this.conversations.find((conversation) => conversation.id === id) ?? null;
+  }
+
+  /** Keeps a conversation and new pictures. A full store is said once; the page goes on with what it has. */
+  async save(conversation, pictures = [], dropped = []) {
+    if (!this.conversations.includes(conversation)) this.conversations.push(conversation);
+    this.conversations.sort((a, b) => b.updated - a.updated);
+    for (const picture of pictures) this.#held.set(picture.id, picture.blob);
+    const unkept = pictureIds(conversation).filter((id) => this.#held.has(id));
+    try {
+      await this.store.put(conversation, unkept.map((id) => ({ id, blob: this.#held.get(id) })), dropped);
+      for (const id of unkept) this.#held.delete(id);
+      this.#channel?.postMessage(conversation.id);
+    } catch (error) {
+      const why = error instanceof QuotaError ? "The browser’s storage for this page is full" : "The browser could not store this";
+      notify(`${why}: the newest messages are kept only until this tab closes. Delete conversations to make room.`, {
+        kind: "error",
+        name: "storage",
+      });
+    }
+  }
+
+  /** The bytes of a picture, or null. */
+  async blob(id) {
+    return this.#held.get(id) ?? (await this.store.blob(id).catch(() => null));
+  }
+
+  /** Forgets a conversation; returns what brings it back. */
+  async remove(conversation) {
+    const ids = pictureIds(conversation);
+    const pictures = await Promise.all(ids.map(async (id) => ({ id, blob: await this.blob(id) })));
+    this.conversations = this.conversations.filter((other) => other !== conversation);
+    await this.store.remove(conversation).catch(() => notify("The browser could not delete this.", { kind: "error", seconds: 8 }));
+    for (const id of ids) this.#held.delete(id);
+    this.#channel?.postMessage(conversation.id);
+    return () => this.save(conversation, pictures.filter(({ blob }) => blob));
+  }
+}
+
+/** Answers that were coming when the page was left came no further. */
+function interrupted(conversation) {
+  for (const message of conversation.messages) {
+    if (message.state === "streaming") message.state = "stopped";
+  }
+  return conversation;
+}

@@ -1,0 +1,88 @@
+// Files become pictures: looked at by the browser, measured by the server, kept as they are where that is possible.
+
+import { bytes, count, newId } from "./dom.js";
+import { grid } from "./api.js";
+
+const READ_BY_SERVER = new Set(["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"]);
+const KEEP_BELOW = 4e6; // larger files are sent at the size that the model sees
+
+/** A file that cannot become a picture; the message is for the user. */
+export class PictureError extends Error {}
+
+/**
+ * {id, name, type, blob, width, height, detail, grid, scaled} of a file.
+ * `grid` is {rows, cols, tokens, width, height}: what the model will see.
+ */
+export async function pictureOf(file, { detail, maxPixels }) {
+  const name = file.name || "picture";
+  const image = await decoded(file, name);
+  let { naturalWidth: width, naturalHeight: height } = image;
+  if (!width || !height) [width, height] = [512, 512]; // a drawing without a size of its own
+  const measured = await grid(width, height, detail);
+  let blob = file;
+  let scaled = false;
+  if (file.size > KEEP_BELOW || width * height > maxPixels) {
+    blob = await redrawn(image, measured.width, measured.height, name);
+    scaled = true;
+  } else if (!READ_BY_SERVER.has(file.type)) {
+    blob = await redrawn(image, width, height, name);
+  }
+  return { id: newId(), name, type: blob.type, blob, width, height, detail, grid: measured, scaled };
+}
+
+/** The picture measured anew for another level of detail. */
+export async function remeasured(picture, detail) {
+  return { ...picture, detail, grid: await grid(picture.width, picture.height, detail) };
+}
+
+/** The bytes as a data: address. */
+export function dataUrl(blob) {
+  return new Promise((resolve, reject) => {
+    const reader = new FileReader();
+    reader.onload = () => resolve(reader.result);
+    reader.onerror = () => reject(new PictureError("A picture can no longer be read; remove it and add it again."));
+    reader.readAsDataURL(blob);
+  });
+}
+
+/** One line about a picture. */
+export function describe(picture) {
+  const { grid: g } = picture;
+  const seen = g.width === picture.width && g.height === picture.height ? "" : ` → ${g.width} × ${g.height}`;
+  return `${picture.width} × ${picture.height}${seen} pixels, ${g.rows} × ${g.cols} patches, ${count(g.tokens)} tokens`;
+}
+
+/** What a picture is sent as. */
+export function sentAs(picture) {
+  const size = bytes(picture.blob.size);
+  return picture.scaled ? `scaled down here to what the model sees, ${size}` : size;
+}
+
+async function decoded(file, name) {
+  const image = new Image();
+  const address = URL.createObjectURL(file);
+  image.src = address;
+  try {
+    await image.decode();
+  } catch {
+    throw new PictureError(`“${name}” is not a picture that this browser can show. Use PNG, JPEG, WebP or GIF.`);
+  } finally {
+    URL.revokeObjectURL(address);
+  }
+  return image;
+}
+
+/** The picture drawn at another size, over white as the model sees it. */
+async function redrawn(image, width, height, name) {
+  const canvas = document.createElement("canvas");
+  [canvas.width, canvas.height] = [width, height];
+  const context = canvas.getContext("2d");
+  if (!context) throw new PictureError(`“${name}” is too large for this browser.`);
+  context.imageSmoothingQuality = "high";
+  context.fillStyle = "#fff";
+  context.fillRect(0, 0, width, height);
+  context.drawImage(image, 0, 0, width, height);
+  const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
+  if (!blob) throw new PictureError(`“${name}” is too large for this browser.`);
+  return blob;
+}

@@ -1,0 +1,101 @@
+// The list of conversations, and the drawer that it is on a phone.
+
+import { byId, h } from "./dom.js";
+import { setIcon } from "./icons.js";
+import { titleOf } from "./conversation.js";
+
+export class Sidebar {
+  /** `actions`: open(id), rename(id, title), remove(id). */
+  constructor(actions) {
+    this.actions = actions;
+    this.list = byId("conversations");
+    byId("open-sidebar").addEventListener("click", () => this.toggle(true));
+    byId("close-sidebar").addEventListener("click", () => this.toggle(false));
+    byId("scrim").addEventListener("click", () => this.toggle(false));
+    byId("sidebar").addEventListener("keydown", (event) => {
+      if (event.key === "Escape" && this.isOpen) {
+        event.stopPropagation();
+        this.toggle(false);
+      }
+    });
+  }
+
+  get isOpen() {
+    return document.body.classList.contains("drawer");
+  }
+
+  /** Opens or closes the drawer; on a wide window the list is always there. */
+  toggle(open) {
+    if (open === this.isOpen) return;
+    document.body.classList.toggle("drawer", open);
+    byId("scrim").hidden = !open;
+    byId("main").inert = open;
+    byId("open-sidebar").setAttribute("aria-expanded", String(open));
+    byId(open ? "close-sidebar" : "open-sidebar").focus();
+  }
+
+  /** Lists the conversations under the days they were last used; `current` is marked, those in `busy` are answering. */
+  show(conversations, current, busy) {
+    const focused = document.activeElement?.closest?.("#conversations li")?.dataset.id;
+    const items = [];
+    let heading = null;
+    for (const conversation of conversations) {
+      const age = ageOf(conversation.updated);
+      if (age !== heading) items.push(h("li", { class: "age" }, (heading = age)));
+      items.push(this.#item(conversation, conversation.id === current, busy.has(conversation.id)));
+    }
+    this.list.replaceChildren(...items);
+    if (focused) this.list.querySelector(`[data-id="${focused}"] .open`)?.focus();
+  }
+
+  #item(conversation, isCurrent, isBusy) {
+    const title = titleOf(conversation);
+    const open = h(
+      "button",
+      { type: "button", class: "open", title, "aria-current": isCurrent ? "page" : null, onclick: () => this.actions.open(conversation.id) },
+      h("span", {}, title),
+      isBusy && h("span", { class: "busy", role: "img", "aria-label": "answering" }),
+    );
+    const rename = h("button", { type: "button", class: "icon-button small", "aria-label": `Rename “${title}”`, title: "Rename" });
+    const remove = h("button", { type: "button", class: "icon-button small", "aria-label": `Delete “${title}”`, title: "Delete" });
+    setIcon(rename, "edit");
+    setIcon(remove, "trash");
+    const item = h("li", { "data-id": conversation.id, class: isCurrent ? "current" : null }, open, rename, remove);
+    rename.addEventListener("click", () => this.#rename(item, conversation.id, title));
+    remove.addEventListener("click", () => this.actions.remove(conversation.id));
+    open.addEventListener("keydown", (event) => {
+      if (event.key === "F2") this.#rename(item, conversation.id, title);
+      if (event.key === "Delete") this.actions.remove(conversation.id);
+    });
+    return item;
+  }
+
+  #rename(item, id, title) {
+    const field = h("input", { class: "rename", "aria-label": "Title", maxlength: "100" });
+    field.value = title;
+    let done = false;
+    const finish = (keep) => {
+      if (done) return;
+      done = true;
+      this.actions.rename(id, keep && field.value.trim() ? field.value.trim() : title);
+    };
+    field.addEventListener("keydown", (event) => {
+      if (event.isComposing || !["Enter", "Escape"].includes(event.key)) return;
+      event.stopPropagation();
+      event.preventDefault();
+      finish(event.key === "Enter");
+      this.list.querySelector(`[data-id="${id}"] .open`)?.focus();
+    });
+    field.addEventListener("blur", () => finish(true));
+    item.replaceChildren(field);
+    field.select();
+  }
+}
+
+function ageOf(time) {
+  const midnight = new Date().setHours(0, 0, 0, 0);
+  const days = (midnight - time) / 86_400_000;
+  if (days <= 0) return "Today";
+  if (days <= 1) return "Yesterday";
+  return days <= 7 ? "Last seven days" : "Earlier";
+}

@@ -1,0 +1,107 @@
+// Conversations and their pictures in IndexedDB; in memory, with a word about it, where the browser keeps nothing.
+
+import { pictureIds } from "./conversation.js";
+
+const NAME = "pixtral";
+const VERSION = 1;
+
+/** Storage that is full. */
+export class QuotaError extends Error {}
+
+/** Opens the store: the browser's, or one that lasts as long as the page. */
+export async function openStore() {
+  try {
+    return new Store(await opened());
+  } catch {
+    return new MemoryStore();
+  }
+}
+
+function opened() {
+  return new Promise((resolve, reject) => {
+    const request = indexedDB.open(NAME, VERSION);
+    request.onupgradeneeded = () => {
+      request.result.createObjectStore("conversations", { keyPath: "id" });
+      request.result.createObjectStore("pictures", { keyPath: "id" });
+    };
+    request.onsuccess = () => resolve(request.result);
+    request.onerror = () => reject(request.error);
+    request.onblocked = () => reject(new Error("another tab holds an older version"));
+  });
+}
+
+class Store {
+  lasts = true;
+
+  constructor(database) {
+    this.database = database;
+    database.onversionchange = () => database.close();
+  }
+
+  /** Every conversation, newest first. */
+  async list() {
+    const all = await this.#run("readonly", ["conversations"], (t) => t.objectStore("conversations").getAll());
+    return all.sort((a, b) => b.updated - a.updated);
+  }
+
+  /** Writes a conversation, its new pictures with it or not at all, and drops pictures that are no longer in it. */
+  async put(conversation, pictures = [], dropped = []) {
+    await this.#run("readwrite", ["conversations", "pictures"], (t) => {
+      for (const id of dropped) t.objectStore("pictures").delete(id);
+      for (const picture of pictures) t.objectStore("pictures").put({ id: picture.id, blob: picture.blob });
+      return t.objectStore("conversations").put(conversation);
+    });
+  }
+
+  /** The bytes of a picture, or null. */
+  async blob(id) {
+    return (await this.#run("readonly", ["pictures"], (t) => t.objectStore("pictures").get(id)))?.blob ?? null;
+  }
+
+  /** Forgets a conversation and its pictures. */
+  async remove(conversation) {
+    await this.#run("readwrite", ["conversations", "pictures"], (t) => {
+      for (const id of pictureIds(conversation)) t.objectStore("pictures").delete(id);
+      return t.objectStore("conversations").delete(conversation.id);
+    });
+  }
+
+  #run(mode, names, work) {
+    return new Promise((resolve, reject) => {
+      const transaction = this.database.transaction(names, mode);
+      const request = work(transaction);
+      transaction.oncomplete = () => resolve(request.result);
+      const fail = () => {
+        const error = transaction.error ?? request.error;
+        reject(error?.name === "QuotaExceededError" ? new QuotaError("full") : error);
+      };
+      transaction.onerror = fail;
+      transaction.onabort = fail;
+    });
+  }
+}
+
+class MemoryStore {
+  lasts = false;
+  #conversations = new Map();
+  #blobs = new Map();
+
+  async list() {
+    return [...this.#conversations.values()].sort((a, b) => b.updated - a.updated);
+  }
+
+  async put(conversation, pictures = [], dropped = []) {
+    for (const id of dropped) this.#blobs.delete(id);
+    for (const picture of pictures) this.#blobs.set(picture.id, picture.blob);
+    this.#conversations.set(conversation.id, conversation);
+  }
+
+  async blob(id) {
+    return this.#blobs.get(id) ?? null;
+  }
+
+  async remove(conversation) {
+    for (const id of pictureIds(conversation)) this.#blobs.delete(id);
+    this.#conversations.delete(conversation.id);
+  }
+}

@@ -1,0 +1,135 @@
+// The messages of a conversation on the page.
+
+import { byId, count, h } from "./dom.js";
+import { copyButton } from "./clipboard.js";
+import { gridded } from "./grid.js";
+import { setIcon } from "./icons.js";
+import { Prose } from "./markdown.js";
+import { describe } from "./pictures.js";
+import { view } from "./viewer.js";
+
+const ALONE = 200; // height of a picture, in CSS pixels
+const AMONG_OTHERS = 130;
+
+export class Thread {
+  #views = new Map(); // message id -> its element, prose, parts that change
+  #stuck = true; // the end is followed while text comes
+
+  /** `actions`: edit(message), retry(message). */
+  constructor(urls, actions) {
+    this.urls = urls;
+    this.actions = actions;
+    this.list = byId("thread");
+    this.scroller = byId("scroll");
+    this.scroller.addEventListener("scroll", () => this.#scrolled(), { passive: true });
+    byId("latest").addEventListener("click", () => this.toEnd());
+    new ResizeObserver(() => this.#follow()).observe(this.list);
+  }
+
+  /** Shows a conversation from its beginning to its end. */
+  show(messages) {
+    this.#views.clear();
+    this.list.replaceChildren();
+    for (const message of messages) this.update(message);
+    this.toEnd();
+  }
+
+  /** Adds a message, or draws it anew after it has changed. */
+  update(message) {
+    if (!this.#views.has(message.id)) this.#add(message);
+    if (message.role === "assistant") this.#drawAnswer(message, this.#views.get(message.id));
+    this.#follow();
+  }
+
+  /** Scrolls to the end and follows it. */
+  toEnd() {
+    this.#stuck = true;
+    this.#follow();
+  }
+
+  #add(message) {
+    const item = h("li", { class: `message ${message.role}`, "data-id": message.id });
+    const parts = { item };
+    if (message.role === "user") this.#fillQuestion(item, message);
+    else {
+      parts.prose = new Prose();
+      parts.notice = h("div", { class: "trouble", role: "alert", hidden: true });
+      parts.foot = h("div", { class: "message-foot" });
+      item.append(h("h3", { class: "unseen" }, "Answer"), parts.prose.element, parts.notice, parts.foot);
+    }
+    this.#views.set(message.id, parts);
+    this.list.append(item);
+  }
+
+  #fillQuestion(item, message) {
+    item.append(h("h3", { class: "unseen" }, "Question"));
+    if (message.pictures.length) item.append(h("ul", { class: "pictures" }, ...message.pictures.map((p) => this.#picture(p, message.pictures.length > 1 ? AMONG_OTHERS : ALONE))));
+    if (message.text.trim()) item.append(h("div", { class: "bubble" }, message.text));
+    const edit = h("button", { type: "button", class: "icon-button small", "aria-label": "Edit the question", title: "Edit" });
+    setIcon(edit, "edit");
+    edit.addEventListener("click", () => this.actions.edit(message));
+    item.append(h("div", { class: "message-foot" }, message.text && copyButton(() => message.text, "Copy the question"), edit));
+  }
+
+  #picture(picture, height) {
+    const width = Math.min((height * picture.width) / picture.height, 320);
+    const image = h("img", { alt: picture.name, loading: "lazy" });
+    const frame = gridded(image, picture.grid, width);
+    frame.style.width = `${width}px`;
+    frame.style.aspectRatio = `${picture.width} / ${picture.height}`;
+    this.urls.show(image, picture.id);
+    const label = `${picture.name}: ${describe(picture)}`;
+    return h("li", {}, h("button", { type: "button", class: "look", "aria-label": label, title: label, onclick: () => view(picture, this.urls) }, frame));
+  }
+
+  #drawAnswer(answer, { item, prose, notice, foot }) {
+    item.classList.toggle("waiting", answer.state === "streaming" && !answer.text);
+    item.classList.toggle("streaming", answer.state === "streaming");
+    item.setAttribute("aria-busy", String(answer.state === "streaming"));
+    prose.show(answer.text);
+    notice.hidden = !answer.error;
+    if (answer.error && !notice.childElementCount) {
+      const { heading, message, retryAfter } = answer.error;
+      const wait = retryAfter ? ` It asks to wait ${retryAfter} s.` : "";
+      notice.append(h("strong", {}, heading), h("p", {}, message + wait));
+      setIcon(notice, "warning");
+    }
+    if (answer.state !== "streaming" && !foot.childElementCount) this.#fillFoot(foot, answer);
+  }
+
+  #fillFoot(foot, answer) {
+    const retry = h("button", { type: "button", class: "icon-button small", "aria-label": "Answer again", title: "Answer again" });
+    setIcon(retry, "retry");
+    retry.addEventListener("click", () => this.actions.retry(answer));
+    if (answer.text) foot.append(copyButton(() => answer.text, "Copy the answer"));
+    foot.append(retry, h("span", { class: "meta" }, metaOf(answer)));
+  }
+
+  #scrolled() {
+    const { scrollTop, scrollHeight, clientHeight } = this.scroller;
+    this.#stuck = scrollHeight - scrollTop - clientHeight < 60;
+    byId("latest").hidden = this.#stuck;
+  }
+
+  #follow() {
+    if (this.#stuck) this.scroller.scrollTop = this.scroller.scrollHeight;
+    else this.#scrolled();
+  }
+}
+
+/** What an answer cost, and how it ended. */
+function metaOf(answer) {
+  const parts = [];
+  if (answer.state === "stopped") parts.push("Stopped");
+  if (answer.state === "length") parts.push("Cut off at the longest answer");
+  if (answer.usage) {
+    const cached = answer.usage.cached ? ` (${count(answer.usage.cached)} known)` : "";
+    parts.push(`${count(answer.usage.prompt)}${cached} + ${count(answer.usage.completion)} tokens`);
+  }
+  if (answer.timing && answer.state !== "failed") {
+    parts.push(`${answer.timing.first.toFixed(answer.timing.first < 1 ? 2 : 1)} s to the first`);
+    const speed = answer.usage && answer.timing.rest > 0.05 ? (answer.usage.completion - 1) / answer.timing.rest : 0;
+    if (speed >= 1) parts.push(`${Math.round(speed)} per second`);
+  }
+  return parts.join(" · ");
+}

@@ -1,0 +1,38 @@
+// Addresses under which the page shows pictures that the browser holds.
+
+/** Object URLs by the id of the picture; `blobOf` finds bytes that have not been shown yet. */
+export class PictureUrls {
+  #urls = new Map();
+
+  constructor(blobOf) {
+    this.blobOf = blobOf;
+  }
+
+  /** Sets the picture as the source of an image, now or when its bytes have been read. */
+  async show(image, id) {
+    const url = this.#urls.get(id) ?? (await this.#read(id));
+    if (url) image.src = url;
+    else image.closest(".gridded, .tile")?.classList.add("lost");
+  }
+
+  /** Takes the bytes of a picture that is not in the store yet. */
+  add(picture) {
+    if (!this.#urls.has(picture.id)) this.#urls.set(picture.id, URL.createObjectURL(picture.blob));
+  }
+
+  /** Lets go of all but these. */
+  keepOnly(ids) {
+    const kept = new Set(ids);
+    for (const [id, url] of this.#urls) {
+      if (kept.has(id)) continue;
+      URL.revokeObjectURL(url);
+      this.#urls.delete(id);
+    }
+  }
+
+  async #read(id) {
+    const blob = await this.blobOf(id);
+    if (blob && !this.#urls.has(id)) this.#urls.set(id, URL.createObjectURL(blob));
+    return this.#urls.get(id) ?? null;
+  }
+}
