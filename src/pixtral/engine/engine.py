@@ -130,7 +130,7 @@ class Engine:
         """Schedule, encode, run, sample: one forward pass, and a token or more for everyone who has got that far."""
         begin = self._clock()
         decoding = sum(request.is_decoding for request in self.scheduler.running)
-        plan = self._core.plan(self._pace.limit(decoding))
+        plan = self._core.plan(self._pace.limit(decoding, self.scheduler.num_seated - decoding))
         if plan.encode:
             self._encode(plan)
             begin = self._clock()

@@ -32,6 +32,11 @@ class Scheduler:
         self.num_prompt_tokens = 0  # of requests that have been let in
         self.num_cached_tokens = 0  # of these, found
 
+    @property
+    def num_seated(self) -> int:
+        """Requests that run, or could if there are blocks for them."""
+        return min(len(self.running) + len(self.waiting), self.budget.max_num_seqs)
+
     def add(self, request: Request) -> None:
         """A new request, at its place in the order."""
         assert request.status is Status.WAITING

@@ -74,3 +74,35 @@ def test_one_slow_step_does_not_stop_the_reading():
     before = pace.limit(4)
     pace.note(4, 20, 10.0)
     assert before == 20 and pace.limit(4) >= 10
+
+
+def test_a_fixed_cost_of_steps_with_prompts_does_not_stop_the_reading():
+    """Reading less would make such steps no shorter, only more of them."""
+    pace = Pace(2.0, 2048)
+    pace.note(0, 1000, 0.02)
+    for _ in range(40):
+        tokens = pace.limit(4)
+        pace.note(4, 0, 0.005)
+        pace.note(4, tokens, 0.005 + 0.006 + 0.00002 * tokens)
+    assert pace.limit(4) >= 100
+
+
+def test_many_who_wait_for_a_first_token_may_hold_up_few():
+    pace = Pace(2.0, 2048)
+    pace.note(0, 1000, 1.0)
+    pace.note(4, 0, 0.02)
+    assert pace.limit(4, 1) == 20
+    assert pace.limit(4, 3) == 30
+    assert pace.limit(4, 100) == 2 * START  # no more than twice what has been tried
+    for _ in range(3):
+        pace.note(4, 60, 0.08)
+    assert pace.limit(4, 100) == 80  # and only four times as much
+
+
+def test_a_short_rest_of_a_prompt_does_not_count_as_all_that_goes():
+    pace = Pace(2.0, 2048)
+    for _ in range(4):
+        pace.note(4, 0, 0.02)
+        pace.note(4, 100, 0.022)
+    pace.note(4, 3, 0.0201)
+    assert pace.limit(4) >= 200
