@@ -15,6 +15,7 @@ from pixtral.cli.estimate import estimate
 from pixtral.cli.inspect import inspect
 from pixtral.cli.output import fail
 from pixtral.cli.quantize import quantize
+from pixtral.cli.serve import serve
 from pixtral.errors import PixtralError
 
 
@@ -60,6 +61,7 @@ def root(
 
 
 app.command()(chat)
+app.command()(serve)
 app.command()(inspect)
 app.command()(estimate)
 app.command()(quantize)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import logging
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -15,14 +14,14 @@ from starlette.responses import Response
 
 from pixtral.errors import PixtralError
 from pixtral.server.errors import ApiError, as_api_error
+from pixtral.server.guard import Guard, guard_limits
 from pixtral.server.openapi import Bodies, describe
 from pixtral.server.requests import RequestContext
 from pixtral.server.routes_chat import chat_routes
 from pixtral.server.routes_models import model_routes
 from pixtral.server.routes_status import status_routes
 from pixtral.server.state import ServerState
-
-_log = logging.getLogger("pixtral.server")
+from pixtral.server.stream import error_response
 
 
 def make_app(state: ServerState) -> FastAPI:
@@ -42,6 +41,7 @@ def make_app(state: ServerState) -> FastAPI:
         app.include_router(routes)
     describe(app, bodies)
     _handle_errors(app)
+    app.add_middleware(Guard, limits=guard_limits(state.settings))
     app.add_middleware(RequestContext)  # the last one added is the outermost
     return app
 
@@ -67,16 +67,6 @@ def _handle_errors(app: FastAPI) -> None:
         param = ".".join(str(step) for step in first["loc"][1:]) or None
         return error_response(ApiError(400, f"{param}: {first['msg']}", param=param, code="invalid_value"))
 
-    async def unexpected(_: Request, error: Exception) -> Response:
-        _log.error("request failed", exc_info=error)
-        return error_response(as_api_error(error))
-
     app.add_exception_handler(PixtralError, ours)
     app.add_exception_handler(HTTPException, http)
     app.add_exception_handler(RequestValidationError, validation)
-    app.add_exception_handler(Exception, unexpected)
-
-
-def error_response(error: ApiError) -> Response:
-    """An error as it is sent."""
-    return Response(error.encoded(), error.status, error.headers, "application/json")

@@ -10,6 +10,10 @@ import uuid
 from starlette.datastructures import MutableHeaders
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from pixtral.server.errors import as_api_error
+from pixtral.server.stream import error_response
+
+_failures = logging.getLogger("pixtral.server")
 _log = logging.getLogger("pixtral.server.access")
 _GOOD = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _QUIET = ("/health", "/ready", "/metrics")
@@ -40,6 +44,10 @@ class RequestContext:
 
         try:
             await self._app(scope, receive, send_with_id)
+        except Exception as error:
+            _failures.error("request failed", exc_info=error, extra={"request_id": id})
+            if not status:
+                await error_response(as_api_error(error))(scope, receive, send_with_id)
         finally:
             level = logging.DEBUG if scope["path"] in _QUIET and status < 400 else logging.INFO
             _log.log(

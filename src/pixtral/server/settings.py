@@ -6,20 +6,13 @@ One dataclass is the source of the command's options, of the names in environmen
 from __future__ import annotations
 
 import dataclasses
-import ipaddress
 import math
 import sys
-import typing
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from pixtral.errors import ConfigError, nearest
-
-if sys.version_info >= (3, 11):
-    import tomllib
-else:
-    import tomli as tomllib  # the extra "server" brings it
 
 PREFIX = "PIXTRAL_"
 _OTHERS = ("PIXTRAL_ISA",)  # of the kernels
@@ -89,6 +82,7 @@ class Settings:
         "Web page origin that may use the server from a browser (https://host), or *; may be given several times.",
         "ORIGIN",
     )
+    allowed_host: tuple[str, ...] = _option((), "Name in the Host header that is answered without a key, beside this machine's own, or *; a proxy in front may need it.", "NAME")  # noqa: E501
     log_format: str = _option("text", "Log lines: text or json. Prompts and answers are never logged.", "FORMAT")
     log_level: str = _option("info", "What is logged: debug, info, warning or error.", "LEVEL")
 
@@ -119,6 +113,8 @@ def is_loopback(host: str) -> bool:
     """Whether only programs on this machine can reach an address."""
     if host == "localhost":
         return True
+    import ipaddress
+
     try:
         return ipaddress.ip_address(host.strip("[]")).is_loopback
     except ValueError:
@@ -153,22 +149,25 @@ def load_settings(
             values[name] = _parsed(variable, text, kind_of(fields[name]))
         else:
             remarks.append(f"the environment variable {variable} is not known; {nearest(name, fields)}")
-    values |= {name: value for name, value in given.items() if value is not None and value != ()}
+    said = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    values |= {name: value for name, value in said.items() if value is not None and value != ()}
     return Settings(**values), remarks
 
 
 def kind_of(field: dataclasses.Field[Any]) -> type:
-    """str, int, float, bool or tuple."""
-    kind = typing.get_type_hints(Settings)[field.name]
-    kinds = [one for one in typing.get_args(kind) if one is not type(None) and isinstance(one, type)]
-    if typing.get_origin(kind) is tuple:
-        return tuple
-    return typing.cast(type, kinds[0] if kinds else kind)
+    """str, int, float, bool or tuple: what is written first in its annotation."""
+    kinds = {one.__name__: one for one in (str, int, float, bool, tuple)}
+    return kinds[str(field.type).partition(" ")[0].partition("[")[0]]
 
 
 def _read(file: str | None) -> dict[str, Any]:
     if file is None:
         return {}
+    if sys.version_info >= (3, 11):
+        import tomllib
+    else:
+        import tomli as tomllib  # the extra "server" brings it
+
     try:
         values: dict[str, Any] = tomllib.loads(Path(file).read_text(encoding="utf-8"))
         return values

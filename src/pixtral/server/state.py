@@ -86,6 +86,13 @@ class ServerState:
         """Run what takes milliseconds beside the event loop."""
         return await asyncio.get_running_loop().run_in_executor(self.workers, work)
 
+    async def wait_until_idle(self, seconds: float) -> bool:
+        """Whether all requests have ended within so many seconds."""
+        deadline = time.monotonic() + seconds
+        while self.active and time.monotonic() < deadline:
+            await asyncio.sleep(0.02)
+        return not self.active
+
     async def close(self) -> None:
         """The server has ended."""
         await self.pictures.close()

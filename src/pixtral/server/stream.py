@@ -21,6 +21,11 @@ def json_response(content: Mapping[str, Any], headers: Mapping[str, str] | None 
     return Response(data, headers=headers, media_type="application/json")
 
 
+def error_response(error: ApiError) -> Response:
+    """An error as it is sent."""
+    return Response(error.encoded(), error.status, error.headers, "application/json")
+
+
 class EventStream(Response):
     """Sends pieces as they come.
 
