@@ -11,10 +11,12 @@ from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
 
 from pixtral.server.errors import ApiError
+from pixtral.server.settings import Settings, is_loopback
 
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+_OWN_NAMES = ("localhost", "127.0.0.1", "::1")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
 _DISCARDED_SECONDS = 5.0  # how long the rest of a refused body is read, so that its sender reads the answer
 
@@ -43,6 +45,19 @@ class GuardLimits:
     open_paths: frozenset[str] = frozenset()
     hosts: tuple[str, ...] | None = None
     origins: tuple[str, ...] = ()
+
+
+def guard_limits(settings: Settings, open_paths: Iterable[str] = ()) -> GuardLimits:
+    """What passes on a server with these settings; `open_paths` beside those that watch over it."""
+    alone = settings.api_key is None and is_loopback(settings.host)
+    return GuardLimits(
+        max_body=settings.max_body_bytes,
+        max_bodies=max(8 * settings.max_body_bytes, 1 << 28),
+        api_keys=() if settings.api_key is None else (settings.api_key,),
+        open_paths=frozenset({"/health", "/ready", "/metrics", *open_paths}),
+        hosts=(*_OWN_NAMES, *settings.allowed_host) if alone and "*" not in settings.allowed_host else None,
+        origins=settings.cors_origin,
+    )
 
 
 class Guard:
