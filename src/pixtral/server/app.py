@@ -16,10 +16,13 @@ from pixtral.errors import PixtralError
 from pixtral.server.errors import ApiError, as_api_error
 from pixtral.server.guard import Guard, guard_limits
 from pixtral.server.openapi import Bodies, describe
+from pixtral.server.page import StaticFiles, facts_of, measure_of, page_routes
 from pixtral.server.requests import RequestContext
 from pixtral.server.routes_chat import chat_routes
+from pixtral.server.routes_completions import completion_routes
 from pixtral.server.routes_models import model_routes
 from pixtral.server.routes_status import status_routes
+from pixtral.server.routes_tokens import token_routes
 from pixtral.server.state import ServerState
 from pixtral.server.stream import error_response
 
@@ -37,11 +40,19 @@ def make_app(state: ServerState) -> FastAPI:
     app = FastAPI(title="pixtral", version=__version__, lifespan=lifespan, redoc_url=None)
     app.state.server = state
     bodies = Bodies()
-    for routes in (chat_routes(bodies), model_routes(), status_routes()):
+    for routes in (
+        chat_routes(bodies),
+        completion_routes(bodies),
+        token_routes(bodies),
+        model_routes(),
+        status_routes(),
+    ):
         app.include_router(routes)
+    static = StaticFiles.read()
+    app.include_router(page_routes(static, facts_of(state), measure_of(state)))
     describe(app, bodies)
     _handle_errors(app)
-    app.add_middleware(Guard, limits=guard_limits(state.settings))
+    app.add_middleware(Guard, limits=guard_limits(state.settings, static.paths))
     app.add_middleware(RequestContext)  # the last one added is the outermost
     return app
 

@@ -8,11 +8,14 @@ from typing import TYPE_CHECKING, Any
 
 from pixtral.engine.pictures import place_images
 from pixtral.engine.request import ImageInput
+from pixtral.errors import PromptError
 from pixtral.messages import ImagePart, Message, Part, TextPart, ToolCall
 from pixtral.models.vision import crop_images
+from pixtral.processing.prompts import text_to_ids
 from pixtral.server import protocol_chat as chat
 from pixtral.server.errors import ApiError
 from pixtral.server.pictures import Picture
+from pixtral.structured.history import check_history
 
 if TYPE_CHECKING:
     from PIL.Image import Image
@@ -40,12 +43,25 @@ async def prompt_of(
     """
     pictures: list[Picture] = []
     ours = [_message(message, f"messages[{number}]", pictures) for number, message in enumerate(messages)]
+    ours = check_history(ours)
     size = state.settings.max_image_size
     async with state.pictures.loaded(pictures) as images:
         return await state.in_thread(lambda: _encode(state.processor, _filled(ours, images), tools, size))
 
 
-def check_room(prompt: PromptInput, context: int, max_tokens: int | None = None) -> None:
+def raw_prompt(processor: PixtralProcessor, prompt: str | list[int], add_special_tokens: bool) -> tuple[int, ...]:
+    """The ids of a prompt that is written out; control tokens written in it count as such.
+
+    Raises:
+        PromptError: it holds a place for a picture.
+    """
+    ids = tuple(prompt if isinstance(prompt, list) else text_to_ids(processor.tokenizer, prompt, add_special_tokens))
+    if processor.image_token_id in ids:
+        raise PromptError("the prompt has an [IMG] token, but no picture can come with it; use /v1/chat/completions")
+    return ids
+
+
+def check_room(prompt: PromptInput, context: int, max_tokens: int | None = None, *, param: str = "messages") -> None:
     """Refuse a prompt that leaves no room for its answer."""
     length = len(prompt.ids)
     pictures = sum(image.length for image in prompt.images)
@@ -56,7 +72,7 @@ def check_room(prompt: PromptInput, context: int, max_tokens: int | None = None)
             400,
             f"the prompt has {length} tokens{share}{wanted}, but the context is {context} tokens, the answer "
             "included; shorten the text, use detail 'low' or fewer pictures, or ask for fewer tokens",
-            param="max_tokens" if wanted else "messages", code="context_length_exceeded",
+            param="max_tokens" if wanted else param, code="context_length_exceeded",
         )  # fmt: skip
 
 

@@ -16,6 +16,7 @@ def status_routes() -> APIRouter:
     router = APIRouter(tags=["operation"])
     router.get("/health")(health)
     router.get("/ready")(ready)
+    router.get("/metrics")(metrics)
     return router
 
 
@@ -33,3 +34,9 @@ async def ready(http: Request) -> Response:
     if state.draining or not state.engine.is_alive:
         raise unavailable("the server takes no requests")
     return json_response({"status": "ready", "model": state.model_name})
+
+
+async def metrics(http: Request) -> Response:
+    """Counters, gauges and histograms for Prometheus."""
+    state: ServerState = http.app.state.server
+    return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

@@ -7,13 +7,14 @@ import contextlib
 import logging
 import time
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
 from pixtral.engine.output import Output
 from pixtral.engine.request import EngineRequest
 from pixtral.errors import EngineError
 from pixtral.server.errors import ApiError, as_api_error, unavailable
+from pixtral.server.metrics import Stopwatch
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -34,19 +35,22 @@ class Running:
         state.enter()
         self.id = uuid.uuid4().hex
         self.created = int(time.time())
+        self.watch = Stopwatch()
         self._state = state
         self._http = http
         self._ended_by: Literal["client", "time"] | None = None
-        self._watcher = asyncio.create_task(self._watch())
+        self._in_engine: set[str] = set()
+        self._watcher = asyncio.create_task(self._wait_until_gone())
         seconds = state.settings.request_timeout
         self._timer = asyncio.get_running_loop().call_later(seconds, self._end, "time")
-        self._ending: asyncio.Task[None] | None = None
 
     def close(self) -> None:
         """Nothing more happens with it."""
         self._watcher.cancel()
         self._timer.cancel()
+        self._abort()
         self._state.leave()
+        self.watch.observe(self._state.metrics)
 
     async def outputs(self, request: EngineRequest) -> AsyncIterator[Output]:
         """What the engine gives, until the answer is complete.
@@ -56,36 +60,66 @@ class Running:
         """
         if self._ended_by is not None:
             raise self._failure()
+        self._in_engine.add(request.request_id)
         try:
             async for output in self._state.engine.generate(request):
                 if output.finish_reason == "abort":
                     raise self._failure()
+                self.watch.note(output)
                 yield output
+            self._in_engine.discard(request.request_id)
         except ApiError:
             raise
         except Exception as error:  # a request's own pictures, grammar or numbers may raise anything
             failure = as_api_error(error)
             if failure.status == 500:
-                _log.error("request failed", exc_info=error, extra={"request": self.id})
+                name = self._http.scope["state"]["request_id"]
+                _log.error("request failed", exc_info=error, extra={"request_id": name})
             raise failure from error
 
-    def check(self) -> None:
-        """Stop here if the client has gone or the time is over."""
-        if self._ended_by is not None:
-            raise self._failure()
+    async def outputs_of_all(self, requests: Sequence[EngineRequest]) -> AsyncIterator[tuple[int, Output]]:
+        """The outputs of several prompts as they come, with the place of each prompt. Errors as in `outputs`."""
+        queue: asyncio.Queue[tuple[int, Output | BaseException | None]] = asyncio.Queue()
 
-    async def _watch(self) -> None:
+        async def pump(place: int, request: EngineRequest) -> None:
+            try:
+                async for output in self.outputs(request):
+                    queue.put_nowait((place, output))
+                queue.put_nowait((place, None))
+            except ApiError as error:
+                queue.put_nowait((place, error))
+
+        tasks = [asyncio.create_task(pump(place, request)) for place, request in enumerate(requests)]
+        try:
+            left = len(tasks)
+            while left:
+                place, item = await queue.get()
+                if isinstance(item, BaseException):
+                    raise item
+                if item is None:
+                    left -= 1
+                else:
+                    yield place, item
+        finally:
+            for task in tasks:
+                task.cancel()
+
+    async def _wait_until_gone(self) -> None:
         while (await self._http.receive())["type"] != "http.disconnect":
             pass
         self._end("client")
 
     def _end(self, by: Literal["client", "time"]) -> None:
         self._ended_by = self._ended_by or by
-        self._ending = asyncio.get_running_loop().create_task(self._abort())
+        self._abort()
 
-    async def _abort(self) -> None:
+    def _abort(self) -> None:
+        for id in self._in_engine:
+            self._state.spawn(self._abort_one(id))
+
+    async def _abort_one(self, id: str) -> None:
         with contextlib.suppress(EngineError):  # it has stopped, and has told everybody
-            await self._state.engine.abort(self.id)
+            await self._state.engine.abort(id)
 
     def _failure(self) -> ApiError:
         if self._ended_by == "client":

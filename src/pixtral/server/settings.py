@@ -82,7 +82,11 @@ class Settings:
         "Web page origin that may use the server from a browser (https://host), or *; may be given several times.",
         "ORIGIN",
     )
-    allowed_host: tuple[str, ...] = _option((), "Name in the Host header that is answered without a key, beside this machine's own, or *; a proxy in front may need it.", "NAME")  # noqa: E501
+    allowed_host: tuple[str, ...] = _option(
+        (),
+        "Host name that is answered without a key, beside this machine's own, or *; for a proxy in front.",
+        "NAME",
+    )
     log_format: str = _option("text", "Log lines: text or json. Prompts and answers are never logged.", "FORMAT")
     log_level: str = _option("info", "What is logged: debug, info, warning or error.", "LEVEL")
 

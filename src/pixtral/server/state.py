@@ -5,14 +5,17 @@ from __future__ import annotations
 import asyncio
 import concurrent.futures
 import dataclasses
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pixtral.server.errors import ApiError, overloaded, unavailable
+from pixtral.server.metrics import Metrics
 from pixtral.server.pictures import PictureLimits, PictureLoader
 from pixtral.server.settings import Settings
+from pixtral.structured.grammars import Grammars
 
 if TYPE_CHECKING:
     from pixtral.assistant import Assistant
@@ -34,9 +37,12 @@ class ServerState:
         pictures: reads and decodes what clients send.
         model_name: what clients call the model.
         max_model_len: tokens of prompt and answer together.
+        eos_token_ids: tokens that end an answer.
         created: when the model was loaded, in seconds since 1970.
         active: requests that are waiting or being answered.
         draining: nobody may come in any more.
+        workers: threads that make prompts ready.
+        metrics: what Prometheus reads.
     """
 
     settings: Settings
@@ -45,12 +51,28 @@ class ServerState:
     pictures: PictureLoader
     model_name: str
     max_model_len: int
+    eos_token_ids: tuple[int, ...] = ()
     created: int = dataclasses.field(default_factory=lambda: int(time.time()))
     active: int = 0
     draining: bool = False
     workers: concurrent.futures.Executor = dataclasses.field(
         default_factory=lambda: concurrent.futures.ThreadPoolExecutor(_WORKERS, thread_name_prefix="pixtral-prepare")
     )
+
+    def __post_init__(self) -> None:
+        self.metrics = Metrics(self.engine.stats, lambda: self.active)
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do something that nobody waits for."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    @functools.cached_property
+    def grammars(self) -> Grammars:
+        """Compiles what answers shall look like."""
+        return Grammars(self.processor.tokenizer, self.eos_token_ids)
 
     def enter(self) -> None:
         """Count a request in.
@@ -150,9 +172,12 @@ def state_of(assistant: Assistant, settings: Settings) -> ServerState:
         eos_token_ids=assistant.eos_token_ids,
     )
     pictures = PictureLoader(picture_limits(assistant.processor, settings))
-    return ServerState(
-        settings, assistant.processor, AsyncEngine(engine), pictures, name_of(settings), engine.max_model_len
-    )
+    state = ServerState(
+        settings, assistant.processor, AsyncEngine(engine), pictures, name_of(settings), engine.max_model_len,
+        tuple(assistant.eos_token_ids),
+    )  # fmt: skip
+    state.workers.submit(state.grammars.warm_up)
+    return state
 
 
 def picture_limits(processor: PixtralProcessor, settings: Settings) -> PictureLimits:

@@ -1,0 +1,158 @@
+"""/v1/completions: raw prompts, which no template touches."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import AsyncIterator, Sequence
+from contextlib import aclosing
+from typing import Any
+
+from fastapi import APIRouter
+from starlette.requests import Request
+from starlette.responses import Response
+
+from pixtral.engine.output import Output, TokenLogprobs
+from pixtral.engine.request import EngineRequest
+from pixtral.server.answers import TokenNames, UsageSum, finite
+from pixtral.server.openapi import Bodies
+from pixtral.server.prompts import PromptInput, check_room, raw_prompt
+from pixtral.server.protocol import parse
+from pixtral.server.protocol_completions import DEFAULT_TOKENS, CompletionRequest
+from pixtral.server.running import Running
+from pixtral.server.state import ServerState
+from pixtral.server.stream import DONE, Chunks, EventStream, json_response
+
+
+def completion_routes(bodies: Bodies) -> APIRouter:
+    """The route."""
+    router = APIRouter()
+    extra = bodies.of(CompletionRequest)
+    router.post("/v1/completions", openapi_extra=extra, tags=["OpenAI"])(completions)
+    return router
+
+
+async def completions(http: Request) -> Response:
+    """Go on from one prompt, or from each of several."""
+    state: ServerState = http.app.state.server
+    body = parse(CompletionRequest, http.headers.get("content-type", ""), await http.body())
+    state.check_model(body.model)
+    running = Running(state, http)
+    try:
+        requests = await _engine_requests(state, body, running.id)
+        outputs = running.outputs_of_all(requests)
+        if body.stream:
+            first = await anext(outputs)
+            return EventStream(_events(state, body, running, first, outputs), running.close)
+        answer = await _answer(state, body, running, outputs)
+    except BaseException:
+        running.close()
+        raise
+    running.close()
+    return json_response(answer)
+
+
+async def _engine_requests(state: ServerState, body: CompletionRequest, id: str) -> list[EngineRequest]:
+    limit = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
+    params = body.sampling(limit, body.logprobs)
+    special = body.add_special_tokens is not False
+    prompts = await state.in_thread(lambda: [raw_prompt(state.processor, one, special) for one in body.prompts])
+    requests = []
+    for number, ids in enumerate(prompts):
+        check_room(PromptInput(ids), state.max_model_len, limit, param="prompt")
+        requests.append(
+            EngineRequest(
+                f"{id}-{number}", ids, params,
+                priority=body.priority or 0, skip_special_tokens=body.skip_special_tokens is not False,
+            )
+        )  # fmt: skip
+    return requests
+
+
+async def _answer(
+    state: ServerState, body: CompletionRequest, running: Running, outputs: AsyncIterator[tuple[int, Output]]
+) -> dict[str, Any]:
+    n = body.n or 1
+    count = len(body.prompts) * n
+    texts: list[list[str]] = [[] for _ in range(count)]
+    reasons = [""] * count
+    logprobs: list[list[TokenLogprobs]] = [[] for _ in range(count)]
+    usages = [UsageSum() for _ in body.prompts]
+    async for prompt, output in outputs:
+        choice = prompt * n + output.index
+        texts[choice].append(output.text)
+        logprobs[choice] += output.logprobs or ()
+        if output.usage is not None:
+            reasons[choice] = output.finish_reason or ""
+            usages[prompt].add(output.usage, output.index)
+    names = TokenNames(state.processor.tokenizer)
+    return {
+        "id": f"cmpl-{running.id}",
+        "object": "text_completion",
+        "created": running.created,
+        "model": state.model_name,
+        "system_fingerprint": None,
+        "choices": [
+            {
+                "index": index,
+                "text": "".join(texts[index]),
+                "logprobs": None if body.logprobs is None else _logprobs(names, logprobs[index], 0)[0],
+                "finish_reason": reasons[index],
+            }
+            for index in range(count)
+        ],
+        "usage": _total(usages).to_dict(),
+    }
+
+
+async def _events(
+    state: ServerState,
+    body: CompletionRequest,
+    running: Running,
+    first: tuple[int, Output],
+    outputs: AsyncIterator[tuple[int, Output]],
+) -> AsyncIterator[bytes]:
+    chunks = Chunks("text_completion", f"cmpl-{running.id}", running.created, state.model_name, body.include_usage)
+    names = TokenNames(state.processor.tokenizer)
+    usages = [UsageSum() for _ in body.prompts]
+    offsets: dict[int, int] = {}
+
+    def written(prompt: int, output: Output) -> str:
+        choice = prompt * (body.n or 1) + output.index
+        logprobs = "null"
+        if body.logprobs is not None:
+            made, offsets[choice] = _logprobs(names, output.logprobs or (), offsets.get(choice, 0))
+            logprobs = json.dumps(made)
+        if output.usage is not None:
+            usages[prompt].add(output.usage, output.index)
+        elif not output.text and body.logprobs is None:
+            return ""
+        return chunks.text(choice, output.text, logprobs, output.finish_reason)
+
+    async with aclosing(outputs):  # type: ignore[type-var]
+        yield written(*first).encode()
+        async for item in outputs:
+            if piece := written(*item):
+                yield piece.encode()
+    if body.include_usage:
+        yield chunks.usage(_total(usages).to_dict()).encode()
+    yield DONE
+
+
+def _total(usages: Sequence[UsageSum]) -> UsageSum:
+    total = UsageSum()
+    for usage in usages:
+        total.join(usage)
+    return total
+
+
+def _logprobs(names: TokenNames, logprobs: Sequence[TokenLogprobs], offset: int) -> tuple[dict[str, Any], int]:
+    """The older form of log probabilities; `offset` is where the first token stands in the text."""
+    made: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
+    for one in logprobs:
+        text, _ = names.of(one.token)
+        made["tokens"].append(text)
+        made["token_logprobs"].append(finite(one.logprob))
+        made["top_logprobs"].append({names.of(token)[0]: finite(value) for token, value in one.top})
+        made["text_offset"].append(offset)
+        offset += len(text)
+    return made, offset
