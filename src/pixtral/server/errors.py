@@ -6,7 +6,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from pixtral.errors import EngineError, ImageError, ImageTooLarge, PixtralError
+from pixtral.errors import EngineError, ImageError, ImageTooLarge, PixtralError, StructureError
 
 if TYPE_CHECKING:
     from pydantic import ValidationError
@@ -76,6 +76,8 @@ def as_api_error(error: BaseException) -> ApiError:
         return ApiError(400, str(error), param="messages", code="image_too_large")
     if isinstance(error, ImageError):
         return ApiError(400, str(error), param="messages", code="invalid_image")
+    if isinstance(error, StructureError):
+        return ApiError(400, str(error), param=error.param)
     if isinstance(error, PixtralError):
         return ApiError(400, str(error), param=_first_word(str(error)))
     return ApiError(

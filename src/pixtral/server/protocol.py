@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
 
@@ -28,6 +28,8 @@ REFUSED = {
     "chat_template": "the template is the model's own; leave it out",
 }
 
+JsonObject = dict[str, JsonValue]
+JsonSchema = JsonObject
 Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)]
 Model = TypeVar("Model", bound="Body")
 
@@ -92,6 +94,25 @@ class StreamOptions(Strict):
         return value
 
 
+class StructuredOutputs(Strict):
+    """What an answer looks like, vLLM's way: one of these."""
+
+    model_config = ConfigDict(populate_by_name=True, json_schema_extra={"minProperties": 1, "maxProperties": 1})
+
+    json_: JsonObject | bool | None = Field(None, alias="json", description="JSON that this schema allows.")
+    json_object: Literal[True] | None = Field(None, description="Any JSON object.")
+    regex: str | None = Field(None, description="Text that this expression of Rust's regex crate matches.")
+    choice: list[str] | None = Field(None, description="One of these texts.")
+    grammar: str | None = Field(None, description="Text that this grammar describes, in llguidance's Lark.")
+
+    @model_validator(mode="after")
+    def _one(self) -> StructuredOutputs:
+        given = [name for name, value in self if value is not None]
+        if len(given) != 1:
+            raise ValueError(f"expected one of json, json_object, regex, choice and grammar, got {len(given)}")
+        return self
+
+
 class Sampling(Body):
     """How tokens are chosen, in the words of OpenAI's API, then in vLLM's."""
 
@@ -113,6 +134,7 @@ class Sampling(Body):
     stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(None, max_length=1024)
     skip_special_tokens: bool | None = None
     priority: int | None = Field(None, ge=-(2**31), lt=2**31)
+    structured_outputs: StructuredOutputs | None = None
 
     @field_validator("stop")
     @classmethod
@@ -173,7 +195,3 @@ def parse(kind: type[Model], content_type: str, body: bytes) -> Model:
         return kind.model_validate_json(body)
     except ValidationError as error:
         raise validation_error(error, kind.hints) from error
-
-
-JsonObject = dict[str, JsonValue]
-JsonSchema = JsonObject

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import aclosing
 from json.encoder import encode_basestring as quoted
 from typing import Any
@@ -22,6 +22,7 @@ from pixtral.server.protocol_chat import ChatCompletionRequest
 from pixtral.server.running import Running
 from pixtral.server.state import ServerState
 from pixtral.server.stream import DONE, Chunks, EventStream, json_response
+from pixtral.server.structure import Structure, structure_of
 
 
 def chat_routes(bodies: Bodies) -> APIRouter:
@@ -39,11 +40,13 @@ async def chat_completions(http: Request) -> Response:
     state.check_model(body.model)
     running = Running(state, http)
     try:
-        outputs = running.outputs(await _engine_request(state, body, running.id))
+        structure = await structure_of(state, body)
+        outputs = running.outputs(await _engine_request(state, body, running.id, structure))
+        readers = [None if structure.make_reader is None else structure.make_reader() for _ in range(body.n or 1)]
         if body.stream:
             first = await anext(outputs)
-            return EventStream(_events(state, body, running, first, outputs), running.close)
-        answer = await _answer(state, body, running, outputs)
+            return EventStream(_events(state, body, running, readers, first, outputs), running.close)
+        answer = await _answer(state, body, running, readers, outputs)
     except BaseException:
         running.close()
         raise
@@ -51,26 +54,27 @@ async def chat_completions(http: Request) -> Response:
     return json_response(answer)
 
 
-async def _engine_request(state: ServerState, body: ChatCompletionRequest, id: str) -> EngineRequest:
+async def _engine_request(
+    state: ServerState, body: ChatCompletionRequest, id: str, structure: Structure
+) -> EngineRequest:
     params = body.sampling(body.limit, body.num_logprobs)
-    prompt = await prompt_of(state, body.messages)
+    prompt = await prompt_of(state, body.messages, structure.tools)
     check_room(prompt, state.max_model_len, body.limit)
     return EngineRequest(
         id, prompt.ids, params, prompt.images,
-        priority=body.priority or 0, skip_special_tokens=body.skip_special_tokens is not False,
+        priority=body.priority or 0, guide=structure.guide, skip_special_tokens=body.skip_special_tokens is not False,
     )  # fmt: skip
 
 
-def _reader(body: ChatCompletionRequest) -> Reader | None:
-    """Whoever makes more of an answer than text; None where there is nothing more to it, the fast case."""
-    return None
-
-
 async def _answer(
-    state: ServerState, body: ChatCompletionRequest, running: Running, outputs: AsyncIterator[Output]
+    state: ServerState,
+    body: ChatCompletionRequest,
+    running: Running,
+    special: Sequence[Reader | None],
+    outputs: AsyncIterator[Output],
 ) -> dict[str, Any]:
-    count = body.n or 1
-    readers = [_reader(body) or TextReader() for _ in range(count)]
+    readers = [reader or TextReader() for reader in special]
+    count = len(readers)
     reasons: list[str] = [""] * count
     logprobs: list[list[TokenLogprobs]] = [[] for _ in range(count)]
     usage = UsageSum()
@@ -105,13 +109,13 @@ async def _events(
     state: ServerState,
     body: ChatCompletionRequest,
     running: Running,
+    readers: Sequence[Reader | None],
     first: Output,
     outputs: AsyncIterator[Output],
 ) -> AsyncIterator[bytes]:
     chunks = Chunks("chat.completion.chunk", f"chatcmpl-{running.id}", running.created, state.model_name,
                     body.include_usage)  # fmt: skip
     names = TokenNames(state.processor.tokenizer)
-    readers = [_reader(body) for _ in range(body.n or 1)]
     usage = UsageSum()
 
     def written(output: Output) -> str:
