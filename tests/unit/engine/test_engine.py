@@ -6,6 +6,7 @@ import math
 
 import pytest
 import torch
+from random_models import llava_dict, random_llava
 from serving import CONTEXT, GREEDY, Letters, ask, engine_of, expected, joined, run, small_model
 
 from pixtral.engine.config import EngineConfig
@@ -15,6 +16,7 @@ from pixtral.engine.params import SamplingParams
 from pixtral.engine.request import EngineRequest, ImageInput
 from pixtral.errors import ConfigError, GenerationError, PromptError
 from pixtral.models.mistral import MistralForCausalLM
+from pixtral.ops.native.library import kernels_if_built
 
 WORDS = tuple(range(33, 63))
 CAT, DOG = ("cat", 2, 3), ("dog", 2, 3)
@@ -96,6 +98,33 @@ def test_a_cache_of_another_number_format(kind):
     assert [together[str(i), 0].ids for i in range(4)] == [alone[str(i), 0].ids for i in range(4)]
     plain = engine_of(tokens=CONTEXT // 2)
     assert crowded.stats().num_blocks == {"int8": 9, "bf16": 6}[kind] and plain.stats().num_blocks == 3
+
+
+SAME_BITS = kernels_if_built() is not None and torch.backends.cpu.get_cpu_capability() == "AVX512"
+
+
+@pytest.mark.skipif(not SAME_BITS, reason="PyTorch's own sums in bfloat16 depend on the number of rows")
+def test_in_bfloat16_too_neighbours_change_nothing():
+    """Scores in bfloat16 are often equal or nearly so: only the same bits give the same choices."""
+    text = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_hidden_layers": 2}
+    wide = random_llava(llava_dict(text=text)).bfloat16().requires_grad_(False)
+    params = SamplingParams(temperature=0, max_tokens=40, logprobs=3)
+    asked = [ask(str(i), (*WORDS[i : i + 5], (CAT, DOG)[i % 2], *WORDS[: 9 * i]), params) for i in range(4)]
+
+    def engine(tokens=1024, **settings):
+        token = 2 * 2 * 2 * wide.text_config.num_key_value_heads * 64
+        return Engine(wide, EngineConfig(kv_cache_bytes=tokens * token, **settings), tokenizer=Letters())
+
+    alone = {}
+    for one in asked:
+        alone |= run(engine(prefix_caching=False), one)
+    crowded, hits = engine(112, max_model_len=112, max_num_batched_tokens=7), engine()
+    ways = [run(engine(), *asked), run(crowded, *asked), run(hits, *asked), run(hits, *asked)]
+    ways.append(run(engine(prompt_lookup=PromptLookup(4)), *asked))
+    assert crowded.stats().preemptions > 0 and hits.stats().cached_tokens > 0
+    for way in ways:
+        for key, result in alone.items():
+            assert (way[key].ids, way[key].logprobs) == (result.ids, result.logprobs)
 
 
 # --- computed once
