@@ -106,9 +106,9 @@ SAME_BITS = kernels_if_built() is not None and torch.backends.cpu.get_cpu_capabi
 @pytest.mark.skipif(not SAME_BITS, reason="PyTorch's own sums in bfloat16 depend on the number of rows")
 def test_in_bfloat16_too_neighbours_change_nothing():
     """Scores in bfloat16 are often equal or nearly so: only the same bits give the same choices."""
-    text = {"hidden_size": 256, "intermediate_size": 512, "head_dim": 64, "num_hidden_layers": 2}
+    text = {"hidden_size": 1024, "intermediate_size": 2048, "head_dim": 64, "num_hidden_layers": 2}
     wide = random_llava(llava_dict(text=text)).bfloat16().requires_grad_(False)
-    params = SamplingParams(temperature=0, max_tokens=40, logprobs=3)
+    params = SamplingParams(temperature=0, max_tokens=20, logprobs=3)
     asked = [ask(str(i), (*WORDS[i : i + 5], (CAT, DOG)[i % 2], *WORDS[: 9 * i]), params) for i in range(4)]
 
     def engine(tokens=1024, **settings):
