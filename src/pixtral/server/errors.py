@@ -115,7 +115,7 @@ def _path(loc: tuple[int | str, ...]) -> str:
     for step in loc:
         if isinstance(step, int):
             path += f"[{step}]"
-        elif not step.startswith(("function-", "tagged-union", "list[", "str", "int", "dict[", "<")):
+        elif step not in ("str", "int") and not step.startswith(("function-", "tagged-union", "list[", "dict[", "<")):
             path += f".{step}" if path else step
     return path
 

@@ -19,7 +19,7 @@ class Form:
 
     Attributes:
         param: the field of the request that asked for it; errors name it.
-        body: of one rule; empty when there is a `grammar`.
+        body: of one rule, other rules may stand behind it; empty when there is a `grammar`.
         grammar: a whole grammar, which nothing can be put beside.
         json: whether all text is JSON.
     """
@@ -74,7 +74,8 @@ def choice(options: object, param: str = "structured_outputs.choice") -> Form:
         _text(option, param, "a list of texts that are not empty")
     if sum(map(len, options)) > MAX_TEXT:
         raise StructureError(f"{param} has more than {MAX_TEXT} characters; shorten the texts", param)
-    return Form(param, " | ".join(quote(option) for option in dict.fromkeys(options)))
+    # one terminal, which is a regular expression, not as many rules as there are texts
+    return Form(param, "CHOICE\nCHOICE: " + " | ".join(quote(option) for option in dict.fromkeys(options)))
 
 
 def lark(grammar: object, param: str = "structured_outputs.grammar") -> Form:

@@ -25,13 +25,18 @@ def guide_of(grammars: Grammars, form: Form | None, tools: ToolUse | None) -> Ca
     if tools is None:
         return None if form is None else grammars.compile(form)
     trigger = tool_calls_id(grammars.tokenizer)
-    if tools.choice == "required":
-        return grammars.compile(tools.calls(trigger))
     if tools.choice == "none":
         return grammars.compile(form) if form is not None else lambda: WithoutGuide(trigger)
-    if form is not None:
-        return grammars.compile(tools.with_content(form, trigger))
-    behind = grammars.compile(tools.calls(None))
+    try:
+        if tools.choice == "required":
+            return grammars.compile(tools.calls(trigger))
+        if form is not None:
+            return grammars.compile(tools.with_content(form, trigger))
+        behind = grammars.compile(tools.calls(None))
+    except StructureError:
+        for part in (*tools.forms(), *([] if form is None else [form])):  # one of them alone shows whose fault it is
+            grammars.compile(part)
+        raise
     return lambda: LaterGuide(trigger, behind)
 
 

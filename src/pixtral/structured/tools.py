@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Literal
 
 from pixtral.errors import StructureError, nearest
@@ -54,6 +54,11 @@ class ToolUse:
     def definitions(self) -> list[dict[str, Any]]:
         """For the prompt, all of them whatever the choice, since earlier calls may stand in the conversation."""
         return [dict(tool.definition) for tool in self.tools]
+
+    def forms(self) -> Iterator[Form]:
+        """The form of each tool's arguments by itself."""
+        for index, tool in enumerate(self.tools):
+            yield Form(f"tools[{index}].function.parameters", _schema(tool), json=True)
 
     def calls(self, trigger: int | None) -> Form:
         """The form of calls: [TOOL_CALLS], if its id is given, and the array behind it as Mistral's models write it."""
@@ -155,5 +160,8 @@ def _arguments(parameters: object, where: str) -> dict[str, Any]:
 def _call(tool: Tool) -> str:
     """The rule body of one call, with the blanks of the models' training, or without any."""
     begin = quote('{"name":'), quote(f'"{tool.name}",'), quote('"arguments":')
-    schema = grammar_of(tool.arguments, lenient=not tool.strict)
-    return ' " "? '.join([*begin, schema]) + ' "}"'
+    return ' " "? '.join([*begin, _schema(tool)]) + ' "}"'
+
+
+def _schema(tool: Tool) -> str:
+    return grammar_of(tool.arguments, lenient=not tool.strict)
