@@ -16,7 +16,7 @@ pytest.importorskip("fastapi")
 import uvicorn
 
 import pixtral
-from pixtral.server.app import make_app
+from pixtral.server.run import server_config
 from pixtral.server.settings import Settings
 from pixtral.server.state import ServerState, state_of
 
@@ -37,10 +37,9 @@ def tiny() -> Any:
 def serving(assistant: Any, **settings: Any) -> Iterator[Live]:
     """A server in a thread, stopped in the end."""
     state = state_of(assistant, Settings(**{"max_num_seqs": 8, "kv_cache_mb": 32, **settings}))
-    app = make_app(state)
     with socket.socket() as listening:
         listening.bind(("127.0.0.1", 0))
-        server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="on", timeout_graceful_shutdown=5))
+        server = uvicorn.Server(server_config(state))
         thread = threading.Thread(target=lambda: asyncio.run(server.serve(sockets=[listening])), daemon=True)
         thread.start()
         while not server.started and thread.is_alive():

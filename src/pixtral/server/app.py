@@ -9,6 +9,7 @@ from typing import Any
 from fastapi import FastAPI
 from fastapi.exceptions import RequestValidationError
 from starlette.exceptions import HTTPException
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import Request
 from starlette.responses import Response
 
@@ -53,6 +54,11 @@ def make_app(state: ServerState) -> FastAPI:
     describe(app, bodies)
     _handle_errors(app)
     app.add_middleware(Guard, limits=guard_limits(state.settings, static.paths))
+    if origins := state.settings.cors_origin:
+        app.add_middleware(
+            CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"], max_age=600,
+        )  # fmt: skip
     app.add_middleware(RequestContext)  # the last one added is the outermost
     return app
 

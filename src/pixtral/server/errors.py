@@ -85,39 +85,42 @@ def as_api_error(error: BaseException) -> ApiError:
     )
 
 
-def validation_error(error: ValidationError, hints: Mapping[str, str]) -> ApiError:
-    """The first thing that pydantic found wrong.
+def validation_error(error: ValidationError, body: bytes, hints: Mapping[str, str]) -> ApiError:
+    """What pydantic found wrong; of several things, the one that lies deepest, since it knows best what was meant.
 
     Args:
         error: of a request's model.
+        body: as it came.
         hints: what to say of fields that are known and refused, by name.
     """
-    found = error.errors(include_url=False, include_context=True, include_input=True)
-    first = next((one for one in found if one["type"] != "extra_forbidden"), found[0])
-    if first["type"] == "json_invalid":
-        return ApiError(400, f"the body is not valid JSON: {first['msg']}", code="invalid_json")
-    param = _path(first["loc"])
-    unknown = [one for one in found if one["type"] == "extra_forbidden"]
-    if unknown and first is unknown[0]:
-        name = str(first["loc"][-1])
-        hint = hints.get(name)
+    found = error.errors(include_url=False)
+    if found[0]["type"] == "json_invalid":
+        return ApiError(400, f"the body is not valid JSON: {found[0]['msg']}", code="invalid_json")
+    data = json.loads(body)
+    places = [(_place(one["loc"], data, one["type"] == "missing"), one) for one in found]
+    place, first = max(places, key=lambda pair: len(pair[0]))  # the first of the deepest
+    param = "".join(f"[{step}]" if isinstance(step, int) else f".{step}" for step in place).lstrip(".")
+    if first["type"] == "extra_forbidden":
+        hint = hints.get(str(place[-1]))
         message = f"{param}: {hint}" if hint else f"unknown parameter {param!r}; leave it out"
         return ApiError(400, message, param=param, code="unsupported_parameter" if hint else "unknown_parameter")
+    if first["type"] == "missing":
+        return ApiError(400, f"{param} is missing; it is required", param=param, code="missing_required_parameter")
     text = first["msg"].removeprefix("Value error, ")
-    message = f"{param}: {text[:1].lower()}{text[1:]}, found {_shown(first.get('input'))}" if param else text
-    return ApiError(400, message, param=param or None, code="missing_required_parameter" if first["type"] == "missing"
-                    else "invalid_value")  # fmt: skip
+    message = f"{param}: {text[:1].lower()}{text[1:]}, found {_shown(first['input'])}" if param else text
+    return ApiError(400, message, param=param or None, code="invalid_value")
 
 
-def _path(loc: tuple[int | str, ...]) -> str:
-    """("messages", 0, "user", "content") as "messages[0].content"; names of alternatives are left out."""
-    path = ""
-    for step in loc:
-        if isinstance(step, int):
-            path += f"[{step}]"
-        elif step not in ("str", "int") and not step.startswith(("function-", "tagged-union", "list[", "dict[", "<")):
-            path += f".{step}" if path else step
-    return path
+def _place(loc: tuple[int | str, ...], data: object, is_missing: bool) -> list[int | str]:
+    """Where in the body an error lies; pydantic puts the names of alternatives between the steps that lead there."""
+    place: list[int | str] = []
+    for number, step in enumerate(loc):
+        if (isinstance(data, dict) and step in data) or (isinstance(data, list) and isinstance(step, int)):
+            data = data[step]
+        elif not (is_missing and number == len(loc) - 1):
+            continue
+        place.append(step)
+    return place
 
 
 def _shown(value: object) -> str:

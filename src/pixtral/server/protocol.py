@@ -194,4 +194,4 @@ def parse(kind: type[Model], content_type: str, body: bytes) -> Model:
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:
-        raise validation_error(error, kind.hints) from error
+        raise validation_error(error, body, kind.hints) from error

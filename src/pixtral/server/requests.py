@@ -49,12 +49,14 @@ class RequestContext:
             if not status:
                 await error_response(as_api_error(error))(scope, receive, send_with_id)
         finally:
+            path = getattr(scope.get("route"), "path", "other")  # of the route: nobody can make up more of them
+            scope["app"].state.server.metrics.requests.labels(path, status or 499).inc()
             level = logging.DEBUG if scope["path"] in _QUIET and status < 400 else logging.INFO
             _log.log(
                 level,
                 "request",
                 extra={
-                    "request_id": id, "method": scope["method"], "path": scope["path"], "status": status,
+                    "request_id": id, "method": scope["method"], "path": scope["path"], "status": status or 499,
                     "seconds": round(time.perf_counter() - started, 4), **scope["state"].get("log", {}),
                 },
             )  # fmt: skip

@@ -21,6 +21,7 @@ from pixtral.server.protocol_completions import DEFAULT_TOKENS, CompletionReques
 from pixtral.server.running import Running
 from pixtral.server.state import ServerState
 from pixtral.server.stream import DONE, Chunks, EventStream, json_response
+from pixtral.server.structure import guide_of_text
 
 
 def completion_routes(bodies: Bodies) -> APIRouter:
@@ -54,6 +55,7 @@ async def completions(http: Request) -> Response:
 async def _engine_requests(state: ServerState, body: CompletionRequest, id: str) -> list[EngineRequest]:
     limit = DEFAULT_TOKENS if body.max_tokens is None else body.max_tokens
     params = body.sampling(limit, body.logprobs)
+    guide = await guide_of_text(state, body)
     special = body.add_special_tokens is not False
     prompts = await state.in_thread(lambda: [raw_prompt(state.processor, one, special) for one in body.prompts])
     requests = []
@@ -62,7 +64,7 @@ async def _engine_requests(state: ServerState, body: CompletionRequest, id: str)
         requests.append(
             EngineRequest(
                 f"{id}-{number}", ids, params,
-                priority=body.priority or 0, skip_special_tokens=body.skip_special_tokens is not False,
+                priority=body.priority or 0, guide=guide, skip_special_tokens=body.skip_special_tokens is not False,
             )
         )  # fmt: skip
     return requests

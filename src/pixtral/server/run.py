@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import logging
 import signal
 import socket
@@ -48,6 +49,8 @@ def run(settings: Settings, remarks: Sequence[str] = ()) -> None:
     with listen(settings.host, settings.port) as listening:  # before the model is loaded: that may take minutes
         state = load_state(settings)
         server = Server(server_config(state), state)
+        gc.freeze()  # what has been loaded stays; collections that look through all of it would hold up every answer
+        listening.listen(server.config.backlog)  # whoever reads the next line may connect at once
         print(f"pixtral serves {state.model_name} at {address_of(settings.host, listening)}", flush=True)
         server.run(sockets=[listening])
 

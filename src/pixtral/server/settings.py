@@ -55,6 +55,8 @@ class Settings:
     max_image_size: int | None = _option(
         None, "Scale pictures down to this longest side; the model's own if left out.", "PIXELS", low=1
     )
+    max_pdf_pages: int = _option(8, "Pages of one PDF; each is a picture.", "INTEGER", low=0)
+    low_detail_tokens: int = _option(256, "Tokens that a picture with detail 'low' takes at most.", "TOKENS", low=2)
     max_body_mb: float = _option(32.0, "Megabytes of a request's body, pictures included.", "MB", low=0.001)
     allow_remote_images: bool = _option(False, "Fetch pictures by http(s) from public addresses.")
     quantization: str | None = _option(None, "Pack the decoder's weights while they are read: int4 or int8.", "SCHEME")

@@ -191,6 +191,8 @@ def picture_limits(processor: PixtralProcessor, settings: Settings) -> PictureLi
         max_images=settings.max_images,
         max_pixels=settings.max_image_pixels,
         max_bytes=settings.max_body_bytes,
+        max_pdf_pages=settings.max_pdf_pages,
+        low_tokens=settings.low_detail_tokens,
         allow_remote=settings.allow_remote_images,
     )
 
