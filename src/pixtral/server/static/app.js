@@ -22,7 +22,7 @@ import { fillWelcome } from "./welcome.js";
 const NO_LIMITS = { auth_required: false, max_images: 100, max_image_pixels: 5e7, max_body_bytes: 5e7, demo: false };
 
 class App {
-  current = newConversation(lastSettings());
+  current = null;
   model = null;
 
   async start() {
@@ -31,6 +31,7 @@ class App {
     this.facts = await api.facts().catch(() => NO_LIMITS);
     this.library = await Library.open(() => this.reload());
     this.urls = new PictureUrls((id) => this.library.blob(id));
+    this.current = this.fresh();
     this.answers = new Answers(this.library, () => this.model, {
       maxBytes: this.facts.max_body_bytes,
       changed: (conversation, answer) => conversation === this.current && this.thread.update(answer),
@@ -64,7 +65,7 @@ class App {
   }
 
   listen() {
-    byId("new").addEventListener("click", () => this.open(newConversation(lastSettings())));
+    byId("new").addEventListener("click", () => this.open(this.fresh()));
     byId("settings").addEventListener("click", () => this.settings());
     byId("copy-all").addEventListener("click", () => copyFrom(byId("copy-all"), asText(this.current)));
     byId("key").hidden = !this.facts.auth_required;
@@ -114,6 +115,13 @@ class App {
   askForKey(reason, then = () => this.connect()) {
     byId("key").hidden = false;
     askForKey(reason, then);
+  }
+
+  /** An empty conversation; the embedded model answers best with its likeliest words. */
+  fresh() {
+    const settings = lastSettings();
+    if (this.facts.demo) settings.numbers.temperature ??= 0;
+    return newConversation(settings);
   }
 
   /** Shows a conversation. */
@@ -214,7 +222,7 @@ class App {
     if (!conversation) return;
     this.answers.stop(conversation);
     const undo = await this.library.remove(conversation);
-    if (conversation === this.current) this.open(newConversation(lastSettings()));
+    if (conversation === this.current) this.open(this.fresh());
     else this.refresh();
     const back = () => undo().then(() => this.open(conversation));
     notify(`Deleted “${titleOf(conversation)}”.`, { action: ["Undo", back], seconds: 10, name: "deleted" });

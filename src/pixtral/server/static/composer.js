@@ -7,7 +7,8 @@ import { notify } from "./notices.js";
 import { describe, pictureOf, remeasured, sentAs } from "./pictures.js";
 import { view } from "./viewer.js";
 
-const TILE_HEIGHT = 104;
+const TILE_HEIGHT = 104; // CSS pixels
+const TILE_WIDTH = 220;
 
 export class Composer {
   #pictures = [];
@@ -136,6 +137,8 @@ export class Composer {
     if (!this.#isReady || this.busy) return;
     const [text, pictures, editing] = [this.field.value, this.#pictures, this.#editing];
     this.clear();
+    if (matchMedia("(pointer: coarse)").matches) this.field.blur(); // its keyboard would hide the answer
+    else this.focus();
     this.actions.send(text, pictures, editing);
   }
 
@@ -201,10 +204,9 @@ export class Composer {
       tile.append(h("span", { class: "reading", role: "img", "aria-label": `Reading ${picture.name}` }));
       return tile;
     }
-    const width = Math.min(220, Math.max(64, (TILE_HEIGHT * picture.width) / picture.height));
+    const width = Math.min(TILE_WIDTH, (TILE_HEIGHT * picture.width) / picture.height);
     const image = h("img", { alt: picture.name });
-    const frame = gridded(image, picture.grid, width);
-    frame.style.width = `${width}px`;
+    const frame = gridded(image, picture, width);
     this.urls.show(image, picture.id);
     const { rows, cols, tokens } = picture.grid;
     const label = `${picture.name}: ${describe(picture)}`;

@@ -4,10 +4,11 @@ import { h } from "./dom.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** A picture with its grid of rows x cols patches over it; `width` is how wide it will be shown, in CSS pixels. */
-export function gridded(image, grid, width) {
-  const frame = h("span", { class: "gridded" }, image);
-  if (grid) frame.append(gridOf(grid.rows, grid.cols, width / grid.cols));
+/** An image in the shape of its picture, shown `width` CSS pixels wide, with the grid of its patches over it. */
+export function gridded(image, { width: across, height: down, grid }, width) {
+  const frame = h("span", { class: "gridded" }, image, gridOf(grid.rows, grid.cols, width / grid.cols));
+  frame.style.width = `${width}px`;
+  frame.style.aspectRatio = `${across} / ${down}`;
   return frame;
 }
 

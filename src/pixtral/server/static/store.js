@@ -68,15 +68,15 @@ class Store {
 
   #run(mode, names, work) {
     return new Promise((resolve, reject) => {
-      const transaction = this.database.transaction(names, mode);
-      const request = work(transaction);
-      transaction.oncomplete = () => resolve(request.result);
-      const fail = () => {
-        const error = transaction.error ?? request.error;
-        reject(error?.name === "QuotaExceededError" ? new QuotaError("full") : error);
-      };
-      transaction.onerror = fail;
-      transaction.onabort = fail;
+      const fail = (error) => reject(error?.name === "QuotaExceededError" ? new QuotaError("full") : error);
+      try {
+        const transaction = this.database.transaction(names, mode);
+        const request = work(transaction);
+        transaction.oncomplete = () => resolve(request.result);
+        transaction.onabort = () => fail(transaction.error ?? request.error);
+      } catch (error) {
+        fail(error); // the database was closed under us, or could not take the value
+      }
     });
   }
 }

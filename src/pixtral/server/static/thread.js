@@ -74,9 +74,7 @@ export class Thread {
   #picture(picture, height) {
     const width = Math.min((height * picture.width) / picture.height, 320);
     const image = h("img", { alt: picture.name, loading: "lazy" });
-    const frame = gridded(image, picture.grid, width);
-    frame.style.width = `${width}px`;
-    frame.style.aspectRatio = `${picture.width} / ${picture.height}`;
+    const frame = gridded(image, picture, width);
     this.urls.show(image, picture.id);
     const label = `${picture.name}: ${describe(picture)}`;
     return h("li", {}, h("button", { type: "button", class: "look", "aria-label": label, title: label, onclick: () => view(picture, this.urls) }, frame));

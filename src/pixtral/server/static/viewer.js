@@ -10,8 +10,7 @@ import { describe } from "./pictures.js";
 export function view(picture, urls) {
   const width = shownWidth(picture);
   const image = h("img", { alt: picture.name });
-  const frame = gridded(image, picture.grid, width);
-  frame.style.width = `${width}px`;
+  const frame = gridded(image, picture, width);
   urls.show(image, picture.id);
   const grid = h("button", { type: "button", class: "pill", "aria-pressed": "true" }, "Patches");
   setIcon(grid, "grid");
