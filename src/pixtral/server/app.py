@@ -22,6 +22,7 @@ from pixtral.server.requests import RequestContext
 from pixtral.server.routes_chat import chat_routes
 from pixtral.server.routes_completions import completion_routes
 from pixtral.server.routes_models import model_routes
+from pixtral.server.routes_responses import response_routes
 from pixtral.server.routes_status import status_routes
 from pixtral.server.routes_tokens import token_routes
 from pixtral.server.state import ServerState
@@ -44,6 +45,7 @@ def make_app(state: ServerState) -> FastAPI:
     for routes in (
         chat_routes(bodies),
         completion_routes(bodies),
+        response_routes(bodies),
         token_routes(bodies),
         model_routes(),
         status_routes(),

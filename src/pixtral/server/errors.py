@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 from pixtral.errors import EngineError, ImageError, ImageTooLarge, PixtralError, StructureError
 
@@ -115,8 +115,9 @@ def _place(loc: tuple[int | str, ...], data: object, is_missing: bool) -> list[i
     """Where in the body an error lies; pydantic puts the names of alternatives between the steps that lead there."""
     place: list[int | str] = []
     for number, step in enumerate(loc):
-        if (isinstance(data, dict) and step in data) or (isinstance(data, list) and isinstance(step, int)):
-            data = data[step]
+        leads = isinstance(data, list) if isinstance(step, int) else isinstance(data, dict) and step in data
+        if leads:
+            data = cast(Any, data)[step]
         elif not (is_missing and number == len(loc) - 1):
             continue
         place.append(step)

@@ -41,7 +41,7 @@ async def chat_completions(http: Request) -> Response:
     running = Running(state, http)
     try:
         structure = await structure_of(state, body)
-        outputs = running.outputs(await _engine_request(state, body, running.id, structure))
+        outputs = running.outputs(await engine_request(state, body, running.id, structure))
         readers = [None if structure.make_reader is None else structure.make_reader() for _ in range(body.n or 1)]
         if body.stream:
             first = await anext(outputs)
@@ -54,9 +54,10 @@ async def chat_completions(http: Request) -> Response:
     return json_response(answer)
 
 
-async def _engine_request(
+async def engine_request(
     state: ServerState, body: ChatCompletionRequest, id: str, structure: Structure
 ) -> EngineRequest:
+    """What the engine is asked; errors as in `prompt_of`."""
     params = body.sampling(body.limit, body.num_logprobs)
     prompt = await prompt_of(state, body.messages, structure.tools)
     check_room(prompt, state.max_model_len, body.limit)
