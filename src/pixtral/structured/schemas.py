@@ -16,6 +16,13 @@ WHITE_SPACE = r" |\n {0,16}"
 # All short escapes. Characters beyond ASCII are written as themselves, so that half a surrogate pair cannot come out.
 ESCAPES = 'nrbtf\\"'
 
+# Characters of strings whose format sets no bound itself but wants something at the end, which may never come.
+LONGEST = {"email": 254, "hostname": 253, "uri": 1024}
+# Where schemas stand in a schema: as values, in lists, as the values of an object.
+_ONE = ("items", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else")
+_LIST = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
+_NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+
 JsonSchema = Mapping[str, Any] | bool
 
 
@@ -54,8 +61,26 @@ def grammar_of(schema: JsonSchema, *, lenient: bool = False) -> str:
     options = {"whitespace_pattern": WHITE_SPACE, "json_allowed_escapes": ESCAPES, "lenient": lenient}
     if isinstance(schema, bool):
         schema = {} if schema else {"not": {}}
-    rest = {key: value for key, value in schema.items() if key != "x-guidance"}
+    rest = {key: value for key, value in _bounded(schema).items() if key != "x-guidance"}
     return "%json " + json.dumps({**rest, "x-guidance": options}, ensure_ascii=False)
+
+
+def _bounded(schema: Any) -> Any:
+    """The schema with a longest length for strings of some formats, where it names none."""
+    if not isinstance(schema, Mapping):
+        return schema
+    made = dict(schema)
+    for key, value in schema.items():
+        if key in _LIST and isinstance(value, list):
+            made[key] = [_bounded(one) for one in value]
+        elif key in _ONE:
+            made[key] = _bounded(value)
+        elif key in _NAMED and isinstance(value, Mapping):
+            made[key] = {name: _bounded(one) for name, one in value.items()}
+    name = schema.get("format")
+    if isinstance(name, str) and name in LONGEST:
+        made.setdefault("maxLength", LONGEST[name])
+    return made
 
 
 def _depth(value: object) -> int:
