@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
+from pixtral.engine.params import SamplingParams
 from pixtral.errors import EngineError, ImageError, ImageTooLarge, PixtralError, StructureError
 
 if TYPE_CHECKING:
@@ -79,7 +81,7 @@ def as_api_error(error: BaseException) -> ApiError:
     if isinstance(error, StructureError):
         return ApiError(400, str(error), param=error.param)
     if isinstance(error, PixtralError):
-        return ApiError(400, str(error), param=_first_word(str(error)))
+        return ApiError(400, str(error), param=_parameter(str(error)))
     return ApiError(
         500, "the server failed to answer this request; its log says why", type="server_error", code="internal_error"
     )
@@ -129,7 +131,7 @@ def _shown(value: object) -> str:
     return text if len(text) <= 80 else f"{text[:60]}... ({len(text)} characters)"
 
 
-def _first_word(message: str) -> str | None:
-    """The parameter of messages of the form "top_p is 3, expected ..."."""
-    name, found, _ = message.partition(" is ")
-    return name if found and name.isidentifier() else None
+def _parameter(message: str) -> str | None:
+    """The field that a message of the engine begins with: "top_p is 3, expected ..."."""
+    word = message.partition(" ")[0]
+    return word if any(word == field.name for field in dataclasses.fields(SamplingParams)) else None
