@@ -65,7 +65,7 @@ def test_the_embedded_model_answers_about_a_picture(browser, live):
 
         ask(page, "How many shapes are there?")
         assert answer_of(page) == "There are three shapes."
-        assert "known" in page.locator(".meta").last.inner_text(), "the picture's tokens were cached"
+        assert "cached" in page.locator(".meta").last.inner_text(), "the picture's tokens were cached"
 
         reloaded(page)
         assert page.locator(".prose").all_inner_texts() == [DESCRIPTION, "There are three shapes."]

@@ -10,8 +10,8 @@ import { placeIcons } from "./icons.js";
 import { apiKey } from "./key.js";
 import { askForKey } from "./key-dialog.js";
 import { Library } from "./library.js";
-import { notify } from "./notices.js";
-import { isChanged, keepSettings, lastSettings } from "./settings.js";
+import { notify, withdraw } from "./notices.js";
+import { areEqual, defaults, keepSettings, lastSettings } from "./settings.js";
 import { openSettings } from "./settings-dialog.js";
 import { Sidebar } from "./sidebar.js";
 import { startTheme } from "./theme-button.js";
@@ -106,6 +106,7 @@ class App {
       byId("model").title = model.id;
       this.composer.context = model.max_model_len ?? null;
       this.composer.refresh();
+      withdraw("server");
     } catch (error) {
       if (error.status === 401) return this.askForKey(error.message);
       notify(`${error.heading}. ${error.message}`, { kind: "error", name: "server", action: ["Try again", () => this.connect()] });
@@ -117,11 +118,14 @@ class App {
     askForKey(reason, then);
   }
 
-  /** An empty conversation; the embedded model answers best with its likeliest words. */
   fresh() {
-    const settings = lastSettings();
+    return newConversation(this.usual(lastSettings()));
+  }
+
+  /** The embedded model answers best with its likeliest words. */
+  usual(settings) {
     if (this.facts.demo) settings.numbers.temperature ??= 0;
-    return newConversation(settings);
+    return settings;
   }
 
   /** Shows a conversation. */
@@ -147,7 +151,7 @@ class App {
     document.title = isKept ? `${title} – pixtral` : "pixtral";
     byId("welcome").hidden = current.messages.length > 0;
     byId("copy-all").hidden = current.messages.length === 0;
-    byId("settings").classList.toggle("changed", isChanged(current.settings));
+    byId("settings").classList.toggle("changed", !areEqual(current.settings, this.usual(defaults())));
     if (location.hash.slice(1) !== (isKept ? current.id : "")) {
       history.pushState(null, "", isKept ? `#${current.id}` : location.pathname + location.search);
     }
@@ -201,6 +205,7 @@ class App {
       announce(answer.error ? `${answer.error.heading}. ${answer.error.message}` : `Answer: ${answer.text}`);
     }
     this.refresh();
+    if (answer.error?.status === 404) this.connect(); // the server was started anew, with another model
     if (answer.error?.status === 401) this.askForKey(answer.error.message, () => this.connect().then(() => this.retry(answer)));
   }
 

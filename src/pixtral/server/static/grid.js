@@ -26,6 +26,7 @@ function gridOf(rows, cols, side) {
     const path = document.createElementNS(SVG, "path");
     path.setAttribute("class", name);
     path.setAttribute("d", d);
+    if (name === "grid-light") path.setAttribute("transform", `translate(${1 / side} ${1 / side})`); // beside the dark one
     svg.append(path);
   }
   svg.style.opacity = String(Math.min(1, Math.max(0.25, side / 12)));

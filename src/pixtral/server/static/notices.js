@@ -3,12 +3,17 @@
 import { byId, h } from "./dom.js";
 import { setIcon } from "./icons.js";
 
+/** Takes back the message with this name. */
+export function withdraw(name) {
+  byId("notices").querySelector(`[data-name="${name}"]`)?.remove();
+}
+
 /**
  * Shows a message until it is closed, or for `seconds`.
  * `action` is [label, function]; a message with a `name` replaces the one that has it.
  */
 export function notify(text, { kind = "info", action = null, seconds = 0, name = null } = {}) {
-  if (name) byId("notices").querySelector(`[data-name="${name}"]`)?.remove();
+  if (name) withdraw(name);
   const close = h("button", { type: "button", class: "icon-button small", "aria-label": "Dismiss", onclick: () => notice.remove() });
   setIcon(close, "close");
   const act = action && h("button", { type: "button", class: "text-button", onclick: () => (notice.remove(), action[1]()) }, action[0]);

@@ -58,9 +58,9 @@ export function fits({ min, max = Infinity, step }, value) {
   return value >= min && value <= max && (step < 1 || Number.isInteger(value));
 }
 
-/** Whether anything is set. */
-export function isChanged(settings) {
-  return JSON.stringify(cleaned(settings)) !== JSON.stringify(defaults());
+/** Whether two conversations have the same settings. */
+export function areEqual(one, other) {
+  return JSON.stringify(cleaned(one)) === JSON.stringify(cleaned(other));
 }
 
 /** The fields of a request. */

@@ -23,7 +23,9 @@ export class Thread {
     this.scroller = byId("scroll");
     this.scroller.addEventListener("scroll", () => this.#scrolled(), { passive: true });
     byId("latest").addEventListener("click", () => this.toEnd());
-    new ResizeObserver(() => this.#follow()).observe(this.list);
+    const resized = new ResizeObserver(() => this.#follow()); // by text, or by what is put into the composer
+    resized.observe(this.list);
+    resized.observe(this.scroller);
   }
 
   /** Shows a conversation from its beginning to its end. */
@@ -121,7 +123,7 @@ function metaOf(answer) {
   if (answer.state === "stopped") parts.push("Stopped");
   if (answer.state === "length") parts.push("Cut off at the longest answer");
   if (answer.usage) {
-    const cached = answer.usage.cached ? ` (${count(answer.usage.cached)} known)` : "";
+    const cached = answer.usage.cached ? ` (${count(answer.usage.cached)} cached)` : "";
     parts.push(`${count(answer.usage.prompt)}${cached} + ${count(answer.usage.completion)} tokens`);
   }
   if (answer.timing && answer.state !== "failed") {
