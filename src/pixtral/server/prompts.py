@@ -14,6 +14,7 @@ from pixtral.models.vision import crop_images
 from pixtral.processing.prompts import text_to_ids
 from pixtral.server import protocol_chat as chat
 from pixtral.server.errors import ApiError
+from pixtral.server.lengths import check_length
 from pixtral.server.pictures import Picture
 from pixtral.structured.history import check_history
 
@@ -45,16 +46,28 @@ async def prompt_of(
     ours = [_message(message, f"messages[{number}]", pictures) for number, message in enumerate(messages)]
     ours = check_history(ours)
     size = state.settings.max_image_size
+    texts = [part.text for message in ours for part in message.parts if isinstance(part, TextPart)]
+
+    def encode() -> PromptInput:
+        check_length(texts, state.processor.tokenizer, state.max_model_len, "messages")
+        return _encode(state.processor, _filled(ours, images), tools, size)
+
     async with state.pictures.loaded(pictures) as images:
-        return await state.in_thread(lambda: _encode(state.processor, _filled(ours, images), tools, size))
+        state.metrics.images.inc(sum(map(len, images)))
+        return await state.in_thread(encode)
 
 
-def raw_prompt(processor: PixtralProcessor, prompt: str | list[int], add_special_tokens: bool) -> tuple[int, ...]:
+def raw_prompt(
+    processor: PixtralProcessor, prompt: str | list[int], add_special_tokens: bool, context: int
+) -> tuple[int, ...]:
     """The ids of a prompt that is written out; control tokens written in it count as such.
 
     Raises:
         PromptError: it holds a place for a picture.
+        ApiError: it is far beyond the context.
     """
+    if isinstance(prompt, str):
+        check_length([prompt], processor.tokenizer, context, "prompt")
     ids = tuple(prompt if isinstance(prompt, list) else text_to_ids(processor.tokenizer, prompt, add_special_tokens))
     if processor.image_token_id in ids:
         raise PromptError("the prompt has an [IMG] token, but no picture can come with it; use /v1/chat/completions")

@@ -57,7 +57,9 @@ async def _engine_requests(state: ServerState, body: CompletionRequest, id: str)
     params = body.sampling(limit, body.logprobs)
     guide = await guide_of_text(state, body)
     special = body.add_special_tokens is not False
-    prompts = await state.in_thread(lambda: [raw_prompt(state.processor, one, special) for one in body.prompts])
+    prompts = await state.in_thread(
+        lambda: [raw_prompt(state.processor, one, special, state.max_model_len) for one in body.prompts]
+    )
     requests = []
     for number, ids in enumerate(prompts):
         check_room(PromptInput(ids), state.max_model_len, limit, param="prompt")

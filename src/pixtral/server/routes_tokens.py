@@ -64,7 +64,7 @@ async def tokenize(http: Request) -> Response:
         ids, images = made.ids, sum(image.length for image in made.images)
     else:
         text, special = body.prompt or "", body.add_special_tokens is not False
-        ids = await state.in_thread(lambda: raw_prompt(state.processor, text, special))
+        ids = await state.in_thread(lambda: raw_prompt(state.processor, text, special, state.max_model_len))
     answer = {"count": len(ids), "image_tokens": images, "max_model_len": state.max_model_len, "tokens": ids}
     if body.return_token_strs:
         answer["token_strs"] = [state.processor.tokenizer.ids_to_text([token], False) for token in ids]
