@@ -115,6 +115,8 @@ class AnswerParser:
             if name is not None:
                 self.num_calls += 1
                 calls.append(CallDelta(self.num_calls - 1, self._make_id(), name, arguments))
+            elif arguments and calls:
+                calls[-1] = dataclasses.replace(calls[-1], arguments=calls[-1].arguments + arguments)
             elif arguments:
                 calls.append(CallDelta(self.num_calls - 1, arguments=arguments))
         if self._broken and not self.num_calls:

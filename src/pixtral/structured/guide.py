@@ -79,8 +79,8 @@ class GrammarGuide:
     def advance(self, token: int) -> None:
         """The token was chosen."""
         if not self._matcher.consume_token(token):
+            assert "doesn't satisfy" not in self._matcher.get_error(), f"token {token} came although it was forbidden"
             self._check()
-            raise AssertionError(f"token {token} came although it was forbidden")
         if self._string is not None:
             self._string.push(self._tokens.id_to_bytes(token) or b"")
 

@@ -92,7 +92,8 @@ def _arguments(arguments: str | Mapping[str, object], where: str) -> str:
             ) from error
     if not isinstance(found, Mapping):
         raise StructureError(f"{param} is JSON of type {type(found).__name__}; expected an object", param)
-    return json.dumps(found, ensure_ascii=False)
+    text = arguments.strip() if isinstance(arguments, str) else ""
+    return text or json.dumps(found, ensure_ascii=False)  # what the model wrote is in the prefix cache
 
 
 def _result(message: Message, waiting: dict[str, str], answered: set[str], where: str) -> Message:

@@ -13,8 +13,8 @@ MAX_DEPTH = 64
 # White space at one place: nothing, a blank, or a line break and its indentation. Without a bound a model that prefers
 # blanks would write nothing else.
 WHITE_SPACE = r" |\n {0,16}"
-# All short escapes. Characters beyond ASCII are written as themselves, so that half a surrogate pair cannot come out.
-ESCAPES = 'nrbtf\\"'
+# All escapes; \\u is let come for control characters only, never for half a surrogate pair.
+ESCAPES = 'nrbtf\\"u'
 
 # Characters of strings whose format sets no bound itself but wants something at the end, which may never come.
 LONGEST = {"email": 254, "hostname": 253, "uri": 1024}

@@ -1,0 +1,336 @@
+"""Guides: exactly the tokens that a grammar lets come, the end when it is complete, and no other control token."""
+
+from __future__ import annotations
+
+import math
+import threading
+
+import numpy as np
+import pytest
+import torch
+
+from pixtral.assets import tiny_path
+from pixtral.engine.request import Guide
+from pixtral.errors import StructureError
+from pixtral.processing import AutoProcessor
+from pixtral.structured import forms
+from pixtral.structured.grammars import Grammars
+from pixtral.structured.guide import InString, LaterGuide, WithoutGuide, forbid
+from pixtral.structured.guiding import guide_of
+from pixtral.structured.tools import read_tools
+
+END, CALLS = 2, 9
+CLOCK = {"type": "function", "function": {"name": "clock"}}
+
+
+@pytest.fixture(scope="module", params=["hf", "mistral"])
+def grammars(request):
+    return Grammars(AutoProcessor.from_pretrained(tiny_path(), tokenizer_mode=request.param).tokenizer, [END])
+
+
+@pytest.fixture(scope="module")
+def one():
+    return Grammars(AutoProcessor.from_pretrained(tiny_path()).tokenizer, [END])
+
+
+def allowed(guide: Guide, size: int = 640) -> set[int]:
+    scores = torch.arange(size, dtype=torch.float32) / size
+    guide.mask(scores)
+    return set(torch.nonzero(scores > -math.inf).flatten().tolist())
+
+
+def say(grammars: Grammars, guide: Guide, text: str) -> None:
+    for token in grammars.tokenizer.ordinary_ids(text):
+        assert token in allowed(guide), (text, grammars.tokenizer.id_to_bytes(token))
+        guide.advance(token)
+
+
+def ends(grammars: Grammars, form: forms.Form, text: str) -> bool:
+    """Whether the text may be said, and the answer may end behind it."""
+    guide = grammars.compile(form)()
+    say(grammars, guide, text)
+    return END in allowed(guide)
+
+
+def test_exactly_the_tokens_that_go_on_a_choice(grammars):
+    words = ["one", "on", "тест", "te\nst"]
+    form, said = forms.choice(words), b""
+    guide = grammars.compile(form)()
+    for token in grammars.tokenizer.ordinary_ids("тест"):
+        tokens = {i: grammars.tokenizer.id_to_bytes(i) for i in range(640)}
+        right = {i for i, data in tokens.items() if data and any(w.encode().startswith(said + data) for w in words)}
+        assert token in allowed(guide) <= right
+        assert (
+            said or allowed(guide) == right
+        )  # where the bytes are forced, tokens that only begin them are not offered
+        guide.advance(token)
+        said += tokens[token]
+    assert allowed(guide) == {END}
+    guide.advance(END)
+    assert allowed(guide) == {END}
+
+
+def test_a_choice_that_begins_another(grammars):
+    guide = grammars.compile(forms.choice(["on", "one"]))()
+    say(grammars, guide, "on")
+    assert END in allowed(guide)
+    say(grammars, guide, "e")
+    assert allowed(guide) == {END}
+
+
+@pytest.mark.parametrize(
+    ("schema", "text"),
+    [
+        ({"type": "string"}, '"Zoë, и так далее 世界 🙂 \\" \\n"'),
+        ({"enum": ["é\u0001"]}, '"é\\u0001"'),
+        ({"type": "object"}, '{"a": [1, {"b": null}], "é": "x"}'),
+        ({"type": "array", "items": {"type": "integer"}}, "[\n    1,\n    2\n]"),
+        ({"type": "number"}, "-1.5e-3"),
+        ({"x-guidance": {"whitespace_pattern": "x"}, "type": "array"}, "[ 1]"),
+        (
+            {"type": "object", "properties": {"format": {"const": 1}, "items": {"const": 2}}},
+            '{"format": 1, "items": 2}',
+        ),
+    ],
+)
+def test_json_that_may_be_said(grammars, schema, text):
+    assert ends(grammars, forms.json_schema(schema), text)
+
+
+@pytest.mark.parametrize(
+    ("schema", "text", "next_one"),
+    [
+        ({"type": "object"}, "{ ", " "),  # white space is bounded
+        ({"type": "object"}, "{\n" + " " * 16, " "),
+        ({"type": "object"}, "{\n", "\n"),
+        ({"type": "object"}, "{", "\t"),
+        ({"type": "string"}, '"\\u', "d"),  # half a surrogate pair could come of it
+        ({"type": "string", "maxLength": 2}, '"ab', "c"),
+        ({"type": "string", "format": "email"}, '"' + "a" * 252, "a"),
+        ({"type": "object", "additionalProperties": False}, "{", '"'),
+        ({"type": "array", "maxItems": 1}, "[1", ","),
+        ({"type": "array", "items": {"type": "integer"}}, "[1", "."),
+    ],
+)
+def test_json_that_may_not_be_said(grammars, schema, text, next_one):
+    guide = grammars.compile(forms.json_schema(schema))()
+    say(grammars, guide, text)
+    (token,) = grammars.tokenizer.ordinary_ids(next_one)
+    assert token not in allowed(guide)
+    with pytest.raises(AssertionError, match="forbidden"):
+        guide.advance(token)
+
+
+@pytest.mark.parametrize(
+    ("regex", "text"),
+    [
+        ("a/b", "a/b"), (r"a\/b", "a/b"), (r"\\/", "\\/"), ("a\nb", "a\nb"), ("a\\\nb", "a\nb"), ("[/]+", "//"),
+        ("[а-я]+ё?", "елкиё"), (r"\d{2}|x", "12"), ("(?i)abc", "aBC"), (r"a\.\n", "a.\n"),
+        ("日本|한국", "한국"),
+    ],
+)  # fmt: skip
+def test_patterns(grammars, regex, text):
+    assert ends(grammars, forms.pattern(regex), text)
+
+
+def test_the_end_is_forced_whatever_was_done_to_its_score(one):
+    guide = one.compile(forms.choice(["x"]))()
+    say(one, guide, "x")
+    scores = torch.zeros(640)
+    scores[END] = -math.inf  # as by a minimum of tokens
+    guide.mask(scores)
+    assert scores.argmax() == END and scores[END] == 0
+
+
+def test_a_wish_to_end_closes_what_is_open(one):
+    quote, bracket, brace, letter = (one.tokenizer.ordinary_ids(text)[0] for text in ('"', "]", "}", "a"))
+    guide = one.compile(forms.json_schema({"type": "array", "items": {"type": "string"}}))()
+
+    def best() -> int:
+        scores = torch.zeros(640)
+        scores[letter], scores[END] = 1.0, 5.0
+        guide.mask(scores)
+        return int(scores.argmax())
+
+    say(one, guide, '["x\\"')
+    assert best() == quote
+    say(one, guide, '"')
+    assert best() == bracket
+    inside = one.compile(forms.json_object())()
+    say(one, inside, '{"}')
+    scores = torch.zeros(640)
+    scores[END] = 5.0
+    inside.mask(scores)
+    assert scores.argmax() == quote and scores[brace] == 0
+    words = one.compile(forms.pattern('"[a-z]+"'))()  # no JSON, no wish
+    say(one, words, '"a')
+    scores = torch.zeros(640)
+    scores[letter], scores[END] = 1.0, 5.0
+    words.mask(scores)
+    assert scores.argmax() == letter
+
+
+def test_in_string():
+    state, inside = InString(), ""
+    for character in r'{"a\"": [1, "b\\"]}':
+        inside += "1" if state.inside else "0"
+        state.push(character.encode())
+    assert inside == "001111" + "0" * 7 + "1111" + "00"
+
+
+def test_control_tokens_never_come(one):
+    assert allowed(one.compile(forms.lark("start: /(.|\\n)*/"))()) >= {END}
+    everything = allowed(one.compile(forms.lark("start: (<[*]>)+"))())
+    assert everything.isdisjoint(set(one.tokenizer.all_special_ids) - {END, CALLS})
+    guide = one.compile(forms.lark('start: "a" <[10]>'))()
+    say(one, guide, "a")
+    with pytest.raises(StructureError, match="control token"):
+        guide.mask(torch.zeros(640))
+
+
+def test_scores_beyond_the_vocabulary_are_forbidden(one):
+    assert allowed(one.compile(forms.choice(["a"]))(), 700) == set(one.tokenizer.ordinary_ids("a"))
+    scores = torch.zeros(4)
+    forbid(scores, np.array([True, False]))
+    assert scores.tolist() == [-math.inf, 0, -math.inf, -math.inf]
+    scores = torch.zeros(2)
+    forbid(scores, np.array([False, True, True]))
+    assert scores.tolist() == [0, -math.inf]
+
+
+def test_a_grammar_that_becomes_too_complex(one):
+    form = forms.lark("start: a a a a\na: b b b b b b b b\nb: c c c c c c c c c\nc: /x{1,1000}/{1,1000}")
+    guide = one.compile(form)()
+    with pytest.raises(StructureError, match="too complex") as error:
+        for _ in range(9):
+            say(one, guide, "x")
+    assert error.value.param == "structured_outputs.grammar"
+
+
+# --- tools
+
+
+def test_auto_begins_with_the_trigger(one):
+    guide = guide_of(one, None, read_tools([CLOCK]))()
+    assert isinstance(guide, LaterGuide) and len(allowed(guide)) == 640
+    say(one, guide, "some words")
+    guide.advance(CALLS)
+    say(one, guide, '[{"name": "clock", "arguments": {}}')
+    assert END not in allowed(guide)
+    say(one, guide, ', {"name":"clock","arguments":{}}]')
+    assert allowed(guide) == {END}
+
+
+def test_none_forbids_the_trigger(one):
+    guide = guide_of(one, None, read_tools([CLOCK], "none"))()
+    assert isinstance(guide, WithoutGuide) and allowed(guide) == set(range(640)) - {CALLS}
+    guide.advance(40)
+    assert allowed(guide) == set(range(640)) - {CALLS}
+
+
+def test_required_begins_with_calls(one):
+    guide = guide_of(one, None, read_tools([CLOCK], "required"))()
+    assert allowed(guide) == {CALLS}
+
+
+def test_no_more_calls_than_the_limit(one):
+    guide = guide_of(one, None, read_tools([CLOCK], "required"))()
+    guide.advance(CALLS)
+    call = '{"name": "clock", "arguments": {}}'
+    say(one, guide, "[" + ", ".join([call] * 32))
+    assert allowed(guide) == set(one.tokenizer.ordinary_ids("]"))
+
+
+def test_a_form_or_calls(one):
+    guide = guide_of(one, forms.json_schema({"const": 1}), read_tools([CLOCK]))()
+    assert allowed(guide) == {CALLS, *one.tokenizer.ordinary_ids("1")}
+    assert guide_of(one, None, None) is None
+
+
+def test_tools_of_one_schema_do_not_see_anothers_definitions(one):
+    def tool(name, target):
+        schema = {"type": "object", "properties": {"v": {"$ref": "#/$defs/v"}}, "required": ["v"],
+                  "additionalProperties": False, "$defs": {"v": target}}  # fmt: skip
+        return {"type": "function", "function": {"name": name, "parameters": schema}}
+
+    tools = read_tools([tool("a", {"const": 1}), tool("b", {"const": 2})], "required")
+    for name, right, wrong in (("a", "1", "2"), ("b", "2", "1")):
+        guide = guide_of(one, None, tools)()
+        guide.advance(CALLS)
+        say(one, guide, f'[{{"name": "{name}", "arguments": {{"v": ')
+        assert set(one.tokenizer.ordinary_ids(right)) <= allowed(guide)
+        assert set(one.tokenizer.ordinary_ids(wrong)).isdisjoint(allowed(guide))
+
+
+def test_a_broken_tool_is_named(one):
+    broken = {"type": "function", "function": {"name": "b", "strict": True, "parameters": {"not": {}}}}
+    for choice in ("auto", "required"):
+        with pytest.raises(StructureError, match="strict") as error:
+            guide_of(one, None, read_tools([CLOCK, broken], choice))
+        assert error.value.param == "tools[1].function.parameters"
+
+
+def test_tokenizers_without_tools(one):
+    class Other:
+        def __init__(self, names):
+            self.names = names
+
+        def __getattr__(self, name):
+            return getattr(one.tokenizer, name)
+
+        def token_to_id(self, token):
+            return self.names.get(token)
+
+    for names, says in (({}, "no .TOOL_CALLS."), ({"[TOOL_CALLS]": 9, "[ARGS]": 10}, "ARGS")):
+        with pytest.raises(StructureError, match=says):
+            guide_of(Grammars(Other(names), [END]), None, read_tools([CLOCK]))
+
+
+# --- the cache
+
+
+def test_the_cache_has_limits(one):
+    grammars = Grammars(one.tokenizer, [END], max_entries=3, max_chars=120)
+    for n in range(6):
+        grammars.compile(forms.choice([f"text {n}"]))
+        assert len(grammars) <= 3
+    assert grammars.num_compiled == 6
+    grammars.compile(forms.choice(["text 5"]))
+    assert grammars.num_compiled == 6, "it was there"
+    grammars.compile(forms.choice(["text 0"]))
+    assert grammars.num_compiled == 7, "it had gone"
+    guide = grammars.compile(forms.choice(["x" * 200]))()  # larger than everything: used, not kept
+    assert len(grammars) == 0 and grammars.num_chars == 0
+    say(grammars, guide, "x" * 200)
+
+
+def test_guides_of_one_grammar_go_their_own_ways(one):
+    make = one.compile(forms.choice(["ab", "cd"]))
+    first, second = make(), make()
+    say(one, first, "ab")
+    say(one, second, "cd")
+    assert allowed(first) == allowed(second) == {END}
+
+
+def test_several_threads(one):
+    grammars, found = Grammars(one.tokenizer, [END]), []
+
+    def work(n):
+        guide = grammars.compile(forms.choice([f"{n % 3}"]))()
+        say(grammars, guide, f"{n % 3}")
+        found.append(allowed(guide) == {END})
+
+    threads = [threading.Thread(target=work, args=(n,)) for n in range(12)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert found == [True] * 12 and len(grammars) == 3
+
+
+def test_sentencepiece_is_refused(one):
+    class Pieces:
+        byte_level = False
+
+    with pytest.raises(StructureError, match="SentencePiece"):
+        Grammars(Pieces(), [END]).warm_up()
