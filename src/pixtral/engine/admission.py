@@ -62,9 +62,10 @@ class Admission:
         params = request.params
         if params.stop and not self._has_tokenizer:
             raise GenerationError(f"stop strings {list(params.stop)} need a tokenizer; make the engine with one")
-        for token, _ in params.logit_bias:
+        named = [("logit_bias", token) for token, _ in params.logit_bias]
+        for name, token in (*named, *(("stop_token_ids", token) for token in params.stop_token_ids)):
             if token >= self._vocabulary:
-                raise GenerationError(f"logit_bias names token {token}, the vocabulary has {self._vocabulary} tokens")
+                raise GenerationError(f"{name} names token {token}, the vocabulary has {self._vocabulary} tokens")
         ends = params.stop_token_ids if params.ignore_eos else (*params.stop_token_ids, *self._eos)
         params = dataclasses.replace(params, stop_token_ids=tuple(dict.fromkeys(ends)))
         room = self.max_model_len - length
