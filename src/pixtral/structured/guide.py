@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
@@ -13,6 +14,11 @@ from pixtral.errors import StructureError
 
 if TYPE_CHECKING:
     import llguidance
+
+# Seconds of computing that a step of one answer may take, and what it may take beyond them in all. Ambiguous grammars
+# cost more with every token, and others wait for each.
+STEP_SECONDS = 0.005
+SPARE_SECONDS = 0.25
 
 Bits = np.ndarray[Any, np.dtype[np.uint8]]
 
@@ -57,11 +63,14 @@ class GrammarGuide:
         self._param = param
         self._string = InString() if json else None
         self._bits: Bits = np.zeros_like(tokens.sayable)
+        self._overspent = 0.0
 
     def mask(self, scores: Any) -> None:
         """Set the scores of tokens that may not come to -inf."""
+        begin = time.thread_time()
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self._check()
+        self._spend(time.thread_time() - begin)
         if self._matcher.is_stopped():  # whatever else was done to the score of the end
             scores.fill_(-np.inf)
             scores[self._tokens.end] = 0.0
@@ -78,11 +87,23 @@ class GrammarGuide:
 
     def advance(self, token: int) -> None:
         """The token was chosen."""
-        if not self._matcher.consume_token(token):
+        begin = time.thread_time()
+        taken = self._matcher.consume_token(token)
+        self._overspent += time.thread_time() - begin
+        if not taken:
             assert "doesn't satisfy" not in self._matcher.get_error(), f"token {token} came although it was forbidden"
             self._check()
         if self._string is not None:
             self._string.push(self._tokens.id_to_bytes(token) or b"")
+
+    def _spend(self, seconds: float) -> None:
+        self._overspent = max(self._overspent + seconds - STEP_SECONDS, 0.0)
+        if self._overspent > SPARE_SECONDS:
+            raise StructureError(
+                f"{self._param}: the grammar takes too long to follow, so that others would wait; make its rules less "
+                "ambiguous",
+                self._param,
+            )
 
     def _check(self) -> None:
         matcher = self._matcher

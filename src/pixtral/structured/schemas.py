@@ -10,6 +10,7 @@ from pixtral.errors import StructureError
 
 MAX_BYTES = 256 * 1024
 MAX_DEPTH = 64
+MAX_PROPERTIES = 1000  # of one object; compiling takes their square
 # White space at one place: nothing, a blank, or a line break and its indentation. Without a bound a model that prefers
 # blanks would write nothing else.
 WHITE_SPACE = r" |\n {0,16}"
@@ -42,6 +43,11 @@ def check_schema(schema: object, param: str) -> JsonSchema:
     size = len(json.dumps(schema, ensure_ascii=False).encode("utf-8", "replace"))
     if size > MAX_BYTES:
         raise StructureError(f"{param} has {size} bytes, at most {MAX_BYTES} are taken; make the schema smaller", param)
+    widest = _widest(schema)
+    if widest > MAX_PROPERTIES:
+        raise StructureError(
+            f"{param} has an object with {widest} properties, at most {MAX_PROPERTIES} are taken; divide it", param
+        )
     if _endless(schema):
         raise StructureError(
             f"{param} asks for a value that contains itself without end; make the property that refers back optional, "
@@ -90,6 +96,17 @@ def _depth(value: object) -> int:
         depth += 1
         level = [inner for one in level for inner in _inner(one)]
     return depth
+
+
+def _widest(schema: object) -> int:
+    """The largest number of properties of one object."""
+    found, pending = 0, [schema]
+    while pending:
+        one = pending.pop()
+        if isinstance(one, Mapping) and isinstance(named := one.get("properties"), Mapping):
+            found = max(found, len(named))
+        pending += _inner(one)
+    return found
 
 
 def _inner(value: object) -> Iterator[object]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -205,6 +206,28 @@ def test_a_grammar_that_becomes_too_complex(one):
         for _ in range(9):
             say(one, guide, "x")
     assert error.value.param == "structured_outputs.grammar"
+
+
+def test_a_grammar_that_takes_too_long(one):
+    form = forms.lark('start: a*\na: (b | c)*\nb: "x" | "xx" | a a\nc: "x" b c | a "x" | ')
+    guide = one.compile(form)()
+    begin = time.thread_time()
+    with pytest.raises(StructureError, match="takes too long to follow"):
+        for _ in range(2000):
+            say(one, guide, "x")
+    assert time.thread_time() - begin < 5
+
+
+def test_time_that_a_step_may_take_is_not_counted(one, monkeypatch):
+    clock = iter(0.004 * n for n in range(100_000))
+    monkeypatch.setattr("pixtral.structured.guide.time.thread_time", lambda: next(clock))
+    guide = one.compile(forms.pattern("x*"))()
+    for _ in range(50):
+        guide.mask(torch.zeros(640))  # 4 ms each
+    clock = iter(0.05 * n for n in range(100_000))
+    with pytest.raises(StructureError, match="too long"):
+        for _ in range(7):
+            guide.mask(torch.zeros(640))
 
 
 # --- tools

@@ -75,6 +75,9 @@ def test_limits():
         check_schema({"items": deep}, "x")
     with pytest.raises(StructureError, match="bytes, at most"):
         check_schema({"enum": ["й" * 140_000]}, "x")
+    wide = {"properties": {f"p{n}": {} for n in range(1001)}}
+    with pytest.raises(StructureError, match="1001 properties, at most 1000"):
+        check_schema({"items": {"anyOf": [wide]}}, "x")
     for wrong in ("{}", None, 5, []):
         with pytest.raises(StructureError, match="expected a JSON schema"):
             check_schema(wrong, "x")
