@@ -19,7 +19,7 @@ _OTHERS = ("PIXTRAL_ISA",)  # of the kernels
 
 
 def _option(default: Any, help: str, metavar: str = "", *, low: float | None = None, secret: bool = False) -> Any:
-    return dataclasses.field(default=default, metadata={"help": help, "metavar": metavar, "low": low, "secret": secret})
+    return dataclasses.field(default=default, repr=not secret, metadata={"help": help, "metavar": metavar, "low": low})
 
 
 @dataclasses.dataclass(frozen=True)
