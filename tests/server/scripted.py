@@ -24,6 +24,11 @@ def measure(width: int, height: int, detail: Detail) -> tuple[Grid, tuple[int, i
     return grid, grid.size()
 
 
+async def pages(url: str, detail: Detail) -> list[tuple[int, int]]:
+    """Three pages, whatever the file."""
+    return [(700, 1024)] * 3
+
+
 class Script:
     """What the server will say, and what it was asked.
 
@@ -48,7 +53,7 @@ class Script:
 def application(script: Script, facts: PageFacts) -> FastAPI:
     """The page, /v1/models and /v1/chat/completions by the script."""
     app = FastAPI()
-    app.include_router(page_routes(StaticFiles.read(), facts, measure))
+    app.include_router(page_routes(StaticFiles.read(), facts, measure, pages))
 
     def refused(request: Request) -> Response | None:
         if script.key and request.headers.get("authorization") != f"Bearer {script.key}":

@@ -8,7 +8,7 @@ import re
 import httpx
 import pytest
 from PIL import Image
-from server.picture_files import data_uri
+from server.picture_files import data_uri, pdf
 
 from pixtral.images.geometry import image_grid
 from pixtral.server.page import PageFacts, StaticFiles
@@ -121,6 +121,31 @@ def test_a_picture_costs_what_the_prompt_has(web, width, height, detail):
         assert told["tokens"] <= 256
 
 
+@pytest.mark.parametrize("detail", ["low", "high"])
+def test_a_pdf_costs_what_the_prompt_has(web, detail):
+    pytest.importorskip("pypdfium2")
+    url = {"url": data_uri(pdf((200, 300), (300, 200)), "application/pdf"), "detail": detail}
+    pages = web.post("/page/pages", json=url, timeout=60).json()
+    assert len(pages) == 2 and all(page["tokens"] == page["rows"] * (page["cols"] + 1) for page in pages)
+    body = {
+        "model": "pixtral-tiny", "max_tokens": 1,
+        "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": url}]}],
+    }  # fmt: skip
+    answer = web.post("/v1/chat/completions", json=body, timeout=60).json()
+    tokens = sum(page["tokens"] for page in pages)
+    if "usage" in answer:
+        assert answer["usage"]["prompt_tokens_details"]["image_tokens"] == tokens
+    else:  # more than the embedded model reads
+        assert f"({tokens} of them for 2 picture(s))" in answer["error"]["message"]
+
+
+def test_what_is_no_pdf_is_refused(web):
+    for url in ("https://example.com/a.pdf", data_uri(b"x", "image/png"), data_uri(b"x", "application/pdf")):
+        answer = web.post("/page/pages", json={"url": url})
+        assert answer.status_code == 400 and answer.json()["error"]["param"] == "url"
+    assert web.post("/page/pages", json={"url": url, "more": 1}).status_code == 400
+
+
 @pytest.mark.parametrize("query", ["width=0&height=1", "width=x&height=1", "height=1", "width=1&height=1&detail=most"])
 def test_sizes_that_are_none_are_refused(web, query):
     answer = web.get(f"/page/grid?{query}")
@@ -144,3 +169,4 @@ def test_the_page_is_open_where_the_api_needs_a_key(tiny):
         for name in ("app.js", "base.css", "theme.js", "icon.svg", "demo.png"):
             assert web.get(f"/page/{StaticFiles.read().version}/{name}").status_code == 200
         assert web.get("/v1/models").status_code == 401
+        assert web.post("/page/pages", json={"url": "data:application/pdf;base64,"}).status_code == 401

@@ -99,6 +99,16 @@ def test_pictures_are_dropped_and_pasted(load, script, kind):
         assert page.locator("#tray").is_hidden()
 
 
+def test_a_pdf_is_sent_as_it_is(load, script):
+    with load() as page:
+        page.set_input_files("#files", file("paper.pdf", b"%PDF-1.7", "application/pdf"))
+        assert page.locator(".tile .caption").inner_text() == "8,640 tokens · 3 pages"
+        say(page, "What is it about?")
+        url = script.bodies[0]["messages"][0]["content"][0]["image_url"]["url"]
+        assert url == "data:application/pdf;base64,JVBERi0xLjc="
+        assert page.locator(".message.user .sheet").inner_text() == "paper.pdf"
+
+
 def test_what_is_no_picture_and_what_is_too_much_is_said(load):
     with load() as page:
         page.set_input_files("#files", file("notes.png", b"not a picture"))
@@ -201,6 +211,7 @@ def test_everything_by_keyboard(load, script):
         press("Enter")
         assert page.locator("#title").inner_text() == "A title"
         press("Delete")
+        page.get_by_role("button", name="Undo").wait_for()
         assert page.locator("#conversations .open").all_inner_texts() == ["Other"]
         press("ArrowUp")
         page.get_by_role("button", name="Undo").focus()
@@ -281,6 +292,7 @@ def test_several_conversations_are_kept(load):
         page.go_back()
         page.get_by_text("Two", exact=True).last.wait_for()
         page.get_by_role("button", name="Delete “One”").click()
+        page.get_by_role("button", name="Undo").wait_for()
         reloaded(page)
         assert page.locator("#conversations .open").all_inner_texts() == ["Two"]
         left = """() => new Promise(done => { indexedDB.open("pixtral").onsuccess = event => {

@@ -17,7 +17,7 @@ from pixtral.errors import PixtralError
 from pixtral.server.errors import ApiError, as_api_error
 from pixtral.server.guard import Guard, guard_limits
 from pixtral.server.openapi import Bodies, describe
-from pixtral.server.page import StaticFiles, facts_of, measure_of, page_routes
+from pixtral.server.page import StaticFiles, facts_of, measure_of, page_routes, pages_of
 from pixtral.server.requests import RequestContext
 from pixtral.server.routes_chat import chat_routes
 from pixtral.server.routes_completions import completion_routes
@@ -52,7 +52,7 @@ def make_app(state: ServerState) -> FastAPI:
     ):
         app.include_router(routes)
     static = StaticFiles.read()
-    app.include_router(page_routes(static, facts_of(state), measure_of(state)))
+    app.include_router(page_routes(static, facts_of(state), measure_of(state), pages_of(state)))
     describe(app, bodies)
     _handle_errors(app)
     app.add_middleware(Guard, limits=guard_limits(state.settings, static.paths))

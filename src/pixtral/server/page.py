@@ -5,19 +5,23 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import pathlib
-from collections.abc import Callable, Mapping
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Annotated, Any, TypeAlias
 
 from fastapi import APIRouter, Query, Request, Response
+from fastapi.responses import JSONResponse
+from pydantic import BaseModel, ConfigDict
 
 from pixtral.assets import demo_picture_path
 from pixtral.images.geometry import Grid
-from pixtral.server.pictures import Detail, size_within
+from pixtral.server.errors import ApiError
+from pixtral.server.pictures import Detail, Picture, size_within
 
 if TYPE_CHECKING:
     from pixtral.server.state import ServerState
 
 Measure: TypeAlias = Callable[[int, int, Detail], tuple[Grid, tuple[int, int]]]
+Pages: TypeAlias = Callable[[str, Detail], Awaitable[Sequence[tuple[int, int]]]]
 
 _TYPES = {
     ".css": "text/css; charset=utf-8",
@@ -123,13 +127,32 @@ def measure_of(state: ServerState) -> Measure:
     return measure
 
 
-def page_routes(static: StaticFiles, facts: PageFacts, measure: Measure) -> APIRouter:
+def pages_of(state: ServerState) -> Pages:
+    """The sizes of a PDF's pages, drawn as for a prompt."""
+
+    async def pages(url: str, detail: Detail) -> Sequence[tuple[int, int]]:
+        async with state.pictures.loaded([Picture(url, detail, "url")]) as images:
+            return [page.size for page in images[0]]
+
+    return pages
+
+
+class Document(BaseModel):
+    """A PDF that the page asks about."""
+
+    model_config = ConfigDict(extra="forbid")
+    url: str
+    detail: Detail = "auto"
+
+
+def page_routes(static: StaticFiles, facts: PageFacts, measure: Measure, pages: Pages) -> APIRouter:
     """The routes of the page.
 
     Args:
         static: its files.
         facts: limits of this server.
         measure: (width, height, detail) of a picture to its grid and its (height, width) after resizing.
+        pages: data: address of a PDF, and detail, to the (width, height) of its pages.
     """
     router = APIRouter(include_in_schema=False)
     tag = f'"{static.version}"'
@@ -152,16 +175,15 @@ def page_routes(static: StaticFiles, facts: PageFacts, measure: Measure) -> APIR
         detail: Detail = "auto",
     ) -> Response:
         """What a picture becomes, before it is sent: the same count as in the prompt."""
-        grid, (resized_height, resized_width) = measure(width, height, detail)
-        return _fresh(
-            {
-                "rows": grid.rows,
-                "cols": grid.cols,
-                "tokens": grid.num_tokens,
-                "width": resized_width,
-                "height": resized_height,
-            }
-        )
+        return _fresh(_told(*measure(width, height, detail)))
+
+    @router.post("/page/pages")
+    async def page_pages(document: Document) -> Response:
+        """What the pages of a PDF become; work enough to need the key, where there is one."""
+        if not document.url.startswith("data:application/pdf;"):
+            raise ApiError(400, "url is not a PDF; expected data:application/pdf;base64,...", param="url")
+        sizes = await pages(document.url, document.detail)
+        return _fresh([_told(*measure(*size, document.detail)) for size in sizes])
 
     @router.api_route("/page/{version}/{name}", methods=["GET", "HEAD"])
     async def file(version: str, name: str) -> Response:
@@ -174,7 +196,10 @@ def page_routes(static: StaticFiles, facts: PageFacts, measure: Measure) -> APIR
     return router
 
 
-def _fresh(content: Mapping[str, object]) -> Response:
-    from fastapi.responses import JSONResponse
+def _told(grid: Grid, size: tuple[int, int]) -> dict[str, int]:
+    height, width = size
+    return {"rows": grid.rows, "cols": grid.cols, "tokens": grid.num_tokens, "width": width, "height": height}
 
+
+def _fresh(content: Mapping[str, object] | Sequence[object]) -> Response:
     return JSONResponse(content, headers={**HEADERS, "Cache-Control": "no-store"})

@@ -33,14 +33,12 @@ export const models = async () => (await json("v1/models")).data;
 /** Patches and tokens of a picture of width x height pixels. */
 export const grid = (width, height, detail) => json(`page/grid?width=${width}&height=${height}&detail=${detail}`);
 
+/** Patches and tokens of each page of a PDF, given as a data: address. */
+export const pages = (url, detail) => json("page/pages", posted({ url, detail }));
+
 /** The chunks of a chat completion as they come. */
 export async function* chatChunks(body, signal) {
-  const response = await ask("v1/chat/completions", {
-    method: "POST",
-    body: JSON.stringify(body),
-    headers: { "Content-Type": "application/json" },
-    signal,
-  });
+  const response = await ask("v1/chat/completions", { ...posted(body), signal });
   try {
     for await (const data of events(response.body)) {
       const chunk = JSON.parse(data);
@@ -53,8 +51,12 @@ export async function* chatChunks(body, signal) {
   }
 }
 
-async function json(path) {
-  return (await ask(path)).json();
+async function json(path, options) {
+  return (await ask(path, options)).json();
+}
+
+function posted(body) {
+  return { method: "POST", body: JSON.stringify(body), headers: { "Content-Type": "application/json" } };
 }
 
 async function ask(path, options = {}) {

@@ -1,7 +1,7 @@
 // Where a message is written: text, pictures by button, paste and drop, what they cost, send and stop.
 
 import { announce, byId, count, h, plural } from "./dom.js";
-import { gridded } from "./grid.js";
+import { gridded, sheet } from "./grid.js";
 import { setIcon } from "./icons.js";
 import { notify } from "./notices.js";
 import { describe, pictureOf, remeasured, sentAs } from "./pictures.js";
@@ -202,6 +202,11 @@ export class Composer {
     tile.picture = picture;
     if (picture.id === null) {
       tile.append(h("span", { class: "reading", role: "img", "aria-label": `Reading ${picture.name}` }));
+      return tile;
+    }
+    if (picture.pages) {
+      const caption = h("p", { class: "caption" }, h("b", {}, count(picture.grid.tokens)), ` tokens · ${plural(picture.pages, "page")}`);
+      tile.append(h("div", { class: "tile-frame" }, sheet(picture), remove), caption);
       return tile;
     }
     const width = Math.min(TILE_WIDTH, (TILE_HEIGHT * picture.width) / picture.height);

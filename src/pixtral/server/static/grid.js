@@ -1,6 +1,7 @@
 // The patch grid, drawn over a picture.
 
 import { h } from "./dom.js";
+import { icon } from "./icons.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
@@ -10,6 +11,11 @@ export function gridded(image, { width: across, height: down, grid }, width) {
   frame.style.width = `${width}px`;
   frame.style.aspectRatio = `${across} / ${down}`;
   return frame;
+}
+
+/** What stands for a PDF. */
+export function sheet({ name }) {
+  return h("span", { class: "sheet" }, icon("document"), h("span", {}, name));
 }
 
 /** Lines between the patches; fainter where the patches are small, so that the picture stays visible. */

@@ -1,7 +1,7 @@
 // Files become pictures: looked at by the browser, measured by the server, kept as they are where that is possible.
 
-import { bytes, count, newId } from "./dom.js";
-import { grid } from "./api.js";
+import { grid, pages } from "./api.js";
+import { bytes, count, newId, plural } from "./dom.js";
 
 const READ_BY_SERVER = new Set(["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"]);
 const KEEP_BELOW = 4e6; // larger files are sent at the size that the model sees
@@ -12,9 +12,11 @@ export class PictureError extends Error {}
 /**
  * {id, name, type, blob, width, height, detail, grid, scaled} of a file.
  * `grid` is {rows, cols, tokens, width, height}: what the model will see.
+ * A PDF has the number of its `pages` and, as its grid, their tokens alone.
  */
 export async function pictureOf(file, { detail, maxPixels }) {
   const name = file.name || "picture";
+  if (file.type === "application/pdf") return documentOf(file, name, detail);
   const image = await decoded(file, name);
   let { naturalWidth: width, naturalHeight: height } = image;
   if (!width || !height) [width, height] = [512, 512]; // a drawing without a size of its own
@@ -32,6 +34,7 @@ export async function pictureOf(file, { detail, maxPixels }) {
 
 /** The picture measured anew for another level of detail. */
 export async function remeasured(picture, detail) {
+  if (picture.pages) return { ...(await documentOf(picture.blob, picture.name, detail)), id: picture.id };
   return { ...picture, detail, grid: await grid(picture.width, picture.height, detail) };
 }
 
@@ -48,6 +51,7 @@ export function dataUrl(blob) {
 /** One line about a picture. */
 export function describe(picture) {
   const { grid: g } = picture;
+  if (picture.pages) return `${plural(picture.pages, "page")}, ${plural(g.tokens, "token")}`;
   const seen = g.width === picture.width && g.height === picture.height ? "" : ` → ${g.width} × ${g.height}`;
   return `${picture.width} × ${picture.height}${seen} pixels, ${g.rows} × ${g.cols} patches, ${count(g.tokens)} tokens`;
 }
@@ -56,6 +60,12 @@ export function describe(picture) {
 export function sentAs(picture) {
   const size = bytes(picture.blob.size);
   return picture.scaled ? `scaled down here to what the model sees, ${size}` : size;
+}
+
+async function documentOf(file, name, detail) {
+  const grids = await pages(await dataUrl(file), detail);
+  const tokens = grids.reduce((sum, page) => sum + page.tokens, 0);
+  return { id: newId(), name, type: file.type, blob: file, detail, pages: grids.length, grid: { tokens }, scaled: false };
 }
 
 async function decoded(file, name) {

@@ -2,7 +2,7 @@
 
 import { byId, count, h } from "./dom.js";
 import { copyButton } from "./clipboard.js";
-import { gridded } from "./grid.js";
+import { gridded, sheet } from "./grid.js";
 import { setIcon } from "./icons.js";
 import { Prose } from "./markdown.js";
 import { describe } from "./pictures.js";
@@ -74,6 +74,7 @@ export class Thread {
   }
 
   #picture(picture, height) {
+    if (picture.pages) return h("li", { title: describe(picture) }, sheet(picture));
     const width = Math.min((height * picture.width) / picture.height, 320);
     const image = h("img", { alt: picture.name, loading: "lazy" });
     const frame = gridded(image, picture, width);
