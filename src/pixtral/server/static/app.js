@@ -164,7 +164,8 @@ class App {
     if (found && found !== this.current) {
       const changed = found.updated !== this.current.updated;
       this.current = found;
-      if (changed) this.thread.show(found.messages);
+      if (changed) this.thread.clear();
+      this.thread.show(found.messages);
     }
     this.refresh();
   }

@@ -77,6 +77,7 @@ export class Composer {
 
   /** Puts a message back to be changed; null ends that. */
   edit(message, pictures) {
+    if (this.#editing) this.clear();
     this.#editing = message;
     if (message) {
       this.field.value = message.text;

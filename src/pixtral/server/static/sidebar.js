@@ -45,7 +45,7 @@ export class Sidebar {
       items.push(this.#item(conversation, conversation.id === current, busy.has(conversation.id)));
     }
     this.list.replaceChildren(...items);
-    if (focused) this.list.querySelector(`[data-id="${focused}"] .open`)?.focus();
+    if (focused) (this.list.querySelector(`[data-id="${focused}"] .open`) ?? byId("new")).focus(); // it may be gone
   }
 
   #item(conversation, isCurrent, isBusy) {

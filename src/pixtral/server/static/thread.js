@@ -28,10 +28,20 @@ export class Thread {
     resized.observe(this.scroller);
   }
 
-  /** Shows a conversation from its beginning to its end. */
-  show(messages) {
+  /** Forgets what is shown. */
+  clear() {
     this.#views.clear();
     this.list.replaceChildren();
+  }
+
+  /** Shows a conversation, down to its end. Messages that are shown already keep their elements. */
+  show(messages) {
+    const ids = new Set(messages.map((message) => message.id));
+    for (const [id, { item }] of this.#views) {
+      if (ids.has(id)) continue;
+      item.remove();
+      this.#views.delete(id);
+    }
     for (const message of messages) this.update(message);
     this.toEnd();
   }
@@ -92,7 +102,7 @@ export class Thread {
     if (answer.error && !notice.childElementCount) {
       const { heading, message, retryAfter } = answer.error;
       const wait = retryAfter ? ` It asks to wait ${retryAfter} s.` : "";
-      notice.append(h("strong", {}, heading), h("p", {}, message + wait));
+      notice.append(h("strong", {}, heading), h("p", {}, sentence(message) + wait));
       setIcon(notice, "warning");
     }
     if (answer.state !== "streaming" && !foot.childElementCount) this.#fillFoot(foot, answer);
@@ -116,6 +126,12 @@ export class Thread {
     if (this.#stuck) this.scroller.scrollTop = this.scroller.scrollHeight;
     else this.#scrolled();
   }
+}
+
+/** Words of a server as a sentence. */
+function sentence(text) {
+  const whole = text.trim();
+  return whole.charAt(0).toUpperCase() + whole.slice(1) + (/[.!?…)\]}]$/.test(whole) ? "" : ".");
 }
 
 /** What an answer cost, and how it ended. */
