@@ -18,6 +18,7 @@ BUILTINS = {
     "CheckpointError": OSError,
     "QuantizationError": ValueError,
     "GenerationError": ValueError,
+    "StructureError": ValueError,
     "EngineError": RuntimeError,
     "UnknownArgument": TypeError,
     "MissingDependency": ImportError,

@@ -161,6 +161,6 @@ def _reason(error: str, form: Form) -> str:
     hint = "simplify it"
     if "Unimplemented keys" in text or "Unknown format" in text:
         hint = "leave that out, or set strict to false to have it ignored"
-    elif form.grammar or "regex" in text or "ype" in text:
+    elif form.grammar or any(word in text for word in ("regex", "ype", "Unsatisfiable")):
         hint = "correct it"
     return f"{text if len(text) <= _MAX_MESSAGE else text[:_MAX_MESSAGE] + '...'}; {hint}"

@@ -67,8 +67,7 @@ def grammar_of(schema: JsonSchema, *, lenient: bool = False) -> str:
     options = {"whitespace_pattern": WHITE_SPACE, "json_allowed_escapes": ESCAPES, "lenient": lenient}
     if isinstance(schema, bool):
         schema = {} if schema else {"not": {}}
-    rest = {key: value for key, value in _bounded(schema).items() if key != "x-guidance"}
-    return "%json " + json.dumps({**rest, "x-guidance": options}, ensure_ascii=False)
+    return "%json " + json.dumps({**_bounded(schema), "x-guidance": options}, ensure_ascii=False)
 
 
 def _bounded(schema: Any) -> Any:

@@ -208,6 +208,14 @@ def test_a_grammar_that_becomes_too_complex(one):
     assert error.value.param == "structured_outputs.grammar"
 
 
+@pytest.mark.parametrize(
+    "form", [forms.pattern(r"[^\x00-\U0010ffff]"), forms.lark("start: a\na: a"), forms.json_schema({"enum": []})]
+)
+def test_what_allows_no_answer(one, form):
+    with pytest.raises(StructureError, match=r"no answer|Unsatisfiable.*correct it"):
+        one.compile(form)
+
+
 def test_a_grammar_that_takes_too_long(one):
     form = forms.lark('start: a*\na: (b | c)*\nb: "x" | "xx" | a a\nc: "x" b c | a "x" | ')
     guide = one.compile(form)()
