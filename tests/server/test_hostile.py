@@ -166,6 +166,13 @@ def test_fields_that_make_no_sense(client: httpx.Client, fields: dict[str, Any],
     assert (error["param"] or error["message"]).startswith(param), error
 
 
+@pytest.mark.parametrize("temperature", [5e-324, 2.2e-313, 1e-30, 1e-7, 1e-5])
+def test_temperatures_next_to_nothing(client: httpx.Client, temperature: float) -> None:
+    """They are nearly greedy; divided by the smallest of them, every logit would be infinite."""
+    fields = {"temperature": temperature, "response_format": {"type": "json_object"}}
+    assert client.post(CHAT, json=user("x", **fields)).status_code == 200
+
+
 @pytest.mark.parametrize("name", HOSTILE)
 def test_hostile_pictures(client: httpx.Client, name: str) -> None:
     url, _ = HOSTILE[name]

@@ -10,6 +10,7 @@ from pixtral.errors import GenerationError
 
 MAX_BIAS = 100.0
 MAX_LOGPROBS = 100
+_GREEDY_BELOW = 1e-6  # a logit divided by less may leave the range of float32, and there is nothing left to draw
 
 
 @dataclasses.dataclass(frozen=True)
@@ -17,7 +18,8 @@ class SamplingParams:
     """How the tokens of one sequence are chosen and when it ends, in the words of OpenAI's API and vLLM.
 
     Attributes:
-        temperature: divides the logits; 0 takes the likeliest token (greedy), and the other three are not used then.
+        temperature: divides the logits; 0, or less than 1e-6, takes the likeliest token (greedy), and the other three are
+            not used then.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens that together reach this probability; 1 keeps all.
         min_p: drop tokens less likely than this share of the likeliest one; 0 drops none.
@@ -87,7 +89,7 @@ class SamplingParams:
     @property
     def greedy(self) -> bool:
         """Whether the likeliest token is taken."""
-        return self.temperature == 0
+        return self.temperature < _GREEDY_BELOW
 
     @property
     def plain(self) -> bool:
