@@ -16,7 +16,7 @@ from server.scripted import Script, application, serving
 from pixtral.assets import demo_picture_path
 from pixtral.server.page import PageFacts
 
-FACTS = PageFacts(auth_required=False, max_images=4, max_image_pixels=6_000_000, max_body_bytes=12_000_000)
+FACTS = PageFacts(auth_required=False, max_images=4, max_image_pixels=6_000_000, max_body_bytes=4_000_000)
 DEMO = str(demo_picture_path())
 # a file in the hands of the page, as a drop or a paste brings it
 BRINGING = """([kind, files]) => {
@@ -114,9 +114,12 @@ def test_what_is_no_picture_and_what_is_too_much_is_said(load):
         page.set_input_files("#files", file("notes.png", b"not a picture"))
         page.get_by_text("“notes.png” is not a picture that this browser can show.").wait_for()
         page.set_input_files("#files", [file(f"{n}.png", png(10, 10)) for n in range(6)])
-        page.get_by_text("This server takes 4 pictures in one message.").wait_for()
+        page.get_by_text("This server takes 4 pictures in a conversation.").wait_for()
         page.locator(".tile .caption").nth(3).wait_for()
         assert page.locator(".tile").count() == 4
+        say(page, "Four")
+        page.set_input_files("#files", file("5.png", png(10, 10)))
+        assert page.locator(".tile").count() == 0, "pictures of earlier questions are sent again"
 
 
 def test_large_pictures_are_sent_as_the_model_sees_them(load, script, tmp_path):
@@ -136,7 +139,7 @@ def test_large_pictures_are_sent_as_the_model_sees_them(load, script, tmp_path):
 
 def test_a_body_that_the_server_would_not_take_is_not_sent(load, script, tmp_path):
     with load() as page:
-        page.set_input_files("#files", [drawn(tmp_path, f"{n}.bmp", 1200, 1000) for n in range(3)])
+        page.set_input_files("#files", [drawn(tmp_path, f"{n}.bmp", 800, 800) for n in range(3)])
         page.locator(".tile .caption").nth(2).wait_for()
         page.locator("#send").click()
         page.get_by_text("The message is too large", exact=True).wait_for()

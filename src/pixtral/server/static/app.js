@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { Answers } from "./answers.js";
 import { copyFrom } from "./clipboard.js";
 import { Composer } from "./composer.js";
-import { asText, emptyAnswer, newConversation, pictureIds, pictureTokens, titleOf, userMessage } from "./conversation.js";
+import { asText, emptyAnswer, newConversation, pictureIds, titleOf, userMessage } from "./conversation.js";
 import { announce, byId } from "./dom.js";
 import { placeIcons } from "./icons.js";
 import { apiKey } from "./key.js";
@@ -51,7 +51,7 @@ class App {
       stop: () => this.answers.stop(this.current),
       detail: () => this.current.settings.detail,
       editLast: () => this.edit(this.current.messages.findLast((message) => message.role === "user")),
-      spent: (editing) => pictureTokens(this.messagesBefore(editing)),
+      before: (editing) => this.messagesBefore(editing),
     });
     fillWelcome(this.facts.demo, async (file, question) => {
       this.composer.text = question;

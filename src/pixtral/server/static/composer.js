@@ -1,5 +1,6 @@
 // Where a message is written: text, pictures by button, paste and drop, what they cost, send and stop.
 
+import { pictureCount, pictureTokens } from "./conversation.js";
 import { announce, byId, count, h, plural } from "./dom.js";
 import { gridded, sheet } from "./grid.js";
 import { setIcon } from "./icons.js";
@@ -15,7 +16,7 @@ export class Composer {
   #pending = 0;
   #editing = null;
 
-  /** `actions`: send(text, pictures, editing), stop(), detail(), editLast(), spent(before id or null). */
+  /** `actions`: send(text, pictures, editing), stop(), detail(), editLast(), before(editing) -> messages. */
   constructor(urls, facts, actions) {
     Object.assign(this, { urls, facts, actions, context: null });
     this.field = byId("question");
@@ -39,9 +40,9 @@ export class Composer {
   /** Adds files as pictures; those that are none are said. */
   async add(files) {
     const { max_images: most, max_image_pixels: maxPixels } = this.facts;
-    const room = most - this.#pictures.length - this.#pending;
+    const room = most - pictureCount(this.actions.before(this.#editing)) - this.#pictures.length;
     if (files.length > room) {
-      notify(`This server takes ${plural(most, "picture")} in one message.`, { kind: "error", name: "pictures", seconds: 10 });
+      notify(`This server takes ${plural(most, "picture")} in a conversation.`, { kind: "error", name: "pictures", seconds: 10 });
     }
     const taken = files.slice(0, Math.max(0, room));
     this.#pending += taken.length;
@@ -224,7 +225,7 @@ export class Composer {
 
   #showCost() {
     const tokens = this.#pictures.reduce((sum, picture) => sum + (picture.grid?.tokens ?? 0), 0);
-    const before = this.actions.spent(this.#editing);
+    const before = pictureTokens(this.actions.before(this.#editing));
     const tooMuch = this.context !== null && before + tokens >= this.context;
     const cost = byId("cost");
     cost.classList.toggle("too-much", tooMuch);

@@ -39,6 +39,11 @@ export function pictureTokens(messages) {
   return messages.flatMap((message) => message.pictures).reduce((sum, picture) => sum + picture.grid.tokens, 0);
 }
 
+/** How many pictures were sent, pages counted; each goes with every question. */
+export function pictureCount(messages) {
+  return messages.flatMap((message) => message.pictures).reduce((sum, picture) => sum + (picture.pages ?? 1), 0);
+}
+
 /** The conversation as text. */
 export function asText(conversation) {
   const parts = conversation.messages.map((message) => {

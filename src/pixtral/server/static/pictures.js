@@ -4,7 +4,7 @@ import { grid, pages } from "./api.js";
 import { bytes, count, newId, plural } from "./dom.js";
 
 const READ_BY_SERVER = new Set(["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"]);
-const KEEP_BELOW = 4e6; // larger files are sent at the size that the model sees
+const KEEP_BELOW = 2e6; // bytes; larger files are sent at the size that the model sees: all go with every question
 
 /** A file that cannot become a picture; the message is for the user. */
 export class PictureError extends Error {}
