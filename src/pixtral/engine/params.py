@@ -18,8 +18,8 @@ class SamplingParams:
     """How the tokens of one sequence are chosen and when it ends, in the words of OpenAI's API and vLLM.
 
     Attributes:
-        temperature: divides the logits; 0, or less than 1e-6, takes the likeliest token (greedy), and the other three are
-            not used then.
+        temperature: divides the logits; 0, or less than 1e-6, takes the likeliest token (greedy), and the other three
+            are not used then.
         top_k: keep the k likeliest tokens; 0 keeps all.
         top_p: keep the likeliest tokens that together reach this probability; 1 keeps all.
         min_p: drop tokens less likely than this share of the likeliest one; 0 drops none.
