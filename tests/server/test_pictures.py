@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 from server.picture_files import bomb, data_uri, drawn_pdf, encoded, hostile, huge_exif, pdf
@@ -210,3 +210,41 @@ def test_a_multi_page_tiff_gives_its_first_page() -> None:
     pages[0].save(buffer, "TIFF", save_all=True, append_images=pages[1:])
     ((image,),) = load(data_uri(buffer.getvalue(), "image/tiff"))
     assert image.getpixel((0, 0)) == (255, 0, 0)
+
+
+FILES = {kind: encoded(40, 30, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")}
+
+
+@pytest.mark.filterwarnings("ignore")  # what Pillow says of damaged files
+@given(
+    st.sampled_from(sorted(FILES)),
+    st.lists(st.tuples(st.integers(0, 999), st.binary(max_size=6)), max_size=6),
+    st.data(),
+)
+def test_damaged_files_are_pictures_or_refused(
+    kind: str, changes: list[tuple[int, bytes]], data: st.DataObject
+) -> None:
+    """Bytes changed anywhere, most of them in the header, the end perhaps cut: no error but ours."""
+    file = bytearray(FILES[kind])
+    for place, new in changes:
+        file[place % len(file) : place % len(file) + len(new)] = new
+    url = data_uri(bytes(file[: data.draw(st.integers(1, len(file)))]), "")
+    try:
+        load(url, limits=dataclasses.replace(LIMITS, max_pixels=100_000))
+    except ApiError as error:
+        assert error.status == 400
+
+
+PDF = drawn_pdf(b"1 0 0 rg 0 0 100 100 re f BT /F1 12 Tf (hello) Tj ET")
+
+
+@settings(max_examples=12)
+@given(st.lists(st.tuples(st.integers(8, len(PDF) - 1), st.binary(min_size=1, max_size=6)), min_size=1, max_size=6))
+def test_damaged_pdfs_are_pages_or_refused(changes: list[tuple[int, bytes]]) -> None:
+    file = bytearray(PDF)
+    for place, new in changes:
+        file[place : place + len(new)] = new
+    try:
+        load(data_uri(bytes(file), "application/pdf"))
+    except ApiError as error:
+        assert error.status == 400

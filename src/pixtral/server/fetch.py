@@ -21,11 +21,12 @@ _WHERE_IT_LEADS = re.compile(r"leads to \S+, which is not a public address")
 
 
 class Fetcher:
-    """Reads addresses in threads of its own, so that slow downloads never hold up the decoding of other pictures."""
+    """Reads addresses, downloads in threads of their own: slow ones hold up nothing but other downloads."""
 
-    def __init__(self, limits: ImageLimits, threads: int = 8) -> None:
+    def __init__(self, limits: ImageLimits, downloads: int = 8) -> None:
         self._limits = limits
-        self._threads = ThreadPoolExecutor(threads, thread_name_prefix="pixtral-fetch")
+        self._downloads = ThreadPoolExecutor(downloads, thread_name_prefix="pixtral-download")
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="pixtral-read")
 
     async def read(self, url: str) -> bytes:
         """The bytes behind an address.
@@ -47,14 +48,15 @@ class Fetcher:
             raise ImageFetchError(
                 f"found a data: URI of type {shortened(declared)}; expected an image type or application/pdf"
             )
-        loop = asyncio.get_running_loop()
+        threads = self._downloads if declared is None else self._threads
         try:
-            return await loop.run_in_executor(self._threads, read_bytes, url.strip(), self._limits)
+            return await asyncio.get_running_loop().run_in_executor(threads, read_bytes, url.strip(), self._limits)
         except ImageError as error:
             raise for_clients(error) from error
 
     def close(self) -> None:
         """Take no more addresses; downloads that run end at their time limit."""
+        self._downloads.shutdown(wait=False, cancel_futures=True)
         self._threads.shutdown(wait=False, cancel_futures=True)
 
 
