@@ -248,3 +248,23 @@ def test_a_question_is_edited(load, script):
         answer_of(page)
         assert page.locator(".bubble").all_inner_texts() == ["One", "Zwei"]
         assert [message["role"] for message in script.bodies[-1]["messages"]] == ["user", "assistant", "user"]
+
+
+def test_events_are_read_however_they_are_cut(load):
+    text = (
+        ': -\r\ndata: {"a": "é🙂"}\r\n\r\nevent: x\ndata:one\ndata: two\n\n\ndata: last\r\rdata: [DONE]\n\ndata: no\n\n'
+    )
+    read = """async ([text, size]) => {
+        const { events } = await import(document.querySelector("script[type=module]").src.replace("app.js", "sse.js"));
+        const bytes = new TextEncoder().encode(text);
+        const body = new ReadableStream({start(controller) {
+            for (let at = 0; at < bytes.length; at += size) controller.enqueue(bytes.slice(at, at + size));
+            controller.close();
+        }});
+        const found = [];
+        for await (const event of events(body)) found.push(event);
+        return found;
+    }"""
+    with load() as page:
+        for size in (1, 2, 3, 5, 7, 1000):
+            assert page.evaluate(read, [text, size]) == ['{"a": "é🙂"}', "one\ntwo", "last"], size

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("fastapi")
 
 from PIL import Image
-from server.chromium import launched, opened, reloaded
+from server.chromium import ELSEWHERE, launched, opened, reloaded
 from server.scripted import Script, application, serving
 
 from pixtral.assets import demo_picture_path
@@ -346,6 +346,21 @@ def test_a_browser_that_keeps_nothing(load, trick, words):
         picture = page.locator(".message.user img")
         picture.scroll_into_view_if_needed()
         assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 144
+
+
+def test_over_plain_http_from_another_machine(browser, server, load, script):
+    url = server[0].replace("127.0.0.1", ELSEWHERE)
+    with opened(browser, url, trouble=("Cross-Origin-Opener-Policy header has been ignored",)) as page:
+        assert page.evaluate("isSecureContext") is False
+        page.set_input_files("#files", DEMO)
+        page.locator(".tile .caption").wait_for()
+        say(page, "Hello")
+        page.get_by_role("button", name="Copy the answer").click()
+        page.locator("#question").focus()
+        page.keyboard.press("Control+V")
+        assert page.locator("#question").input_value() == "Hello."
+        reloaded(page)
+        assert page.locator(".prose").inner_text() == "Hello."
 
 
 def test_dark_and_light(load):
