@@ -6,21 +6,26 @@ memory's speed, where argmax, sort and cumulative sums of whole rows do not.
 
 from __future__ import annotations
 
+import ctypes
+import functools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
 
 from pixtral.engine.params import SamplingParams
+from pixtral.ops.native.library import kernels_if_built
 
 BLOCK = 512
 CANDIDATES = 64  # that are looked at first where filters are set
 
 
 def likeliest(scores: Tensor) -> tuple[Tensor, Tensor]:
-    """(R, V) float32 -> each row's best value and the first token that has it, (R,) each; NaN if there is one."""
+    """(R, V) -> each row's best value and the first token that has it, (R,) each; NaN if there is one."""
     rows, vocabulary = scores.shape
+    if scores.dtype is torch.bfloat16 and scores.is_cpu and scores.is_contiguous() and rows and _function():
+        return _likeliest(scores)
     if vocabulary % BLOCK or not rows:
         tokens = scores.argmax(-1)
         return scores.gather(-1, tokens[:, None]).squeeze(1), tokens
@@ -30,6 +35,24 @@ def likeliest(scores: Tensor) -> tuple[Tensor, Tensor]:
     everyone = torch.arange(rows, device=scores.device)
     inside = blocks[everyone, which].argmax(-1)
     return best[everyone, which], which * BLOCK + inside
+
+
+def _likeliest(scores: Tensor) -> tuple[Tensor, Tensor]:
+    function = _function()
+    assert function is not None
+    values = torch.empty(len(scores))
+    tokens = torch.empty(len(scores), dtype=torch.int64)
+    function(scores.data_ptr(), *scores.shape, tokens.data_ptr(), values.data_ptr(), torch.get_num_threads())
+    return values, tokens
+
+
+@functools.cache
+def _function() -> Callable[..., None] | None:
+    library = kernels_if_built()
+    if library is None:
+        return None
+    pointer, number = ctypes.c_void_p, ctypes.c_int64
+    return library.function("px_likeliest", [pointer, number, number, pointer, pointer, ctypes.c_int])
 
 
 def pick(weights: Tensor, uniforms: Tensor) -> Tensor:

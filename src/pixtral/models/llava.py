@@ -34,7 +34,7 @@ class LlavaMultiModalProjector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, vision hidden) -> (N, text hidden)."""
-        out: Tensor = self.linear_2(self.act(self.linear_1(features)))
+        out = applied(self.linear_2, self.act(applied(self.linear_1, features)))
         return out
 
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor, nn
 
 from pixtral.models.packed import PackedLinear
+from pixtral.ops.dense import dense, takes
 from pixtral.ops.linear import gated_linear, linear
 
 
@@ -22,8 +25,11 @@ def applied(layer: nn.Module, x: Tensor) -> Tensor:
     """layer(x) for x (..., C), a row's result having the same bits alone as among others.
 
     PyTorch's product of one bfloat16 row on a CPU sums in another order than that of several, and is slower: 15 GB/s
-    of weights against 20 on two Zen 4 cores. So a single row is taken twice.
+    of weights against 20 on two Zen 4 cores. So where the layer is too wide for a kernel of ours, a single row is
+    taken twice.
     """
+    if takes(layer, x):
+        return dense(x, cast(nn.Linear, layer).weight, cast(nn.Linear, layer).bias)
     if _is_single_row(layer, x):
         pair: Tensor = layer(x.expand(2, -1))
         return pair[:1]

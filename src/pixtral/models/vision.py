@@ -15,7 +15,7 @@ from pixtral.models.base import AttentionStep, LayerStack, PixtralModule
 from pixtral.models.layers import MLP, RMSNorm
 from pixtral.models.outputs import BaseModelOutputWithPooling, Trace
 from pixtral.models.packed import PackedLinear
-from pixtral.models.projections import project
+from pixtral.models.projections import applied, project
 from pixtral.models.rope import Rotation, grid_rotation
 from pixtral.ops.attention import Packing
 from pixtral.ops.rowwise import add, rotate_pair
@@ -46,7 +46,7 @@ class PixtralAttention(nn.Module):
         rows = project(x, self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (y.view(len(y), y.shape[1] // self.head_dim, self.head_dim) for y in rows)
         q, k = rotate_pair(q, k, *rotation, native=attend.native)
-        out: Tensor = self.o_proj(attend(q, k, v))
+        out = applied(self.o_proj, attend(q, k, v))
         return out
 
 

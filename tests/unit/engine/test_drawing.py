@@ -22,6 +22,19 @@ def test_the_likeliest_is_that_of_argmax(vocabulary):
     assert likeliest(scores[:0])[1].shape == (0,)
 
 
+@pytest.mark.parametrize("vocabulary", [1, 5, LARGE, LARGE + 1])
+def test_the_likeliest_in_bfloat16(vocabulary):
+    scores = torch.randn(50, vocabulary).bfloat16()  # with many ties
+    scores[4], scores[5] = scores[4].abs().neg(), -torch.inf
+    scores[6] = torch.where(torch.rand(vocabulary) < 0.5, -0.0, 0.0)
+    scores[7, vocabulary // 2], scores[8, 0] = torch.inf, -torch.inf
+    best, tokens = likeliest(scores)
+    assert tokens.equal(scores.float().argmax(-1)) and best.equal(scores.float().amax(-1))
+    scores[3, vocabulary // 2], scores[9, -1] = torch.nan, -torch.nan
+    assert likeliest(scores)[0].isnan().tolist() == [row in (3, 9) for row in range(50)]
+    assert likeliest(scores[:0])[1].shape == (0,)
+
+
 @pytest.mark.parametrize("columns", [7, BLOCK, LARGE, LARGE + 3])
 def test_a_pick_is_the_inverse_of_the_sums(columns):
     weights = torch.rand(200, columns) * (torch.rand(200, columns) < 0.3)
