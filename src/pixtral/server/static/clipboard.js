@@ -1,13 +1,11 @@
 // Copying, with a word when it is done.
 
 import { announce, h } from "./dom.js";
-import { setIcon } from "./icons.js";
+import { iconButton, setIcon } from "./icons.js";
 
 /** A button that copies what `text()` says. */
 export function copyButton(text, label) {
-  const button = h("button", { type: "button", class: "icon-button small", "aria-label": label, title: label });
-  setIcon(button, "copy");
-  button.addEventListener("click", () => copyFrom(button, text()));
+  const button = iconButton("copy", label, () => copyFrom(button, text()));
   return button;
 }
 

@@ -3,7 +3,7 @@
 import { pictureCount, pictureTokens } from "./conversation.js";
 import { announce, byId, count, h, plural } from "./dom.js";
 import { gridded, sheet } from "./grid.js";
-import { setIcon } from "./icons.js";
+import { iconButton } from "./icons.js";
 import { notify } from "./notices.js";
 import { describe, pictureOf, remeasured, sentAs } from "./pictures.js";
 import { view } from "./viewer.js";
@@ -193,13 +193,7 @@ export class Composer {
   }
 
   #tile(picture) {
-    const remove = h("button", { type: "button", class: "remove", "aria-label": `Remove ${picture.name}`, title: "Remove" });
-    setIcon(remove, "close");
-    remove.addEventListener("click", () => {
-      this.#pictures = this.#pictures.filter((item) => item !== picture);
-      this.refresh();
-      this.focus();
-    });
+    const remove = iconButton("close", `Remove ${picture.name}`, () => this.#remove(picture), "remove");
     const tile = h("li", { class: "tile" });
     tile.picture = picture;
     if (picture.id === null) {
@@ -207,20 +201,25 @@ export class Composer {
       return tile;
     }
     if (picture.pages) {
-      const caption = h("p", { class: "caption" }, h("b", {}, count(picture.grid.tokens)), ` tokens · ${plural(picture.pages, "page")}`);
-      tile.append(h("div", { class: "tile-frame" }, sheet(picture), remove), caption);
+      tile.append(h("div", { class: "tile-frame" }, sheet(picture), remove), captionOf(picture));
       return tile;
     }
     const width = Math.min(TILE_WIDTH, (TILE_HEIGHT * picture.width) / picture.height);
     const image = h("img", { alt: picture.name });
     const frame = gridded(image, picture, width);
     this.urls.show(image, picture.id);
-    const { rows, cols, tokens } = picture.grid;
     const label = `${picture.name}: ${describe(picture)}`;
-    const open = h("button", { type: "button", class: "look", "aria-label": label, title: `${label} (${sentAs(picture)})` }, frame);
+    const title = `${label} (${sentAs(picture)})`;
+    const open = h("button", { type: "button", class: "look", "aria-label": label, title }, frame);
     open.addEventListener("click", () => view(picture, this.urls));
-    tile.append(h("div", { class: "tile-frame" }, open, remove), h("p", { class: "caption" }, h("b", {}, count(tokens)), ` tokens · ${rows} × ${cols}`));
+    tile.append(h("div", { class: "tile-frame" }, open, remove), captionOf(picture));
     return tile;
+  }
+
+  #remove(picture) {
+    this.#pictures = this.#pictures.filter((item) => item !== picture);
+    this.refresh();
+    this.focus();
   }
 
   #showCost() {
@@ -229,10 +228,11 @@ export class Composer {
     const tooMuch = this.context !== null && before + tokens >= this.context;
     const cost = byId("cost");
     cost.classList.toggle("too-much", tooMuch);
-    const all = before && tokens ? `, ${count(before + tokens)} with those before` : "";
-    if (tooMuch) cost.textContent = `${plural(before + tokens, "picture token")}: more than the ${count(this.context)} this model reads`;
-    else if (this.#pictures.length) cost.textContent = `${plural(this.#pictures.length, "picture")}, ${plural(tokens, "token")}${all}`;
-    else cost.textContent = "";
+    const all = count(before + tokens);
+    const parts = [plural(this.#pictures.length, "picture"), plural(tokens, "token")];
+    if (before) parts.push(`${all} with those before`);
+    if (tooMuch) cost.textContent = `${all} tokens of pictures: more than the ${count(this.context)} this model reads`;
+    else cost.textContent = this.#pictures.length ? parts.join(", ") : "";
   }
 
   #showEditing() {
@@ -242,4 +242,10 @@ export class Composer {
     const cancel = h("button", { type: "button", class: "text-button", onclick: () => this.clear() }, "Cancel");
     line.append(h("span", {}, "Sending replaces this question and what followed it."), cancel);
   }
+}
+
+/** What a picture costs, in a line. */
+function captionOf({ pages, grid }) {
+  const shape = pages ? plural(pages, "page") : `${grid.rows} × ${grid.cols}`;
+  return h("p", { class: "caption" }, h("b", {}, count(grid.tokens)), ` tokens · ${shape}`);
 }

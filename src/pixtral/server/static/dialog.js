@@ -1,12 +1,11 @@
 // Modal dialogs: the browser keeps the focus inside and gives it back, Escape and a click beside them close.
 
 import { h } from "./dom.js";
-import { setIcon } from "./icons.js";
+import { iconButton } from "./icons.js";
 
 /** Opens a dialog and returns it; `closed` is called when it is gone. */
 export function openDialog(title, content, className, closed = () => {}) {
-  const close = h("button", { type: "button", class: "icon-button", "aria-label": "Close", onclick: () => dialog.close() });
-  setIcon(close, "close");
+  const close = iconButton("close", "Close", () => dialog.close(), "icon-button");
   const dialog = h(
     "dialog",
     { class: `dialog ${className}`, "aria-label": title },

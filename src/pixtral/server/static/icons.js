@@ -1,5 +1,7 @@
 // The icons: strokes on a field of 20 x 20.
 
+import { h } from "./dom.js";
+
 const SVG = "http://www.w3.org/2000/svg";
 
 const PATHS = {
@@ -35,6 +37,13 @@ export function icon(name) {
   path.setAttribute("d", PATHS[name]);
   svg.append(path);
   return svg;
+}
+
+/** A button that is an icon alone; its label is read out, and shown when the mouse rests on it. */
+export function iconButton(name, label, onclick, kind = "icon-button small") {
+  const button = h("button", { type: "button", class: kind, "aria-label": label, title: label, onclick });
+  button.append(icon(name));
+  return button;
 }
 
 /** Puts the icons where the page says data-icon="name". */

@@ -1,7 +1,7 @@
 // Short messages above the composer: errors of the page itself, and things that can be undone.
 
 import { byId, h } from "./dom.js";
-import { setIcon } from "./icons.js";
+import { iconButton } from "./icons.js";
 
 /** Takes back the message with this name. */
 export function withdraw(name) {
@@ -14,11 +14,15 @@ export function withdraw(name) {
  */
 export function notify(text, { kind = "info", action = null, seconds = 0, name = null } = {}) {
   if (name) withdraw(name);
-  const close = h("button", { type: "button", class: "icon-button small", "aria-label": "Dismiss", onclick: () => notice.remove() });
-  setIcon(close, "close");
-  const act = action && h("button", { type: "button", class: "text-button", onclick: () => (notice.remove(), action[1]()) }, action[0]);
+  const close = iconButton("close", "Dismiss", () => notice.remove());
+  const act = action && h("button", { type: "button", class: "text-button", onclick: doIt }, action[0]);
   const notice = h("div", { class: `notice ${kind}`, "data-name": name }, h("p", {}, text), act, close);
   byId("notices").append(notice);
   if (seconds) setTimeout(() => notice.remove(), seconds * 1000);
   return notice;
+
+  function doIt() {
+    notice.remove();
+    action[1]();
+  }
 }

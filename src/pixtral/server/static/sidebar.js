@@ -1,7 +1,7 @@
 // The list of conversations, and the drawer that it is on a phone.
 
 import { byId, h } from "./dom.js";
-import { setIcon } from "./icons.js";
+import { iconButton } from "./icons.js";
 import { titleOf } from "./conversation.js";
 
 export class Sidebar {
@@ -50,19 +50,16 @@ export class Sidebar {
 
   #item(conversation, isCurrent, isBusy) {
     const title = titleOf(conversation);
+    const current = isCurrent ? "page" : null;
     const open = h(
       "button",
-      { type: "button", class: "open", title, "aria-current": isCurrent ? "page" : null, onclick: () => this.actions.open(conversation.id) },
+      { type: "button", class: "open", title, "aria-current": current, onclick: () => this.actions.open(conversation.id) },
       h("span", {}, title),
       isBusy && h("span", { class: "busy", role: "img", "aria-label": "answering" }),
     );
-    const rename = h("button", { type: "button", class: "icon-button small", "aria-label": `Rename “${title}”`, title: "Rename" });
-    const remove = h("button", { type: "button", class: "icon-button small", "aria-label": `Delete “${title}”`, title: "Delete" });
-    setIcon(rename, "edit");
-    setIcon(remove, "trash");
+    const rename = iconButton("edit", `Rename “${title}”`, () => this.#rename(item, conversation.id, title));
+    const remove = iconButton("trash", `Delete “${title}”`, () => this.actions.remove(conversation.id));
     const item = h("li", { "data-id": conversation.id, class: isCurrent ? "current" : null }, open, rename, remove);
-    rename.addEventListener("click", () => this.#rename(item, conversation.id, title));
-    remove.addEventListener("click", () => this.actions.remove(conversation.id));
     open.addEventListener("keydown", (event) => {
       if (event.key === "F2") this.#rename(item, conversation.id, title);
       if (event.key === "Delete") this.actions.remove(conversation.id);

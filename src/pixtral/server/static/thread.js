@@ -3,7 +3,7 @@
 import { byId, count, h } from "./dom.js";
 import { copyButton } from "./clipboard.js";
 import { gridded, sheet } from "./grid.js";
-import { setIcon } from "./icons.js";
+import { iconButton, setIcon } from "./icons.js";
 import { Prose } from "./markdown.js";
 import { describe } from "./pictures.js";
 import { view } from "./viewer.js";
@@ -75,12 +75,13 @@ export class Thread {
 
   #fillQuestion(item, message) {
     item.append(h("h3", { class: "unseen" }, "Question"));
-    if (message.pictures.length) item.append(h("ul", { class: "pictures" }, ...message.pictures.map((p) => this.#picture(p, message.pictures.length > 1 ? AMONG_OTHERS : ALONE))));
+    const height = message.pictures.length > 1 ? AMONG_OTHERS : ALONE;
+    const pictures = message.pictures.map((picture) => this.#picture(picture, height));
+    if (pictures.length) item.append(h("ul", { class: "pictures" }, ...pictures));
     if (message.text.trim()) item.append(h("div", { class: "bubble" }, message.text));
-    const edit = h("button", { type: "button", class: "icon-button small", "aria-label": "Edit the question", title: "Edit" });
-    setIcon(edit, "edit");
-    edit.addEventListener("click", () => this.actions.edit(message));
-    item.append(h("div", { class: "message-foot" }, message.text && copyButton(() => message.text, "Copy the question"), edit));
+    const copy = message.text && copyButton(() => message.text, "Copy the question");
+    const edit = iconButton("edit", "Edit the question", () => this.actions.edit(message));
+    item.append(h("div", { class: "message-foot" }, copy, edit));
   }
 
   #picture(picture, height) {
@@ -90,7 +91,8 @@ export class Thread {
     const frame = gridded(image, picture, width);
     this.urls.show(image, picture.id);
     const label = `${picture.name}: ${describe(picture)}`;
-    return h("li", {}, h("button", { type: "button", class: "look", "aria-label": label, title: label, onclick: () => view(picture, this.urls) }, frame));
+    const open = () => view(picture, this.urls);
+    return h("li", {}, h("button", { type: "button", class: "look", "aria-label": label, title: label, onclick: open }, frame));
   }
 
   #drawAnswer(answer, { item, prose, notice, foot }) {
@@ -109,9 +111,8 @@ export class Thread {
   }
 
   #fillFoot(foot, answer) {
-    const retry = h("button", { type: "button", class: "icon-button small", "aria-label": "Answer again", title: "Answer again" });
-    setIcon(retry, "retry");
-    retry.addEventListener("click", () => this.actions.retry(answer));
+    const retry = iconButton("retry", "Answer again", () => this.actions.retry(answer));
+    retry.classList.add("retry");
     if (answer.text) foot.append(copyButton(() => answer.text, "Copy the answer"));
     foot.append(retry, h("span", { class: "meta" }, metaOf(answer)));
   }
