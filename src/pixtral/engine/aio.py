@@ -7,6 +7,7 @@ import contextlib
 import dataclasses
 import queue
 import threading
+import time
 from collections.abc import AsyncGenerator, Callable, Iterable
 from typing import TypeAlias
 
@@ -34,8 +35,18 @@ class AsyncEngine:
     that belongs to a request is raised to its client alone; one that stops the thread is raised to all, now and later.
     """
 
-    def __init__(self, engine: Engine) -> None:
+    def __init__(self, engine: Engine, *, interval: float = 0.0) -> None:
+        """
+        Args:
+            engine: nobody else may use it.
+            interval: seconds that tokens of short steps may be held back, to be given together with the next ones.
+                The first of an answer and its end are never held back.
+        """
         self._engine = engine
+        self._interval = interval
+        self._next_time = 0.0  # the thread's own, as the next two
+        self._held: dict[tuple[str, int], Output] = {}
+        self._begun: set[tuple[str, int]] = set()  # continuations that have given something
         self._inbox: queue.SimpleQueue[Callable[[], None]] = queue.SimpleQueue()
         self._clients: dict[str, _Client] = {}  # the thread's own
         self._lock = threading.Lock()  # of the next three, and of the order in which things come into the inbox
@@ -188,8 +199,22 @@ class AsyncEngine:
         self._closing = True
 
     def _give(self, outputs: list[Output]) -> None:
-        self._tell([(self._clients[output.request_id], output) for output in outputs])
+        """To those who wait; at once when something begins or ends, else at most every `interval` seconds."""
+        told, now = self._held, time.monotonic()
+        urgent = now >= self._next_time
         for output in outputs:
+            place = output.request_id, output.index
+            before = told.get(place)
+            told[place] = output if before is None else before.joined(output)
+            urgent = urgent or output.finish_reason is not None or place not in self._begun
+        if not urgent:
+            return
+        self._held, self._next_time = {}, now + self._interval
+        self._begun.update(told)
+        self._tell([(self._clients[output.request_id], output) for output in told.values()])
+        for output in told.values():
+            if output.finish_reason is not None:
+                self._begun.discard((output.request_id, output.index))
             if output.finish_reason is not None and not self._engine.is_known(output.request_id):
                 self._clients.pop(output.request_id, None)
 

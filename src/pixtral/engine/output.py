@@ -63,6 +63,13 @@ class Output:
     usage: Usage | None = None
     error: BaseException | None = None
 
+    def joined(self, later: Output) -> Output:
+        """This output and a later one of the same continuation as one."""
+        logprobs = None if self.logprobs is None else (*self.logprobs, *(later.logprobs or ()))
+        return dataclasses.replace(
+            later, text=self.text + later.text, token_ids=self.token_ids + later.token_ids, logprobs=logprobs
+        )
+
 
 @dataclasses.dataclass(frozen=True)
 class EngineStats:

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from pixtral.processing import PixtralProcessor
 
 T = TypeVar("T")
+_INTERVAL = 0.01  # seconds in which a client gets one piece at most; steps of large models take longer anyway
 _WORKERS = 2  # threads that make prompts and pictures ready
 
 
@@ -173,9 +174,14 @@ def state_of(assistant: Assistant, settings: Settings) -> ServerState:
     )
     pictures = PictureLoader(picture_limits(assistant.processor, settings))
     state = ServerState(
-        settings, assistant.processor, AsyncEngine(engine), pictures, name_of(settings), engine.max_model_len,
+        settings,
+        assistant.processor,
+        AsyncEngine(engine, interval=_INTERVAL),
+        pictures,
+        name_of(settings),
+        engine.max_model_len,
         tuple(assistant.eos_token_ids),
-    )  # fmt: skip
+    )
     state.workers.submit(state.grammars.warm_up)
     return state
 

@@ -58,6 +58,27 @@ def test_many_clients_at_once():
     run(main())
 
 
+def test_tokens_of_short_steps_come_together():
+    """Not the first, and not the end: they come at once, and bring others along."""
+    how = dict(temperature=0, max_tokens=8, logprobs=0)
+
+    async def main():
+        async with AsyncEngine(engine_of(), interval=1000) as engine:
+            first = await anext(aiter(engine.generate(ask("first", WORDS[:5], SamplingParams(temperature=0)))))
+            assert len(first.token_ids) == 1
+            outputs = [output async for output in engine.generate(ask("a", WORDS[:5], SamplingParams(**how)))]
+            assert len(outputs[0].token_ids) == 1
+            assert len(outputs) < 8
+            result = joined(outputs)["a", 0]
+            assert result.ids == expected(WORDS[:5], 8)
+            assert [one.token for one in result.logprobs] == result.ids
+            assert result.text == "".join(chr(token) for token in result.ids if token >= 32)
+            two = await collect(engine, ask("b", WORDS[:5], SamplingParams(n=2, seed=1, max_tokens=6)))
+            assert [len(two["b", i].ids) for i in range(2)] == [6, 6]
+
+    run(main())
+
+
 def test_a_client_that_goes_away_ends_its_request_within_a_step():
     slow = Slow()
 
