@@ -23,7 +23,8 @@ export async function stream(answer, body, signal, changed) {
       }
       reason = choice.finish_reason ?? reason;
     }
-    if (reason === null) throw new ApiError("The connection was closed before the answer was complete.", { status: 200 });
+    if (reason === null)
+      throw new ApiError("The connection was closed before the answer was complete.", { status: 200 });
     answer.state = reason === "length" ? "length" : "done";
   } catch (error) {
     if (error.name === "AbortError") answer.state = "stopped";

@@ -69,7 +69,10 @@ export class Answers {
     const size = JSON.stringify(body).length;
     const { maxBytes } = this.watch;
     if (size > maxBytes) {
-      throw new ApiError(`With its pictures it has ${bytes(size)}; the server takes ${bytes(maxBytes)}. Use fewer or smaller pictures.`, { status: 413 });
+      throw new ApiError(
+        `With its pictures it has ${bytes(size)}; the server takes ${bytes(maxBytes)}. Use fewer or smaller pictures.`,
+        { status: 413 },
+      );
     }
     return body;
   }

@@ -9,6 +9,7 @@ import { announce, byId } from "./dom.js";
 import { placeIcons } from "./icons.js";
 import { apiKey } from "./key.js";
 import { askForKey } from "./key-dialog.js";
+import { listenForKeys } from "./keyboard.js";
 import { Library } from "./library.js";
 import { notify, withdraw } from "./notices.js";
 import { areEqual, defaults, keepSettings, lastSettings } from "./settings.js";
@@ -78,22 +79,13 @@ class App {
       const found = this.library.find(location.hash.slice(1));
       if (found && found !== this.current) this.open(found);
     });
-    addEventListener("keydown", (event) => this.keydown(event));
+    listenForKeys({
+      stop: () => this.answers.stop(this.current),
+      focus: () => this.composer.focus(),
+      fresh: () => this.open(this.fresh()),
+      settings: () => this.settings(),
+    });
     addEventListener("pagehide", () => this.answers.saveAll());
-  }
-
-  keydown(event) {
-    if (event.isComposing || document.querySelector("dialog[open]")) return;
-    const typing = event.target.matches?.("input, textarea, select");
-    if (event.key === "Escape" && this.answers.stop(this.current)) event.preventDefault();
-    else if (event.key === "/" && !typing) this.take(event, () => this.composer.focus());
-    else if (event.altKey && event.code === "KeyN") this.take(event, () => byId("new").click());
-    else if (event.altKey && event.code === "Comma") this.take(event, () => this.settings());
-  }
-
-  take(event, act) {
-    event.preventDefault();
-    act();
   }
 
   /** Finds the model; asks for a key where one is needed. */
@@ -109,7 +101,11 @@ class App {
       withdraw("server");
     } catch (error) {
       if (error.status === 401) return this.askForKey(error.message);
-      notify(`${error.heading}. ${error.message}`, { kind: "error", name: "server", action: ["Try again", () => this.connect()] });
+      notify(`${error.heading}. ${error.message}`, {
+        kind: "error",
+        name: "server",
+        action: ["Try again", () => this.connect()],
+      });
     }
   }
 
@@ -207,13 +203,19 @@ class App {
     }
     this.refresh();
     if (answer.error?.status === 404) this.connect(); // the server was started anew, with another model
-    if (answer.error?.status === 401) this.askForKey(answer.error.message, () => this.connect().then(() => this.retry(answer)));
+    if (answer.error?.status === 401)
+      this.askForKey(answer.error.message, () => this.connect().then(() => this.retry(answer)));
   }
 
   async edit(message) {
     if (!message || this.answers.busy.has(this.current.id)) return;
-    const pictures = await Promise.all(message.pictures.map(async (p) => ({ ...p, blob: await this.library.blob(p.id) })));
-    this.composer.edit(message, pictures.filter(({ blob }) => blob));
+    const pictures = await Promise.all(
+      message.pictures.map(async (p) => ({ ...p, blob: await this.library.blob(p.id) })),
+    );
+    this.composer.edit(
+      message,
+      pictures.filter(({ blob }) => blob),
+    );
   }
 
   rename(conversation, title) {
@@ -240,7 +242,8 @@ class App {
       this.current.settings = settings;
       keepSettings(settings);
       if (this.current.messages.length) this.library.save(this.current);
-      if (settings.detail !== detail) this.composer.measureAgain(settings.detail).catch((error) => notify(error.message, { kind: "error" }));
+      if (settings.detail !== detail)
+        this.composer.measureAgain(settings.detail).catch((error) => notify(error.message, { kind: "error" }));
       this.refresh();
     });
   }

@@ -4,6 +4,7 @@ import { pictureCount, pictureTokens } from "./conversation.js";
 import { announce, byId, count, h, plural } from "./dom.js";
 import { gridded, sheet } from "./grid.js";
 import { iconButton } from "./icons.js";
+import { listenForFiles } from "./intake.js";
 import { notify } from "./notices.js";
 import { describe, pictureOf, remeasured, sentAs } from "./pictures.js";
 import { view } from "./viewer.js";
@@ -27,13 +28,10 @@ export class Composer {
       this.#send();
     });
     byId("stop").addEventListener("click", () => actions.stop());
-    byId("attach").addEventListener("click", () => byId("files").click());
-    byId("files").addEventListener("change", () => {
-      this.add([...byId("files").files]);
-      byId("files").value = "";
+    listenForFiles((files) => {
+      this.add(files);
+      this.focus();
     });
-    addEventListener("paste", (event) => this.#paste(event));
-    this.#listenForDrops();
     this.refresh();
   }
 
@@ -42,7 +40,11 @@ export class Composer {
     const { max_images: most, max_image_pixels: maxPixels } = this.facts;
     const room = most - pictureCount(this.actions.before(this.#editing)) - this.#pictures.length;
     if (files.length > room) {
-      notify(`This server takes ${plural(most, "picture")} in a conversation.`, { kind: "error", name: "pictures", seconds: 10 });
+      notify(`This server takes ${plural(most, "picture")} in a conversation.`, {
+        kind: "error",
+        name: "pictures",
+        seconds: 10,
+      });
     }
     const taken = files.slice(0, Math.max(0, room));
     this.#pending += taken.length;
@@ -72,7 +74,9 @@ export class Composer {
 
   /** Measures the pictures that wait for another level of detail. */
   async measureAgain(detail) {
-    this.#pictures = await Promise.all(this.#pictures.map((p) => (p.id && p.detail !== detail ? remeasured(p, detail) : p)));
+    this.#pictures = await Promise.all(
+      this.#pictures.map((p) => (p.id && p.detail !== detail ? remeasured(p, detail) : p)),
+    );
     this.refresh();
   }
 
@@ -106,7 +110,9 @@ export class Composer {
     this.refresh();
   }
 
+  /** Puts the cursor at the end; not where a keyboard would cover the page. */
   focus() {
+    if (isTouch()) return;
     this.field.focus();
     this.field.setSelectionRange(this.field.value.length, this.field.value.length);
   }
@@ -139,15 +145,16 @@ export class Composer {
     if (!this.#isReady || this.busy) return;
     const [text, pictures, editing] = [this.field.value, this.#pictures, this.#editing];
     this.clear();
-    if (matchMedia("(pointer: coarse)").matches) this.field.blur(); // its keyboard would hide the answer
+    if (matchMedia("(pointer: coarse)").matches)
+      this.field.blur(); // its keyboard would hide the answer
     else this.focus();
     this.actions.send(text, pictures, editing);
   }
 
   #keydown(event) {
     if (event.isComposing) return;
-    const touch = matchMedia("(pointer: coarse)").matches; // there, Enter is the only way to a new line
-    if (event.key === "Enter" && !event.shiftKey && (!touch || event.ctrlKey || event.metaKey)) {
+    const sends = !isTouch() || event.ctrlKey || event.metaKey; // on a phone Enter is the only way to a new line
+    if (event.key === "Enter" && !event.shiftKey && sends) {
       event.preventDefault();
       this.#send();
     } else if (event.key === "Escape" && this.#editing && !this.busy) {
@@ -157,32 +164,6 @@ export class Composer {
       event.preventDefault();
       this.actions.editLast();
     }
-  }
-
-  #paste(event) {
-    const files = [...(event.clipboardData?.files ?? [])];
-    if (!files.length || document.querySelector("dialog[open]")) return;
-    event.preventDefault();
-    this.add(files);
-  }
-
-  #listenForDrops() {
-    let depth = 0; // enter and leave come for every element on the way
-    const show = (change) => {
-      depth = Math.max(0, change === 0 ? 0 : depth + change);
-      byId("drop").hidden = depth === 0;
-    };
-    const hasFiles = (event) => event.dataTransfer?.types.includes("Files");
-    addEventListener("dragenter", (event) => hasFiles(event) && show(1));
-    addEventListener("dragleave", (event) => hasFiles(event) && show(-1));
-    addEventListener("dragover", (event) => hasFiles(event) && event.preventDefault());
-    addEventListener("drop", (event) => {
-      if (!hasFiles(event)) return;
-      event.preventDefault();
-      show(0);
-      this.add([...event.dataTransfer.files]);
-      this.focus();
-    });
   }
 
   #showTray() {
@@ -249,3 +230,5 @@ function captionOf({ pages, grid }) {
   const shape = pages ? plural(pages, "page") : `${grid.rows} × ${grid.cols}`;
   return h("p", { class: "caption" }, h("b", {}, count(grid.tokens)), ` tokens · ${shape}`);
 }
+
+const isTouch = () => matchMedia("(pointer: coarse)").matches;

@@ -12,12 +12,26 @@ export function newConversation(settings) {
 
 /** What a user says; pictures without their bytes, which the store has. */
 export function userMessage(text, pictures) {
-  return { id: newId(), role: "user", text, pictures: pictures.map(({ blob, ...rest }) => ({ ...rest, size: blob.size })) };
+  return {
+    id: newId(),
+    role: "user",
+    text,
+    pictures: pictures.map(({ blob, ...rest }) => ({ ...rest, size: blob.size })),
+  };
 }
 
 /** An answer that is about to come: state is "streaming", then "done", "stopped", "length" or "failed". */
 export function emptyAnswer() {
-  return { id: newId(), role: "assistant", text: "", pictures: [], state: "streaming", error: null, usage: null, timing: null };
+  return {
+    id: newId(),
+    role: "assistant",
+    text: "",
+    pictures: [],
+    state: "streaming",
+    error: null,
+    usage: null,
+    timing: null,
+  };
 }
 
 /** A title from the first question. */
@@ -75,7 +89,10 @@ async function partsOf(message, blobOf) {
   const parts = [];
   for (const picture of message.pictures) {
     const blob = await blobOf(picture.id);
-    if (!blob) throw new PictureError(`The picture “${picture.name}” is no longer in this browser. Edit the question without it.`);
+    if (!blob)
+      throw new PictureError(
+        `The picture “${picture.name}” is no longer in this browser. Edit the question without it.`,
+      );
     parts.push({ type: "image_url", image_url: { url: await dataUrl(blob), detail: picture.detail } });
   }
   if (message.text.trim()) parts.push({ type: "text", text: message.text });

@@ -7,7 +7,13 @@ import { apiKey, keyIsKept, setApiKey } from "./key.js";
 /** Opens the dialog, once; `taken` is called with a new key in place. `reason` is shown above the field. */
 export function askForKey(reason, taken) {
   if (document.querySelector("dialog.key-dialog")) return;
-  const field = h("input", { id: "api-key", type: "password", autocomplete: "off", spellcheck: "false", required: true });
+  const field = h("input", {
+    id: "api-key",
+    type: "password",
+    autocomplete: "off",
+    spellcheck: "false",
+    required: true,
+  });
   field.value = apiKey();
   const keep = h("input", { type: "checkbox", id: "keep-key" });
   keep.checked = keyIsKept();

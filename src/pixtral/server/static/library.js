@@ -16,7 +16,9 @@ export class Library {
     await library.reload();
     if (library.#channel) library.#channel.onmessage = changed;
     if (!library.store.lasts) {
-      notify("This browser keeps nothing for this page: conversations are gone when it is closed.", { name: "storage" });
+      notify("This browser keeps nothing for this page: conversations are gone when it is closed.", {
+        name: "storage",
+      });
     }
     return library;
   }
@@ -24,7 +26,9 @@ export class Library {
   /** Reads the list again; conversations in `kept` stay the objects that they are. */
   async reload(kept = new Set()) {
     const mine = new Map(this.conversations.filter(({ id }) => kept.has(id)).map((c) => [c.id, c]));
-    const stored = (await this.store.list()).map((conversation) => mine.get(conversation.id) ?? interrupted(conversation));
+    const stored = (await this.store.list()).map(
+      (conversation) => mine.get(conversation.id) ?? interrupted(conversation),
+    );
     this.conversations = [...[...mine.values()].filter((c) => !stored.includes(c)), ...stored];
   }
 
@@ -39,11 +43,18 @@ export class Library {
     for (const picture of pictures) this.#held.set(picture.id, picture.blob);
     const unkept = pictureIds(conversation).filter((id) => this.#held.has(id));
     try {
-      await this.store.put(conversation, unkept.map((id) => ({ id, blob: this.#held.get(id) })), dropped);
+      await this.store.put(
+        conversation,
+        unkept.map((id) => ({ id, blob: this.#held.get(id) })),
+        dropped,
+      );
       for (const id of unkept) this.#held.delete(id);
       this.#channel?.postMessage(conversation.id);
     } catch (error) {
-      const why = error instanceof QuotaError ? "The browser’s storage for this page is full" : "The browser could not store this";
+      const why =
+        error instanceof QuotaError
+          ? "The browser’s storage for this page is full"
+          : "The browser could not store this";
       notify(`${why}: the newest messages are kept only until this tab closes. Delete conversations to make room.`, {
         kind: "error",
         name: "storage",
@@ -61,10 +72,16 @@ export class Library {
     const ids = pictureIds(conversation);
     const pictures = await Promise.all(ids.map(async (id) => ({ id, blob: await this.blob(id) })));
     this.conversations = this.conversations.filter((other) => other !== conversation);
-    await this.store.remove(conversation).catch(() => notify("The browser could not delete this.", { kind: "error", seconds: 8 }));
+    await this.store
+      .remove(conversation)
+      .catch(() => notify("The browser could not delete this.", { kind: "error", seconds: 8 }));
     for (const id of ids) this.#held.delete(id);
     this.#channel?.postMessage(conversation.id);
-    return () => this.save(conversation, pictures.filter(({ blob }) => blob));
+    return () =>
+      this.save(
+        conversation,
+        pictures.filter(({ blob }) => blob),
+      );
   }
 }
 

@@ -37,7 +37,10 @@ function blockAt(lines, at, depth) {
   if (fence) return code(lines, at, fence);
   const heading = HEADING.exec(line);
   if (heading) {
-    const text = line.slice(heading[0].length).trim().replace(/(?:^| )#+$/, "");
+    const text = line
+      .slice(heading[0].length)
+      .trim()
+      .replace(/(?:^| )#+$/, "");
     return [{ type: "heading", level: heading[1].length, text: text.trim() }, at + 1];
   }
   if (RULE.test(line)) return [{ type: "rule" }, at + 1];
@@ -46,7 +49,16 @@ function blockAt(lines, at, depth) {
   if (isTable(lines, at)) return table(lines, at);
   let end = at + 1;
   while (end < lines.length && lines[end].trim() && !interrupts(lines, end, depth)) end++;
-  return [{ type: "paragraph", text: lines.slice(at, end).map((part) => part.trim()).join("\n") }, end];
+  return [
+    {
+      type: "paragraph",
+      text: lines
+        .slice(at, end)
+        .map((part) => part.trim())
+        .join("\n"),
+    },
+    end,
+  ];
 }
 
 /** Whether a paragraph ends before this line. */
@@ -136,6 +148,9 @@ function table(lines, at) {
 
 /** The cells of a line; "\|" does not part them. */
 function cells(line) {
-  const bare = line.trim().replace(/^\|/, "").replace(/([^\\]|^)\|$/, "$1");
+  const bare = line
+    .trim()
+    .replace(/^\|/, "")
+    .replace(/([^\\]|^)\|$/, "$1");
   return bare.split(/(?<!\\)\|/).map((cell) => cell.trim().replace(/\\\|/g, "|"));
 }

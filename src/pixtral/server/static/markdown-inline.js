@@ -85,7 +85,7 @@ class Inline {
 
   /** Where a run of exactly `length` backticks begins, from `start` on, or -1. */
   #closing(start, length) {
-    for (let at = this.text.indexOf("`", start); at !== -1; ) {
+    for (let at = this.text.indexOf("`", start); at !== -1;) {
       let end = at;
       while (this.text[end] === "`") end++;
       if (end - at === length) return at;

@@ -16,7 +16,12 @@ export class Prose {
   show(text) {
     const blocks = parseBlocks(text);
     let same = 0;
-    while (same < blocks.length && this.#blocks[same]?.raw === blocks[same].raw && this.#blocks[same].type === blocks[same].type) same++;
+    while (
+      same < blocks.length &&
+      this.#blocks[same]?.raw === blocks[same].raw &&
+      this.#blocks[same].type === blocks[same].type
+    )
+      same++;
     while (this.element.childNodes.length > same) this.element.lastChild.remove();
     for (const block of blocks.slice(same)) this.element.append(elementOf(block));
     this.#blocks = blocks;
@@ -32,7 +37,12 @@ const MAKERS = {
     h(
       "figure",
       { class: "code" },
-      h("figcaption", {}, h("span", {}, block.language || "text"), copyButton(() => block.text, "Copy the code")),
+      h(
+        "figcaption",
+        {},
+        h("span", {}, block.language || "text"),
+        copyButton(() => block.text, "Copy the code"),
+      ),
       h("pre", { tabindex: "0" }, h("code", {}, block.text)),
     ),
   list: (block) => {
@@ -73,5 +83,9 @@ function nodeOf(item) {
   if (typeof item === "string") return document.createTextNode(item);
   const children = item.children.map(nodeOf);
   if (item.tag !== "a") return h(item.tag, {}, ...children);
-  return h("a", { href: item.href, target: "_blank", rel: "noopener noreferrer nofollow", title: item.href }, ...children);
+  return h(
+    "a",
+    { href: item.href, target: "_blank", rel: "noopener noreferrer nofollow", title: item.href },
+    ...children,
+  );
 }

@@ -65,7 +65,16 @@ export function sentAs(picture) {
 async function documentOf(file, name, detail) {
   const grids = await pages(await dataUrl(file), detail);
   const tokens = grids.reduce((sum, page) => sum + page.tokens, 0);
-  return { id: newId(), name, type: file.type, blob: file, detail, pages: grids.length, grid: { tokens }, scaled: false };
+  return {
+    id: newId(),
+    name,
+    type: file.type,
+    blob: file,
+    detail,
+    pages: grids.length,
+    grid: { tokens },
+    scaled: false,
+  };
 }
 
 async function decoded(file, name) {

@@ -30,10 +30,20 @@ export function openSettings(settings, done) {
     system,
     h("label", { for: "detail" }, "Detail of pictures", h("small", {}, "for those added from now on")),
     detail,
-    h("fieldset", { class: "numbers" }, h("legend", {}, "Sampling", h("small", {}, "empty: the server’s own")), ...numbers.map(({ row }) => row)),
+    h(
+      "fieldset",
+      { class: "numbers" },
+      h("legend", {}, "Sampling", h("small", {}, "empty: the server’s own")),
+      ...numbers.map(({ row }) => row),
+    ),
     h("label", { for: "stop-strings" }, "Stop at", h("small", {}, "the answer ends before these")),
     stop,
-    h("details", { class: "keys" }, h("summary", {}, "Keyboard"), h("dl", {}, ...KEYS.flatMap(([key, text]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, text)]))),
+    h(
+      "details",
+      { class: "keys" },
+      h("summary", {}, "Keyboard"),
+      h("dl", {}, ...KEYS.flatMap(([key, text]) => [h("dt", {}, h("kbd", {}, key)), h("dd", {}, text)])),
+    ),
     h(
       "div",
       { class: "dialog-foot" },
@@ -51,7 +61,12 @@ export function openSettings(settings, done) {
 
   function read() {
     const values = numbers.map(({ field, input }) => [field.name, input.value === "" ? null : Number(input.value)]);
-    return cleaned({ system: system.value, detail: detail.value, stop: stop.value, numbers: Object.fromEntries(values) });
+    return cleaned({
+      system: system.value,
+      detail: detail.value,
+      stop: stop.value,
+      numbers: Object.fromEntries(values),
+    });
   }
 
   function reset() {
@@ -67,7 +82,13 @@ export function openSettings(settings, done) {
 function numberField(field, value) {
   const id = `set-${field.name}`;
   const input = h("input", {
-    id, type: "number", step: field.step, min: field.min, max: field.max, inputmode: field.step < 1 ? "decimal" : "numeric", placeholder: "auto",
+    id,
+    type: "number",
+    step: field.step,
+    min: field.min,
+    max: field.max,
+    inputmode: field.step < 1 ? "decimal" : "numeric",
+    placeholder: "auto",
     "aria-describedby": `${id}-hint`,
   });
   input.value = value ?? "";

@@ -53,7 +53,13 @@ export class Sidebar {
     const current = isCurrent ? "page" : null;
     const open = h(
       "button",
-      { type: "button", class: "open", title, "aria-current": current, onclick: () => this.actions.open(conversation.id) },
+      {
+        type: "button",
+        class: "open",
+        title,
+        "aria-current": current,
+        onclick: () => this.actions.open(conversation.id),
+      },
       h("span", {}, title),
       isBusy && h("span", { class: "busy", role: "img", "aria-label": "answering" }),
     );

@@ -92,7 +92,11 @@ export class Thread {
     this.urls.show(image, picture.id);
     const label = `${picture.name}: ${describe(picture)}`;
     const open = () => view(picture, this.urls);
-    return h("li", {}, h("button", { type: "button", class: "look", "aria-label": label, title: label, onclick: open }, frame));
+    return h(
+      "li",
+      {},
+      h("button", { type: "button", class: "look", "aria-label": label, title: label, onclick: open }, frame),
+    );
   }
 
   #drawAnswer(answer, { item, prose, notice, foot }) {

@@ -19,7 +19,11 @@ export function view(picture, urls) {
     grid.setAttribute("aria-pressed", String(!hidden));
   });
   const facts = h("p", { class: "facts" }, describe(picture));
-  openDialog(picture.name, [h("div", { class: "stage" }, frame), h("div", { class: "viewer-foot" }, facts, grid)], "viewer");
+  openDialog(
+    picture.name,
+    [h("div", { class: "stage" }, frame), h("div", { class: "viewer-foot" }, facts, grid)],
+    "viewer",
+  );
 }
 
 /** As wide as fits; small pictures are enlarged so that their patches can be told apart. */

@@ -16,13 +16,27 @@ export function fillWelcome(demo, ask) {
       h(
         "div",
         {},
-        h("p", {}, "The small model inside the package is answering. It knows coloured shapes and nothing else. Try it on this picture:"),
-        h("div", { class: "pills" }, ...QUESTIONS.map((question) => h("button", { type: "button", class: "pill", onclick: () => take(question) }, question))),
+        h(
+          "p",
+          {},
+          "The small model inside the package is answering. It knows coloured shapes and nothing else. Try it on this picture:",
+        ),
+        h(
+          "div",
+          { class: "pills" },
+          ...QUESTIONS.map((question) =>
+            h("button", { type: "button", class: "pill", onclick: () => take(question) }, question),
+          ),
+        ),
       ),
     );
   byId("welcome").replaceChildren(
     h("h2", {}, "Ask about a picture"),
-    h("p", {}, "Drop pictures anywhere, paste them, or add them below. The grid over each shows the patches that the model sees, and what they cost."),
+    h(
+      "p",
+      {},
+      "Drop pictures anywhere, paste them, or add them below. The grid over each shows the patches that the model sees, and what they cost.",
+    ),
     ...(offer ? [offer] : []),
   );
 
