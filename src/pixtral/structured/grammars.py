@@ -119,7 +119,6 @@ def _tokens(tokenizer: GrammarTokenizer, ends: Sequence[int]) -> Tokens:
     sayable[[*ends, *([] if calls is None else [calls])]] = True
     data = {i: tokenizer.id_to_bytes(i) for i in range(count)}
     return Tokens(
-        count,
         ends[0],
         np.packbits(sayable, bitorder="little"),
         tuple(i for i, found in data.items() if found == b'"'),

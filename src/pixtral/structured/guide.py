@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 import time
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -28,14 +29,12 @@ class Tokens:
     """What guides know of a vocabulary.
 
     Attributes:
-        count: of its tokens.
         end: the token that ends an answer.
         sayable: bits of the tokens that an answer may have at all, padded to 32 bits.
         quotes, brackets: tokens that are one quotation mark, one closing bracket of JSON.
         id_to_bytes: the bytes of a token, None for a control token.
     """
 
-    count: int
     end: int
     sayable: Bits
     quotes: tuple[int, ...]
@@ -82,8 +81,7 @@ class GrammarGuide:
             wish = float(scores[self._tokens.end])
             for closer in self._tokens.quotes if self._string.inside else self._tokens.brackets:
                 scores[closer] = max(wish, float(scores[closer]))
-        allowed = np.unpackbits(self._bits, count=self._tokens.count, bitorder="little").view(np.bool_)
-        forbid(scores, ~allowed)
+        keep_only(scores, self._bits)
 
     def advance(self, token: int) -> None:
         """The token was chosen."""
@@ -176,13 +174,21 @@ class WithoutGuide:
         """Nothing changes."""
 
 
-def forbid(scores: Any, forbidden: np.ndarray[Any, np.dtype[np.bool_]]) -> None:
-    """Set scores (V,) to -inf where `forbidden` (N,) says so, and those of ids from N on."""
+def keep_only(scores: Any, bits: Bits) -> None:
+    """Set those of the scores (V,) to -inf whose bit is not set, or that have none; in place."""
+    count = min(len(scores), 8 * len(bits))
     if scores.device.type == "cpu":
         view = scores.numpy()
-        np.copyto(view[: len(forbidden)], -np.inf, where=forbidden[: len(view)])
-        view[len(forbidden) :] = -np.inf
+        view[:count] += np.take(_costs(), bits, axis=0).reshape(-1)[:count]  # 2 to 15 times as fast as a mask of bools
+        view[count:] = -np.inf
         return
-    places = scores.new_tensor(np.flatnonzero(forbidden[: len(scores)]), dtype=None).long()
-    scores[places] = -np.inf
-    scores[len(forbidden) :] = -np.inf
+    forbidden = np.flatnonzero(np.unpackbits(bits, count=count, bitorder="little") == 0)
+    scores[forbidden.tolist()] = -np.inf
+    scores[count:] = -np.inf
+
+
+@functools.cache
+def _costs() -> np.ndarray[Any, np.dtype[np.float32]]:
+    """(256, 8): for each byte, 0 where a bit is set and -inf where not."""
+    flags = np.unpackbits(np.arange(256, dtype=np.uint8)[:, None], axis=1, bitorder="little")
+    return np.where(flags == 1, np.float32(0), np.float32(-np.inf)).astype(np.float32)

@@ -16,7 +16,7 @@ from pixtral.errors import StructureError
 from pixtral.processing import AutoProcessor
 from pixtral.structured import forms
 from pixtral.structured.grammars import Grammars
-from pixtral.structured.guide import InString, LaterGuide, WithoutGuide, forbid
+from pixtral.structured.guide import InString, LaterGuide, WithoutGuide, keep_only
 from pixtral.structured.guiding import guide_of
 from pixtral.structured.tools import read_tools
 
@@ -191,12 +191,25 @@ def test_control_tokens_never_come(one):
 
 def test_scores_beyond_the_vocabulary_are_forbidden(one):
     assert allowed(one.compile(forms.choice(["a"]))(), 700) == set(one.tokenizer.ordinary_ids("a"))
-    scores = torch.zeros(4)
-    forbid(scores, np.array([True, False]))
-    assert scores.tolist() == [-math.inf, 0, -math.inf, -math.inf]
-    scores = torch.zeros(2)
-    forbid(scores, np.array([False, True, True]))
-    assert scores.tolist() == [0, -math.inf]
+
+
+@pytest.mark.parametrize("size", [3, 8, 9, 20])
+def test_keep_only(size):
+    bits = np.array([0b10000101, 0], np.uint8)
+    scores = torch.arange(size, dtype=torch.float32)
+    keep_only(scores, bits)
+    assert scores.tolist() == [n if n in (0, 2, 7) else -math.inf for n in range(size)]
+    scores = torch.full((3,), math.nan)
+    keep_only(scores, bits)
+    assert scores.isnan().all(), "broken numbers stay visible"
+
+
+@pytest.mark.parametrize(
+    "form", [forms.pattern(r"[^\x00-\U0010ffff]"), forms.lark("start: a\na: a"), forms.json_schema({"enum": []})]
+)
+def test_what_allows_no_answer(one, form):
+    with pytest.raises(StructureError, match=r"no answer|Unsatisfiable.*correct it"):
+        one.compile(form)
 
 
 def test_a_grammar_that_becomes_too_complex(one):
@@ -206,14 +219,6 @@ def test_a_grammar_that_becomes_too_complex(one):
         for _ in range(9):
             say(one, guide, "x")
     assert error.value.param == "structured_outputs.grammar"
-
-
-@pytest.mark.parametrize(
-    "form", [forms.pattern(r"[^\x00-\U0010ffff]"), forms.lark("start: a\na: a"), forms.json_schema({"enum": []})]
-)
-def test_what_allows_no_answer(one, form):
-    with pytest.raises(StructureError, match=r"no answer|Unsatisfiable.*correct it"):
-        one.compile(form)
 
 
 def test_a_grammar_that_takes_too_long(one):
