@@ -22,7 +22,7 @@ from pixtral.assets import demo_picture_path
 from pixtral.training.pictures import draw, sample_scene
 
 PHONE = {"width": 390, "height": 800}
-WINDOWS = (("light", 2, {"width": 1100, "height": 860}), ("dark", 1.5, {"width": 1000, "height": 640}))
+WINDOWS = (("light", 1.5, {"width": 1100, "height": 920}), ("dark", 1.5, {"width": 1000, "height": 640}))
 EARLIER = ("How many shapes are there?", "What shape is the blue thing?")
 QUESTIONS = ("What is in the picture?", "How many shapes are there?")
 SEEDS = (17, 10)  # of the other pictures

@@ -131,8 +131,12 @@ def pages_of(state: ServerState) -> Pages:
     """The sizes of a PDF's pages, drawn as for a prompt."""
 
     async def pages(url: str, detail: Detail) -> Sequence[tuple[int, int]]:
-        async with state.pictures.loaded([Picture(url, detail, "url")]) as images:
-            return [page.size for page in images[0]]
+        state.enter()  # it is work like that for a prompt, and waits or is refused like it
+        try:
+            async with state.pictures.loaded([Picture(url, detail, "url")]) as images:
+                return [page.size for page in images[0]]
+        finally:
+            state.leave()
 
     return pages
 
