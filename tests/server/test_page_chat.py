@@ -114,6 +114,19 @@ def test_an_answer_is_stopped(load, script, how):
         assert stopped["role"] == "assistant" and stopped["content"].startswith("word word")
 
 
+def test_a_conversation_that_is_deleted_while_it_is_answered_stays_deleted(load, script):
+    script.pieces, script.pause = ["word "] * 200, 0.02
+    with load() as page:
+        ask(page, "Count")
+        page.get_by_text("word word").wait_for()
+        page.get_by_role("button", name="Delete “Count”").click()
+        page.get_by_role("button", name="Undo").wait_for()
+        page.wait_for_timeout(100)
+        assert script.gone == 1
+        reloaded(page)
+        assert page.locator("#conversations .open").count() == 0
+
+
 def test_an_answer_goes_on_while_another_conversation_is_read(load, script):
     script.pieces, script.pause = ["one ", "two ", "three ", "four"], 0.15
     with load() as page:

@@ -293,7 +293,7 @@ def test_several_conversations_are_kept(load):
         page.get_by_role("button", name="One", exact=True).click()
         assert page.locator(".bubble").inner_text() == "One"
         page.go_back()
-        page.get_by_text("Two", exact=True).last.wait_for()
+        page.locator(".bubble", has_text="Two").wait_for()
         page.get_by_role("button", name="Delete “One”").click()
         page.get_by_role("button", name="Undo").wait_for()
         reloaded(page)
@@ -305,13 +305,18 @@ def test_several_conversations_are_kept(load):
         assert page.evaluate(left) == 1, "pictures go with their conversation"
 
 
-def test_a_conversation_is_seen_in_other_tabs(load, server):
+def test_a_conversation_is_seen_in_other_tabs(load, server, script):
     with load() as page:
         other = page.context.new_page()
         other.goto(server[0])
         say(page, "From here")
         other.get_by_role("button", name="From here", exact=True).click()
         assert other.locator(".prose").inner_text() == "Hello."
+        say(other, "From there")
+        assert page.locator(".bubble").nth(1).inner_text() == "From there"
+        page.get_by_role("button", name="Answer again").last.click()
+        page.locator(".message.assistant .meta").nth(1).wait_for()
+        assert len(script.bodies) == 3 and len(script.bodies[2]["messages"]) == 3
 
 
 @pytest.mark.parametrize(

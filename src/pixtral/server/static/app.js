@@ -78,6 +78,7 @@ class App {
     addEventListener("hashchange", () => {
       const found = this.library.find(location.hash.slice(1));
       if (found && found !== this.current) this.open(found);
+      else if (!found && this.library.conversations.includes(this.current)) this.open(this.fresh());
     });
     listenForKeys({
       stop: () => this.answers.stop(this.current),
@@ -166,9 +167,11 @@ class App {
     this.refresh();
   }
 
+  /** Those before a message, or all where it is not among them. */
   messagesBefore(message) {
     const { messages } = this.current;
-    return message ? messages.slice(0, messages.indexOf(message)) : messages;
+    const at = messages.findIndex(({ id }) => id === message?.id);
+    return at === -1 ? messages : messages.slice(0, at);
   }
 
   /** Takes a question, in place of `editing` and what followed it if that is given, and answers it. */
@@ -180,7 +183,7 @@ class App {
   }
 
   async retry(answer) {
-    if (this.answers.busy.has(this.current.id)) return;
+    if (this.answers.busy.has(this.current.id) || !this.current.messages.some(({ id }) => id === answer.id)) return;
     this.current.messages = this.messagesBefore(answer);
     await this.answer();
   }

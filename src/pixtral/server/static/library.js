@@ -6,6 +6,7 @@ import { openStore, QuotaError } from "./store.js";
 
 export class Library {
   conversations = [];
+  #gone = new Set(); // ids of those that were deleted; an answer may still be on its way into them
   #held = new Map(); // bytes of pictures that the store does not have
   #channel = "BroadcastChannel" in globalThis ? new BroadcastChannel("pixtral") : null;
 
@@ -38,6 +39,7 @@ export class Library {
 
   /** Keeps a conversation and new pictures. A full store is said once; the page goes on with what it has. */
   async save(conversation, pictures = [], dropped = []) {
+    if (this.#gone.has(conversation.id)) return;
     if (!this.conversations.includes(conversation)) this.conversations.push(conversation);
     this.conversations.sort((a, b) => b.updated - a.updated);
     for (const picture of pictures) this.#held.set(picture.id, picture.blob);
@@ -71,17 +73,18 @@ export class Library {
   async remove(conversation) {
     const ids = pictureIds(conversation);
     const pictures = await Promise.all(ids.map(async (id) => ({ id, blob: await this.blob(id) })));
+    this.#gone.add(conversation.id);
     this.conversations = this.conversations.filter((other) => other !== conversation);
     await this.store
       .remove(conversation)
       .catch(() => notify("The browser could not delete this.", { kind: "error", seconds: 8 }));
     for (const id of ids) this.#held.delete(id);
     this.#channel?.postMessage(conversation.id);
-    return () =>
-      this.save(
-        conversation,
-        pictures.filter(({ blob }) => blob),
-      );
+    const kept = pictures.filter(({ blob }) => blob);
+    return () => {
+      this.#gone.delete(conversation.id);
+      return this.save(conversation, kept);
+    };
   }
 }
 

@@ -36,6 +36,7 @@ export class Sidebar {
 
   /** Lists the conversations under the days they were last used; `current` is marked, those in `busy` are answering. */
   show(conversations, current, busy) {
+    if (document.activeElement?.matches("#conversations .rename")) return; // somebody is writing there
     const focused = document.activeElement?.closest?.("#conversations li")?.dataset.id;
     const items = [];
     let heading = null;
@@ -80,6 +81,7 @@ export class Sidebar {
     const finish = (keep) => {
       if (done) return;
       done = true;
+      field.remove();
       this.actions.rename(id, keep && field.value.trim() ? field.value.trim() : title);
     };
     field.addEventListener("keydown", (event) => {
