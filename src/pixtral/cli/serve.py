@@ -23,6 +23,10 @@ def serve(**given: Any) -> None:
     """
     file = given.pop("config") or os.environ.get(f"{PREFIX}CONFIG")
     settings, remarks = load_settings(given, os.environ, file)
+    # PyTorch's threads, which are not loaded yet, would wait actively for each other on the cores that the kernels'
+    # threads and the event loop need: with 8 clients that costs a third of the tokens, and most of them where the
+    # machine has something else to do
+    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from pixtral.server.run import run
 
     run(settings, remarks)

@@ -18,7 +18,11 @@ from pixtral.models.packed import PackedLinear
 from pixtral.models.projections import applied, project
 from pixtral.models.rope import Rotation, grid_rotation
 from pixtral.ops.attention import Packing
+from pixtral.ops.dense import dense, takes, takes_weight
 from pixtral.ops.rowwise import add, rotate_pair
+
+
+WIDEST = ("attention.q_proj", "feed_forward.up_proj", "feed_forward.down_proj")  # kinds of layers of a block
 
 
 class PatchConv(nn.Conv2d):
@@ -26,7 +30,10 @@ class PatchConv(nn.Conv2d):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, 3 * P * P) -> (N, C); or images (B, 3, H, W) -> (B, C, H / P, W / P)."""
-        return F.linear(x, self.weight.flatten(1)) if x.dim() == 2 else super().forward(x)
+        if x.dim() != 2:
+            return super().forward(x)
+        weight = self.weight.flatten(1)
+        return dense(x, weight, None) if takes_weight(weight, x) else F.linear(x, weight)
 
 
 class PixtralAttention(nn.Module):
@@ -148,10 +155,14 @@ class PixtralVisionModel(PixtralModule):
         assert theta is not None
         rotation = grid_rotation(grids, self.config.head_dim, theta, x.dtype, x.device)
         dropout = self.config.attention_dropout if self.training else 0.0
-        packed = isinstance(self.transformer.get_submodule("layers.0.attention.q_proj"), PackedLinear)
-        attend = AttentionStep(packing, trace or Trace(), dropout, native=packed)
+        attend = AttentionStep(packing, trace or Trace(), dropout, native=self._has_own_products(x))
         out: Tensor = self.transformer(x, rotation, attend)
         return out
+
+    def _has_own_products(self, x: Tensor) -> bool:
+        """Whether the blocks' linear layers run on kernels of ours."""
+        layers = [self.transformer.get_submodule(f"layers.0.{name}") for name in WIDEST]
+        return all(isinstance(layer, PackedLinear) or takes(layer, x) for layer in layers)
 
     def forward(
         self,

@@ -20,21 +20,26 @@ _P, _N = ctypes.c_void_p, ctypes.c_int64
 
 
 def takes(layer: nn.Module, x: Tensor) -> bool:
-    """Whether `dense` can do the layer's work on x (N, K): plain bfloat16 on a CPU with instructions for it."""
-    if type(layer) is not nn.Linear or type(x) is not Tensor or x.dtype is not torch.bfloat16 or not x.is_cpu:
+    """Whether `dense` can do a plain layer's work on x (N, K)."""
+    if type(layer) is not nn.Linear or layer._forward_hooks or layer._forward_pre_hooks:
         return False
-    weight = layer.weight
+    return takes_weight(layer.weight, x)
+
+
+def takes_weight(weight: Tensor, x: Tensor) -> bool:
+    """Whether `dense` can multiply x (N, K): plain bfloat16 on a CPU with instructions for it, without gradients."""
+    if type(x) is not Tensor or x.dtype is not torch.bfloat16 or not x.is_cpu or x.dim() != 2:
+        return False
     if torch.is_grad_enabled() and (x.requires_grad or weight.requires_grad):
         return False
     return (
-        x.dim() == 2
-        and weight.dtype is torch.bfloat16
+        weight.dtype is torch.bfloat16
         and weight.is_cpu
         and weight.is_contiguous()
         and not weight.shape[1] % 2
         and weight.shape[1] <= _max_columns()
-        and not (layer._forward_hooks or layer._forward_pre_hooks)
         and not torch.compiler.is_compiling()
+        and not torch._C._len_torch_dispatch_stack()  # tensors without values, or somebody traces
     )
 
 
