@@ -21,7 +21,6 @@ from pixtral.ops.attention import Packing
 from pixtral.ops.dense import dense, takes, takes_weight
 from pixtral.ops.rowwise import add, rotate_pair
 
-
 WIDEST = ("attention.q_proj", "feed_forward.up_proj", "feed_forward.down_proj")  # kinds of layers of a block
 
 
