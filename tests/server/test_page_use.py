@@ -146,6 +146,15 @@ def test_a_body_that_the_server_would_not_take_is_not_sent(load, script, tmp_pat
         assert script.bodies == []
 
 
+def test_a_photograph_taken_upright_is_measured_upright(load, tmp_path):
+    exif = Image.Exif()
+    exif[0x0112] = 6  # to be turned by a quarter
+    Image.new("RGB", (100, 33), "teal").save(tmp_path / "upright.jpg", exif=exif)
+    with load() as page:
+        page.set_input_files("#files", tmp_path / "upright.jpg")
+        assert page.locator(".tile .caption").inner_text() == "28 tokens · 7 × 3"
+
+
 def test_less_detail_costs_less(load, script):
     with load() as page:
         page.set_input_files("#files", file("a.png", png(640, 640)))
