@@ -28,7 +28,7 @@ export function openSettings(settings, done) {
     { class: "stack", novalidate: true },
     h("label", { for: "system" }, "Instructions", h("small", {}, "system prompt of this conversation")),
     system,
-    h("label", { for: "detail" }, "Detail of pictures", h("small", {}, "for those added from now on")),
+    h("label", { for: "detail" }, "Detail of pictures", h("small", {}, "for those not sent yet")),
     detail,
     h(
       "fieldset",
