@@ -1,4 +1,4 @@
-"""Linear layers with bfloat16 weights on a CPU: a row has the same bits alone and among others.
+"""Narrow linear layers with bfloat16 weights on a CPU: a row has the same bits alone and among others.
 
 PyTorch's own product sums one row in another order than several, makes code anew for every number of rows (0.7 ms for
 each shape of weight), and runs on threads that wait actively for each other, which where anything else wants a core
