@@ -143,6 +143,7 @@ def test_bodies_that_are_no_requests(client: httpx.Client, name: str) -> None:
         (user("x", temperature="hot"), "temperature"),
         (user("x", temperature=-0.1), "temperature"),
         (user("x", temperature=True), "temperature"),
+        (user("x", repetition_penalty=3e-187), "repetition_penalty"),
         (user("x", top_p=2), "top_p"),
         (user("x", max_tokens=0), "max_tokens"),
         (user("x", max_tokens=10**18), "max_tokens"),

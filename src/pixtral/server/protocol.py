@@ -132,7 +132,7 @@ class Sampling(Body):
     stream_options: StreamOptions | None = None
     top_k: int | None = Field(None, ge=-1, le=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     min_tokens: int | None = Field(None, ge=0)
     ignore_eos: bool | None = None
     stop_token_ids: Items[Annotated[int, Field(ge=0)]] | None = Field(None, max_length=1024)
