@@ -29,9 +29,14 @@ class Form:
     grammar: str = ""
     json: bool = False
 
-    @property
-    def rules(self) -> str:
-        """A whole grammar."""
+    def rules(self, *, blank_first: bool = False) -> str:
+        """A whole grammar.
+
+        Args:
+            blank_first: have a blank come first, as it does with SentencePiece, where it is not shown.
+        """
+        if blank_first and not self.grammar and not self.body.startswith("<["):  # a control token has none
+            return f'start: " " whole\nwhole: {self.body}\n'
         return self.grammar or f"start: {self.body}\n"
 
 

@@ -86,13 +86,13 @@ class Grammars:
         return lambda: GrammarGuide(prototype.deep_copy(), tokens, form.param, json=form.json)
 
     def _find(self, form: Form) -> tuple[llguidance.LLMatcher, Tokens]:
-        grammar = form.rules
+        grammar = form.rules(blank_first=not self.tokenizer.byte_level)
         with self._lock:
             vocabulary, tokens = self._get_vocabulary()
             if grammar in self._compiled:
                 self._compiled.move_to_end(grammar)
                 return self._compiled[grammar], tokens
-        matcher = _compile(vocabulary, form, tokens.sayable)
+        matcher = _compile(vocabulary, form, grammar, tokens.sayable)
         with self._lock:
             self.num_compiled += 1
             if grammar not in self._compiled:
@@ -128,16 +128,16 @@ def _tokens(tokenizer: GrammarTokenizer, ends: Sequence[int]) -> Tokens:
 
 
 def _compile(
-    vocabulary: llguidance.LLTokenizer, form: Form, sayable: np.ndarray[Any, np.dtype[np.uint8]]
+    vocabulary: llguidance.LLTokenizer, form: Form, rules: str, sayable: np.ndarray[Any, np.dtype[np.uint8]]
 ) -> llguidance.LLMatcher:
     import llguidance
 
     param = form.param
     try:
-        form.rules.encode()
+        rules.encode()
     except UnicodeEncodeError as error:
         raise StructureError(f"{param} holds half a surrogate pair, which is no text; repair it", param) from error
-    grammar = llguidance.LLMatcher.grammar_from_lark(form.rules)
+    grammar = llguidance.LLMatcher.grammar_from_lark(rules)
     limits: Any = {**_FUEL, **_SIZE, "verbose_errors": False}
     matcher = llguidance.LLMatcher(vocabulary, grammar, log_level=0, limits=llguidance.LLParserLimits(**limits))
     first = np.zeros_like(sayable)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from pixtral.errors import MissingDependency, StructureError
+from pixtral.errors import MissingDependency
 
 if TYPE_CHECKING:
     import llguidance
@@ -40,9 +40,24 @@ class _Tokens:
             f"<control-{i}>".encode() if i in special else tokenizer.id_to_bytes(i) or b""
             for i in range(len(tokenizer))
         ]
+        self._ids: dict[bytes, int] = {}
+        if not tokenizer.byte_level:
+            # a character may have a piece besides its byte; only in the piece is a blank one that comes before a word
+            self._ids = {data: i for i, data in enumerate(self.tokens) if i not in special}
+            self.tokens = [data if i in special or self._ids[data] == i else b"" for i, data in enumerate(self.tokens)]
+        self._longest = max(map(len, self._ids), default=0)
 
     def __call__(self, text: str | bytes) -> list[int]:
-        return self._tokenizer.ordinary_ids(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        """Tokens for text that a grammar forces, whose bytes are exactly that text."""
+        if self._tokenizer.byte_level:
+            return self._tokenizer.ordinary_ids(text if isinstance(text, str) else text.decode("utf-8", "replace"))
+        # SentencePiece would put a blank before the first word; the longest token at each place does instead
+        data, ids, start = text.encode() if isinstance(text, str) else text, list[int](), 0
+        while start < len(data):
+            size = next(n for n in range(self._longest, 0, -1) if data[start : start + n] in self._ids)
+            ids.append(self._ids[data[start : start + size]])
+            start += size
+        return ids
 
 
 def make_vocabulary(tokenizer: GrammarTokenizer, eos_token_ids: Sequence[int]) -> llguidance.LLTokenizer:
@@ -52,7 +67,6 @@ def make_vocabulary(tokenizer: GrammarTokenizer, eos_token_ids: Sequence[int]) -
         eos_token_ids: tokens that end an answer, at least one.
 
     Raises:
-        StructureError: the tokenizer's tokens are not bytes, so that texts cannot be followed token by token.
         MissingDependency: llguidance is not installed.
     """
     try:
@@ -61,11 +75,6 @@ def make_vocabulary(tokenizer: GrammarTokenizer, eos_token_ids: Sequence[int]) -
         raise MissingDependency(
             "answers of a given form need llguidance, which is not installed; pip install 'pixtral[server]'"
         ) from error
-    if not tokenizer.byte_level:
-        raise StructureError(
-            f"the model's tokenizer, a {type(tokenizer).__name__} over SentencePiece, is not made of bytes, so its "
-            "answers cannot be held to a form; use a model with a Tekken tokenizer"
-        )
     assert eos_token_ids, "an answer must be able to end"
     tokens: Any = _Tokens(tokenizer, eos_token_ids[0])
     return llguidance.LLTokenizer(tokens, eos_token=list(eos_token_ids))

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 import math
+import random
+import re
 import threading
 import time
 
 import numpy as np
 import pytest
 import torch
-from tokens import TEKKEN
+from tokens import LARGE, TEKKEN
 
 from pixtral.assets import tiny_path
 from pixtral.engine.request import Guide
@@ -21,6 +24,7 @@ from pixtral.structured.guide import InString, LaterGuide, WithoutGuide, keep_on
 from pixtral.structured.guiding import guide_of
 from pixtral.structured.tools import read_tools
 from pixtral.text.mistral import MistralCommonTokenizer
+from pixtral.text.stream import StreamDecoder
 
 END, CALLS = 2, 9
 CLOCK = {"type": "function", "function": {"name": "clock"}}
@@ -385,9 +389,34 @@ def test_several_threads(one):
     assert found == [True] * 12 and len(grammars) == 3
 
 
-def test_sentencepiece_is_refused(one):
-    class Pieces:
-        byte_level = False
+# --- SentencePiece
 
-    with pytest.raises(StructureError, match="SentencePiece"):
-        Grammars(Pieces(), [END]).warm_up()
+
+@pytest.mark.parametrize(
+    "form",
+    [
+        forms.json_schema({"type": "object", "properties": {"日本": {"enum": ["é", "  two"]}, "t": {"type": "string",
+                           "maxLength": 9}}, "required": ["日本"], "additionalProperties": False}),
+        forms.pattern("[a-zа-я]{3,9} [0-9]{2}"),
+        forms.choice(["cat", " dog", "две кошки", "日本"]),
+    ],
+    ids=["json", "pattern", "choice"],
+)  # fmt: skip
+def test_sentencepiece(form):
+    """Pixtral-Large's: a blank belongs to the word behind it, and the one before the first word is not shown."""
+    tokenizer = MistralCommonTokenizer(LARGE)
+    grammars = Grammars(tokenizer, [END])
+    make = grammars.compile(form)
+    for seed in range(12):
+        guide, rng, ids, stream = make(), random.Random(seed), list[int](), StreamDecoder(tokenizer)
+        while (token := rng.choice(sorted(allowed(guide, len(tokenizer))))) != END:
+            guide.advance(token)
+            ids.append(token)
+        said = b"".join(tokenizer.id_to_bytes(token) for token in ids).decode()
+        text = tokenizer.ids_to_text(ids, skip_special_tokens=True)
+        assert text == "".join(map(stream.push, ids)) + stream.finish()
+        assert said == f" {text}"
+        if form.json:
+            assert set(json.loads(text)) <= {"日本", "t"}
+        else:
+            assert text in (" dog", "cat", "две кошки", "日本") or re.fullmatch("[a-zа-я]{3,9} [0-9]{2}", text), said
