@@ -1,4 +1,4 @@
-"""Linear layers as the networks call them: those that share their input in one operation where weights are packed."""
+"""Linear layers as the networks call them: those that share their input in one operation where there is one."""
 
 from __future__ import annotations
 
@@ -6,16 +6,24 @@ import torch
 from torch import Tensor, nn
 
 from pixtral.models.packed import PackedLinear
+from pixtral.ops.dense import dense_gated_linear, dense_linear, runs_dense
 from pixtral.ops.linear import gated_linear, linear
 
 
-def project(x: Tensor, *layers: nn.Module) -> list[Tensor]:
-    """What each layer makes of x (N, C); packed layers quantize x once for all of them."""
+def project(x: Tensor, *layers: nn.Module, native: bool = False) -> list[Tensor]:
+    """What each layer makes of x (N, C); packed layers quantize x once for all of them.
+
+    Args:
+        native: take the kernels for bfloat16 weights too, where they can be used; see `AttentionStep`.
+    """
     packed = _packed(*layers)
-    if packed is None:
-        return [applied(layer, x) for layer in layers]
-    first = packed[0]
-    return linear(x, [p.packed for p in packed], [p.bias for p in packed], activations=first.activations)
+    if packed is not None:
+        biases = [p.bias for p in packed]
+        return linear(x, [p.packed for p in packed], biases, activations=packed[0].activations)
+    plain = _plain(x, *layers) if native else None
+    if plain is not None:
+        return dense_linear(x, [layer.weight for layer in plain], [layer.bias for layer in plain])
+    return [applied(layer, x) for layer in layers]
 
 
 def applied(layer: nn.Module, x: Tensor) -> Tensor:
@@ -40,12 +48,15 @@ def _is_single_row(layer: nn.Module, x: Tensor) -> bool:
     return type(layer) is nn.Linear and not hooked and torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def gated(x: Tensor, gate: nn.Module, up: nn.Module) -> Tensor | None:
-    """silu(gate(x)) * up(x) for x (N, C) in one operation, or None when the layers are not packed."""
+def gated(x: Tensor, gate: nn.Module, up: nn.Module, *, native: bool = False) -> Tensor | None:
+    """silu(gate(x)) * up(x) for x (N, C) in one operation, or None when there is none for these layers."""
     packed = _packed(gate, up)
-    if packed is None or any(p.bias is not None for p in packed):
-        return None
-    return gated_linear(x, packed[0].packed, packed[1].packed, activations=packed[0].activations)
+    if packed is not None and all(p.bias is None for p in packed):
+        return gated_linear(x, packed[0].packed, packed[1].packed, activations=packed[0].activations)
+    plain = _plain(x, gate, up) if native else None
+    if plain is not None and all(layer.bias is None for layer in plain):
+        return dense_gated_linear(x, plain[0].weight, plain[1].weight)
+    return None
 
 
 def _packed(*layers: nn.Module) -> list[PackedLinear] | None:
@@ -54,3 +65,9 @@ def _packed(*layers: nn.Module) -> list[PackedLinear] | None:
     if len(packed) < len(layers) or torch.is_grad_enabled() or len({p.activations for p in packed}) > 1:
         return None
     return packed
+
+
+def _plain(x: Tensor, *layers: nn.Module) -> list[nn.Linear] | None:
+    """The layers, when all are ordinary ones whose products with x the kernels take."""
+    plain = [p for p in layers if type(p) is nn.Linear and not p._forward_hooks and not p._forward_pre_hooks]
+    return plain if len(plain) == len(layers) and runs_dense(x, *(p.weight for p in plain)) else None

@@ -18,6 +18,7 @@ from pixtral.models.packed import PackedLinear
 from pixtral.models.projections import project
 from pixtral.models.rope import Rotation, grid_rotation
 from pixtral.ops.attention import Packing
+from pixtral.ops.dense import runs_dense
 from pixtral.ops.rowwise import add, rotate_pair
 
 
@@ -43,11 +44,10 @@ class PixtralAttention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, attend: AttentionStep) -> Tensor:
         """(N, C) -> (N, C)."""
-        rows = project(x, self.q_proj, self.k_proj, self.v_proj)
+        rows = project(x, self.q_proj, self.k_proj, self.v_proj, native=attend.native)
         q, k, v = (y.view(len(y), y.shape[1] // self.head_dim, self.head_dim) for y in rows)
         q, k = rotate_pair(q, k, *rotation, native=attend.native)
-        out: Tensor = self.o_proj(attend(q, k, v))
-        return out
+        return project(attend(q, k, v), self.o_proj, native=attend.native)[0]
 
 
 class PixtralAttentionLayer(nn.Module):
@@ -64,7 +64,7 @@ class PixtralAttentionLayer(nn.Module):
         """(N, C) -> (N, C)."""
         native = attend.native
         x = add(x, self.attention(self.attention_norm(x, native), rotation, attend), native=native)
-        return add(x, self.feed_forward(self.ffn_norm(x, native)), native=native)
+        return add(x, self.feed_forward(self.ffn_norm(x, native), native), native=native)
 
 
 class PixtralTransformer(LayerStack):
@@ -148,10 +148,16 @@ class PixtralVisionModel(PixtralModule):
         assert theta is not None
         rotation = grid_rotation(grids, self.config.head_dim, theta, x.dtype, x.device)
         dropout = self.config.attention_dropout if self.training else 0.0
-        packed = isinstance(self.transformer.get_submodule("layers.0.attention.q_proj"), PackedLinear)
-        attend = AttentionStep(packing, trace or Trace(), dropout, native=packed)
+        attend = AttentionStep(packing, trace or Trace(), dropout, native=self._is_native(x))
         out: Tensor = self.transformer(x, rotation, attend)
         return out
+
+    def _is_native(self, x: Tensor) -> bool:
+        """Whether the kernels take the products of the blocks, and so had better take all between them."""
+        first = self.transformer.get_submodule("layers.0.attention.q_proj")
+        if isinstance(first, PackedLinear):
+            return True
+        return type(first) is nn.Linear and runs_dense(x, first.weight)
 
     def forward(
         self,

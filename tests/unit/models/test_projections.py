@@ -6,7 +6,9 @@ import pytest
 import torch
 from torch import nn
 
+from pixtral.models import projections
 from pixtral.models.projections import applied, project
+from pixtral.ops.native.library import kernels_if_built
 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
 
@@ -53,3 +55,21 @@ def test_only_a_plain_layer_takes_a_row_twice(monkeypatch):
             assert seen.pop() == tuple(x.shape)
     applied(half, row)
     assert seen == [(1, 8)]  # gradients would count it twice as well
+
+
+@pytest.mark.skipif(not AVX512 or kernels_if_built() is None, reason="no kernel for this CPU")
+@torch.no_grad()
+def test_the_kernels_take_plain_layers_alone_where_they_are_asked_to(monkeypatch):
+    taken = []
+    real = projections.dense_linear
+    monkeypatch.setattr(projections, "dense_linear", lambda *call: taken.append(1) or real(*call))
+    layer, x = layer_of(64, 40, torch.bfloat16), torch.randn(30, 64).bfloat16()
+    hooked = layer_of(64, 40, torch.bfloat16)
+    hooked.register_forward_hook(lambda *_: None)
+    expected = layer(x)
+    torch.testing.assert_close(project(x, layer, layer, native=True)[1], expected, rtol=0.01, atol=0.01)
+    assert len(taken) == 1
+    for layers, rows in (([layer, hooked], x), ([layer_of(64, 40, torch.float32)], x.float())):
+        project(rows, *layers, native=True)
+    project(x, layer)
+    assert len(taken) == 1

@@ -1,0 +1,87 @@
+// The driver of the linear layer on bfloat16 weights: packs the activations, then hands out panels and strips of weights.
+#include "dense.h"
+
+#include <cstdlib>
+#include <memory>
+
+#include "api.h"
+#include "cpu.h"
+#include "pool.h"
+
+namespace px {
+
+namespace {
+
+// A call as Python makes it: an array of 64-bit numbers, and behind it those of each weight.
+struct Call {
+  const uint16_t* x;
+  int64_t rows;
+  int64_t width;   // even
+  int64_t stride;  // numbers from one row of x to the next
+  int64_t threads;
+  int64_t gated;  // the first weight is the gate, the second is up
+  int64_t weights;
+};
+
+constexpr int64_t kStrip = 32 * kDenseColumns;  // rows of weights of one task
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
+bool run(const Call& call, const DenseWeight* weights) {
+  const int threads = static_cast<int>(call.threads);
+  const int64_t units = call.width / 2, panels = (call.rows + kDensePanel - 1) / kDensePanel;
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 64, static_cast<size_t>(panels * kDensePanel * units) * 4) != 0) return false;
+  const std::unique_ptr<void, Free> owner(memory);
+  auto* packed = static_cast<uint32_t*>(memory);
+  const auto rows_of = [&](int64_t panel) {
+    const int64_t left = call.rows - panel * kDensePanel;
+    return left < kDensePanel ? left : kDensePanel;
+  };
+  parallel(threads, panels, [&](int64_t panel) {
+    const uint16_t* from = call.x + panel * kDensePanel * call.stride;
+    dense_pack_avx512(from, call.stride, rows_of(panel), units, packed + panel * kDensePanel * units);
+  });
+  const int64_t count = call.gated ? 1 : call.weights;
+  int64_t total = 0;
+  for (int64_t w = 0; w < count; w++) total += (weights[w].rows + kStrip - 1) / kStrip * panels;
+  parallel(threads, total, [&](int64_t task) {
+    const DenseWeight* weight = weights;
+    for (;; weight++) {
+      const int64_t tasks = (weight->rows + kStrip - 1) / kStrip * panels;
+      if (task < tasks) break;
+      task -= tasks;
+    }
+    const int64_t begin = task / panels * kStrip, panel = task % panels;
+    const int64_t end = begin + kStrip < weight->rows ? begin + kStrip : weight->rows;
+    const DensePanel x{packed + panel * kDensePanel * units, rows_of(panel), panel * kDensePanel, units};
+    dense_strip_avx512(x, *weight, call.gated ? weights + 1 : nullptr, begin, end);
+  });
+  return true;
+}
+
+}  // namespace
+
+}  // namespace px
+
+// Whether px_dense can be called: there is code for this CPU.
+PX_API int px_can_dense() {
+#ifdef PX_X86
+  return px::isa() == px::Isa::Avx512;
+#else
+  return 0;
+#endif
+}
+
+// 1 when done, 0 when there is no memory for the packed activations.
+PX_API int px_dense(const int64_t* numbers) {
+#ifdef PX_X86
+  const auto& call = *reinterpret_cast<const px::Call*>(numbers);
+  return px::run(call, reinterpret_cast<const px::DenseWeight*>(numbers + sizeof(px::Call) / 8));
+#else
+  (void)numbers;
+  return 0;
+#endif
+}
