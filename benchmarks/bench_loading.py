@@ -117,16 +117,22 @@ def main() -> None:
         shutil.rmtree(plain)
         shutil.rmtree(packed, ignore_errors=True)
     scale = every / args.layers  # too much for all that is not a decoder layer: a bound from above
+    bounds = {"loading": round(loaded["seconds"] * scale), "quantizing": round(stored * scale)}
     result = {
-        "shape": args.shape, "layers": args.layers, "of_layers": every, "to": args.to, "plain_gb": round(written / 1e9, 2),
-        "loading": loaded, "quantizing_seconds": round(stored, 1), "stored": ready,
-        "all_layers_seconds_at_most": {"loading": round(loaded["seconds"] * scale), "quantizing": round(stored * scale)},
-    }  # fmt: skip
-    print(
-        f"quantized while loading: {loaded['seconds']} s, peak {loaded['peak_gb']} GB for {loaded['after_gb']} GB after"
-    )
+        "shape": args.shape,
+        "layers": args.layers,
+        "of_layers": every,
+        "to": args.to,
+        "plain_gb": round(written / 1e9, 2),
+        "loading": loaded,
+        "quantizing_seconds": round(stored, 1),
+        "stored": ready,
+        "all_layers_seconds_at_most": bounds,
+    }
+    memory = f"peak {loaded['peak_gb']} GB for {loaded['after_gb']} GB after"
+    print(f"quantized while loading: {loaded['seconds']} s, {memory}")
     print(f"pixtral quantize: {stored:.1f} s; its result is ready in {ready['seconds']} s")
-    print(f"all {every} layers: at most {scale:.0f} times that")
+    print(f"all {every} layers: at most {scale:.0f} times that, {bounds}")
     print(json.dumps(result))
 
 
