@@ -72,7 +72,7 @@ class MLP(nn.Module):
     def _rows(self, x: Tensor, native: bool) -> Tensor:
         fused = gated(x, self.gate_proj, self.up_proj, native=native) if self.is_silu else None
         if fused is None:
-            gate, up = project(x, self.gate_proj, self.up_proj, native=native)
-            hidden = self.act(gate)
+            hidden = self.act(project(x, self.gate_proj, native=native)[0])  # the gate is free before up is there
+            up = project(x, self.up_proj, native=native)[0]
             fused = hidden * up if torch.is_grad_enabled() else hidden.mul_(up)
         return project(fused, self.down_proj, native=native)[0]

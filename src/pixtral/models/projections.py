@@ -42,10 +42,9 @@ def applied(layer: nn.Module, x: Tensor) -> Tensor:
 def _is_single_row(layer: nn.Module, x: Tensor) -> bool:
     if torch.compiler.is_compiling() or torch.is_grad_enabled() or x.dtype != torch.bfloat16 or not x.is_cpu:
         return False
-    if x.dim() != 2 or len(x) != 1:
+    if x.dim() != 2 or len(x) != 1 or type(layer) is not nn.Linear or _is_hooked(layer):
         return False
-    hooked = layer._forward_hooks or layer._forward_pre_hooks
-    return type(layer) is nn.Linear and not hooked and torch.backends.cpu.get_cpu_capability() == "AVX512"
+    return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
 def gated(x: Tensor, gate: nn.Module, up: nn.Module, *, native: bool = False) -> Tensor | None:
@@ -59,15 +58,24 @@ def gated(x: Tensor, gate: nn.Module, up: nn.Module, *, native: bool = False) ->
     return None
 
 
+def takes_kernels(x: Tensor, *layers: nn.Module) -> bool:
+    """Whether all are ordinary layers, as nobody has changed them, whose products with x the kernels take."""
+    return _plain(x, *layers) is not None
+
+
 def _packed(*layers: nn.Module) -> list[PackedLinear] | None:
     """The layers, when all are packed and none is hooked, wrapped or to be differentiated through."""
-    packed = [p for p in layers if type(p) is PackedLinear and not p._forward_hooks and not p._forward_pre_hooks]
+    packed = [layer for layer in layers if type(layer) is PackedLinear and not _is_hooked(layer)]
     if len(packed) < len(layers) or torch.is_grad_enabled() or len({p.activations for p in packed}) > 1:
         return None
     return packed
 
 
 def _plain(x: Tensor, *layers: nn.Module) -> list[nn.Linear] | None:
-    """The layers, when all are ordinary ones whose products with x the kernels take."""
-    plain = [p for p in layers if type(p) is nn.Linear and not p._forward_hooks and not p._forward_pre_hooks]
-    return plain if len(plain) == len(layers) and runs_dense(x, *(p.weight for p in plain)) else None
+    plain = [layer for layer in layers if type(layer) is nn.Linear and not _is_hooked(layer)]
+    return plain if len(plain) == len(layers) and runs_dense(x, *(layer.weight for layer in plain)) else None
+
+
+def _is_hooked(layer: nn.Module) -> bool:
+    """Whether something happens around the layer's forward; accelerate puts another one in its place."""
+    return bool(layer._forward_hooks or layer._forward_pre_hooks) or "forward" in vars(layer)

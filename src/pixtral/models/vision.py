@@ -15,10 +15,9 @@ from pixtral.models.base import AttentionStep, LayerStack, PixtralModule
 from pixtral.models.layers import MLP, RMSNorm
 from pixtral.models.outputs import BaseModelOutputWithPooling, Trace
 from pixtral.models.packed import PackedLinear
-from pixtral.models.projections import project
+from pixtral.models.projections import project, takes_kernels
 from pixtral.models.rope import Rotation, grid_rotation
 from pixtral.ops.attention import Packing
-from pixtral.ops.dense import runs_dense
 from pixtral.ops.rowwise import add, rotate_pair
 
 
@@ -153,11 +152,9 @@ class PixtralVisionModel(PixtralModule):
         return out
 
     def _is_native(self, x: Tensor) -> bool:
-        """Whether the kernels take the products of the blocks, and so had better take all between them."""
-        first = self.transformer.get_submodule("layers.0.attention.q_proj")
-        if isinstance(first, PackedLinear):
-            return True
-        return type(first) is nn.Linear and runs_dense(x, first.weight)
+        """Whether the kernels take the products of all blocks, and so had better take what lies between them."""
+        layers = [block.get_submodule("attention.q_proj") for block in self.transformer.layers]
+        return isinstance(layers[0], PackedLinear) or takes_kernels(x, *layers)
 
     def forward(
         self,
