@@ -119,6 +119,7 @@ def main() -> None:
     scale = every / args.layers  # too much for all that is not a decoder layer: a bound from above
     bounds = {"loading": round(loaded["seconds"] * scale), "quantizing": round(stored * scale)}
     result = {
+        "benchmark": "bench_loading",
         "shape": args.shape,
         "layers": args.layers,
         "of_layers": every,

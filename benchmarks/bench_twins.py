@@ -9,6 +9,7 @@ medians of milliseconds. Prints a table and one line of JSON.
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
 import statistics
 import time
@@ -18,11 +19,13 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from pixtral.bench.machine import describe
 from pixtral.ops.attention import Packing, attention
 from pixtral.ops.cache import KVCache
 from pixtral.ops.dense import dense_gated_linear, dense_linear
 from pixtral.ops.linear import PackedWeight, gated_linear, pack
 from pixtral.ops.linear_unpacked import unpacked_gated_linear
+from pixtral.ops.native.library import kernels
 from pixtral.ops.rowwise import add, rms_norm, rotate_pair
 from pixtral.ops.scale_search import pack_reference
 
@@ -129,6 +132,8 @@ def main() -> None:
     parser.add_argument("--only", choices=GROUPS, nargs="+", default=list(GROUPS))
     parser.add_argument("--runs", type=int, default=7)
     args = parser.parse_args()
+    library = kernels()
+    isa = None if library is None else library.isa
     found = []
     print(f"{'':52} {'fast':>9} {'twin':>9}  times")
     with torch.inference_mode():
@@ -139,7 +144,9 @@ def main() -> None:
                 ms, twin = (1000 * statistics.median(column) for column in zip(*pairs, strict=True))
                 print(f"{name:52} {ms:9.3f} {twin:9.3f} {twin / ms:6.1f}")
                 found.append({"operation": name, "ms": round(ms, 3), "twin_ms": round(twin, 3)})
-    print(json.dumps({"threads": torch.get_num_threads(), "operations": found}))
+    machine = describe(isa, torch.get_num_threads())
+    date = datetime.datetime.now(tz=datetime.timezone.utc).isoformat(timespec="seconds")
+    print(json.dumps({"benchmark": "bench_twins", "date": date, "machine": machine, "operations": found}))
 
 
 if __name__ == "__main__":
