@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixtral.models.packed import PackedLinear
-from pixtral.models.projections import gated, project
+from pixtral.models.projections import applied, gated, takes_kernels
 from pixtral.ops.rowwise import rms_norm
 
 # Without gradients the feed-forward block runs on this many rows at a time: the wide activations of long inputs stay
@@ -61,18 +61,18 @@ class MLP(nn.Module):
         self.act = activation(hidden_act)
         self.is_silu = hidden_act in ("silu", "swish")
 
-    def forward(self, x: Tensor, native: bool = False) -> Tensor:
-        """(N, C) -> (N, C); see `project` for `native`."""
-        fused = native or isinstance(self.gate_proj, PackedLinear)
+    def forward(self, x: Tensor) -> Tensor:
+        """(N, C) -> (N, C)."""
+        fused = isinstance(self.gate_proj, PackedLinear) or takes_kernels(x, self.gate_proj)
         most = FUSED_MLP_ROWS if fused else MLP_ROWS
         if torch.is_grad_enabled() or len(x) <= most:
-            return self._rows(x, native)
-        return torch.cat([self._rows(rows, native) for rows in torch.split(x, most)])
+            return self._rows(x)
+        return torch.cat([self._rows(rows) for rows in torch.split(x, most)])
 
-    def _rows(self, x: Tensor, native: bool) -> Tensor:
-        fused = gated(x, self.gate_proj, self.up_proj, native=native) if self.is_silu else None
+    def _rows(self, x: Tensor) -> Tensor:
+        fused = gated(x, self.gate_proj, self.up_proj) if self.is_silu else None
         if fused is None:
-            hidden = self.act(project(x, self.gate_proj, native=native)[0])  # the gate is free before up is there
-            up = project(x, self.up_proj, native=native)[0]
+            hidden = self.act(applied(self.gate_proj, x))  # the gate is free before up is there
+            up = applied(self.up_proj, x)
             fused = hidden * up if torch.is_grad_enabled() else hidden.mul_(up)
-        return project(fused, self.down_proj, native=native)[0]
+        return applied(self.down_proj, fused)

@@ -14,7 +14,7 @@ from pixtral.models.layers import activation
 from pixtral.models.mistral import MistralModel
 from pixtral.models.outputs import BaseModelOutputWithPooling, LlavaCausalLMOutputWithPast, Trace
 from pixtral.models.padded import run_padded
-from pixtral.models.projections import applied, project
+from pixtral.models.projections import applied
 from pixtral.models.vision import PixtralVisionModel, crop_images
 from pixtral.ops.attention import Packing
 from pixtral.ops.cache import KVCache
@@ -34,8 +34,7 @@ class LlavaMultiModalProjector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, vision hidden) -> (N, text hidden)."""
-        hidden = self.act(project(features, self.linear_1, native=True)[0])
-        return project(hidden, self.linear_2, native=True)[0]
+        return applied(self.linear_2, self.act(applied(self.linear_1, features)))
 
 
 def check_feature_layers(layers: int | list[int], config: LlavaConfig) -> int | list[int]:

@@ -10,28 +10,30 @@ from pixtral.ops.dense import dense_gated_linear, dense_linear, runs_dense
 from pixtral.ops.linear import gated_linear, linear
 
 
-def project(x: Tensor, *layers: nn.Module, native: bool = False) -> list[Tensor]:
-    """What each layer makes of x (N, C); packed layers quantize x once for all of them.
+def project(x: Tensor, *layers: nn.Module) -> list[Tensor]:
+    """What each layer makes of x (N, C), a row's result having the same bits alone as among others.
 
-    Args:
-        native: take the kernels for bfloat16 weights too, where they can be used; see `AttentionStep`.
+    Packed layers quantize x once for all of them; bfloat16 on a CPU goes through kernels of ours, where they are built.
     """
     packed = _packed(*layers)
     if packed is not None:
         biases = [p.bias for p in packed]
         return linear(x, [p.packed for p in packed], biases, activations=packed[0].activations)
-    plain = _plain(x, *layers) if native else None
+    plain = _plain(x, *layers)
     if plain is not None:
         return dense_linear(x, [layer.weight for layer in plain], [layer.bias for layer in plain])
-    return [applied(layer, x) for layer in layers]
+    return [_through(layer, x) for layer in layers]
 
 
 def applied(layer: nn.Module, x: Tensor) -> Tensor:
-    """layer(x) for x (..., C), a row's result having the same bits alone as among others.
+    """What one layer makes of x (..., C); see `project`."""
+    if x.dim() == 2:
+        return project(x, layer)[0]
+    return project(x.reshape(-1, x.shape[-1]), layer)[0].view(*x.shape[:-1], -1)
 
-    PyTorch's product of one bfloat16 row on a CPU sums in another order than that of several, and is slower: 15 GB/s
-    of weights against 20 on two Zen 4 cores. So a single row is taken twice.
-    """
+
+def _through(layer: nn.Module, x: Tensor) -> Tensor:
+    """layer(x). PyTorch's product of one bfloat16 row sums in another order than that of several: it is taken twice."""
     if _is_single_row(layer, x):
         pair: Tensor = layer(x.expand(2, -1))
         return pair[:1]
@@ -47,12 +49,12 @@ def _is_single_row(layer: nn.Module, x: Tensor) -> bool:
     return torch.backends.cpu.get_cpu_capability() == "AVX512"
 
 
-def gated(x: Tensor, gate: nn.Module, up: nn.Module, *, native: bool = False) -> Tensor | None:
+def gated(x: Tensor, gate: nn.Module, up: nn.Module) -> Tensor | None:
     """silu(gate(x)) * up(x) for x (N, C) in one operation, or None when there is none for these layers."""
     packed = _packed(gate, up)
     if packed is not None and all(p.bias is None for p in packed):
         return gated_linear(x, packed[0].packed, packed[1].packed, activations=packed[0].activations)
-    plain = _plain(x, gate, up) if native else None
+    plain = _plain(x, gate, up)
     if plain is not None and all(layer.bias is None for layer in plain):
         return dense_gated_linear(x, plain[0].weight, plain[1].weight)
     return None

@@ -15,7 +15,7 @@ from pixtral.models.base import AttentionStep, LayerStack, PixtralModule
 from pixtral.models.layers import MLP, RMSNorm
 from pixtral.models.outputs import BaseModelOutputWithPooling, Trace
 from pixtral.models.packed import PackedLinear
-from pixtral.models.projections import project, takes_kernels
+from pixtral.models.projections import applied, project, takes_kernels
 from pixtral.models.rope import Rotation, grid_rotation
 from pixtral.ops.attention import Packing
 from pixtral.ops.rowwise import add, rotate_pair
@@ -43,10 +43,10 @@ class PixtralAttention(nn.Module):
 
     def forward(self, x: Tensor, rotation: Rotation, attend: AttentionStep) -> Tensor:
         """(N, C) -> (N, C)."""
-        rows = project(x, self.q_proj, self.k_proj, self.v_proj, native=attend.native)
+        rows = project(x, self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (y.view(len(y), y.shape[1] // self.head_dim, self.head_dim) for y in rows)
         q, k = rotate_pair(q, k, *rotation, native=attend.native)
-        return project(attend(q, k, v), self.o_proj, native=attend.native)[0]
+        return applied(self.o_proj, attend(q, k, v))
 
 
 class PixtralAttentionLayer(nn.Module):
@@ -63,7 +63,7 @@ class PixtralAttentionLayer(nn.Module):
         """(N, C) -> (N, C)."""
         native = attend.native
         x = add(x, self.attention(self.attention_norm(x, native), rotation, attend), native=native)
-        return add(x, self.feed_forward(self.ffn_norm(x, native), native), native=native)
+        return add(x, self.feed_forward(self.ffn_norm(x, native)), native=native)
 
 
 class PixtralTransformer(LayerStack):

@@ -1,7 +1,8 @@
-"""Linear layers on bfloat16 weights by the native kernels: for many rows, between other work of our own threads.
+"""Linear layers on bfloat16 weights by the native kernels: a row has the same bits alone and among others.
 
-Nine tenths of what the CPU's bfloat16 instructions can do at most, a little more than PyTorch's products reach; what
-counts more is that PyTorch's threads stay asleep, which wait actively after each product and hold up everybody else's.
+At one row they read weights at the speed of memory, at many they reach nine tenths of what the CPU's instructions can
+do. PyTorch's products are slower in both (half the speed at one row), sum one row in another order than several, make
+and keep code for every number of rows, and leave threads behind that wait actively and hold up everybody else's.
 """
 
 from __future__ import annotations

@@ -18,8 +18,11 @@ def layer_of(inputs: int, outputs: int, dtype: torch.dtype) -> nn.Linear:
 
 
 @pytest.mark.skipif(not AVX512, reason="PyTorch has another kernel there")
+@pytest.mark.parametrize("native", [True, False])
 @torch.no_grad()
-def test_a_row_alone_has_the_bits_it_has_among_others():
+def test_a_row_alone_has_the_bits_it_has_among_others(native, monkeypatch):
+    if not native:
+        monkeypatch.setattr(projections, "runs_dense", lambda *_: False)
     layer, x = layer_of(4096, 2048, torch.bfloat16), torch.randn(32, 4096).bfloat16()
     alone = torch.cat([applied(layer, row) for row in x.split(1)])
     assert alone.shape == (32, 2048)
@@ -30,6 +33,7 @@ def test_a_row_alone_has_the_bits_it_has_among_others():
 
 @pytest.mark.skipif(not AVX512, reason="nothing is taken twice there")
 def test_only_a_plain_layer_takes_a_row_twice(monkeypatch):
+    monkeypatch.setattr(projections, "runs_dense", lambda *_: False)
     seen = []
     forward = nn.Linear.forward
     monkeypatch.setattr(nn.Linear, "forward", lambda self, x: seen.append(tuple(x.shape)) or forward(self, x))
@@ -43,12 +47,13 @@ def test_only_a_plain_layer_takes_a_row_twice(monkeypatch):
     with torch.no_grad():
         assert applied(half, row).shape == (1, 4)
         assert seen.pop() == (2, 8)
+        assert applied(half, row[None]).shape == (1, 1, 4)
+        assert seen.pop() == (2, 8)
         for layer, x in (
             (hooked, row),
             (Wrapped(8, 4, dtype=torch.bfloat16), row),
             (layer_of(8, 4, torch.float32), row.float()),
             (half, row.expand(3, -1)),
-            (half, row[None]),
             (half, row[:0]),
         ):
             assert applied(layer, x).equal(forward(layer, x))
@@ -59,7 +64,7 @@ def test_only_a_plain_layer_takes_a_row_twice(monkeypatch):
 
 @pytest.mark.skipif(not AVX512 or kernels_if_built() is None, reason="no kernel for this CPU")
 @torch.no_grad()
-def test_the_kernels_take_plain_layers_alone_where_they_are_asked_to(monkeypatch):
+def test_the_kernels_take_plain_layers_alone(monkeypatch):
     taken = []
     real = projections.dense_linear
     monkeypatch.setattr(projections, "dense_linear", lambda *call: taken.append(1) or real(*call))
@@ -67,9 +72,8 @@ def test_the_kernels_take_plain_layers_alone_where_they_are_asked_to(monkeypatch
     hooked = layer_of(64, 40, torch.bfloat16)
     hooked.register_forward_hook(lambda *_: None)
     expected = layer(x)
-    torch.testing.assert_close(project(x, layer, layer, native=True)[1], expected, rtol=0.01, atol=0.01)
+    torch.testing.assert_close(project(x, layer, layer)[1], expected, rtol=0.01, atol=0.01)
     assert len(taken) == 1
     for layers, rows in (([layer, hooked], x), ([layer_of(64, 40, torch.float32)], x.float())):
-        project(rows, *layers, native=True)
-    project(x, layer)
+        project(rows, *layers)
     assert len(taken) == 1

@@ -34,7 +34,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 
 
 @needs_bf16
-@pytest.mark.parametrize("rows", [0, 1, 2, 15, 16, 17, 31, 32, 33, 47, 48, 49, 96, 97, 150, 300])
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 96, 97, 150, 300])
 def test_equals_pytorch(rows):
     for (width, outputs), bias in itertools.product([(2, 1), (34, 7), (130, 9), (256, 300)], [False, True]):
         x, weights = drawn(rows, width), [drawn(n, width, seed=n) / width**0.5 for n in (outputs, 8, outputs + 257)]
@@ -49,10 +49,13 @@ def test_equals_pytorch(rows):
 
 @needs_bf16
 def test_a_row_does_not_depend_on_its_neighbours():
-    x, weight = drawn(100, 256), drawn(70, 256, seed=1)
+    x, weight, bias, up = drawn(100, 266), drawn(70, 266, seed=1), drawn(70, seed=2), drawn(70, 266, seed=3)
     (whole,) = dense_linear(x, [weight], [None])
-    for start, end in ((0, 1), (3, 20), (16, 64), (40, 100)):
+    for start, end in ((0, 1), (3, 5), (7, 15), (7, 16), (3, 20), (16, 64), (40, 100)):
         assert dense_linear(x[start:end], [weight], [None])[0].equal(whole[start:end])
+        pair = dense_linear(x[start:end], [weight, weight[:33]], [bias, None])
+        assert pair[0].equal(dense_linear(x, [weight], [bias])[0][start:end]) and pair[1].equal(whole[start:end, :33])
+        assert dense_gated_linear(x[start:end], weight, up).equal(dense_gated_linear(x, weight, up)[start:end])
 
 
 @needs_bf16

@@ -23,13 +23,42 @@ struct Call {
   int64_t weights;
 };
 
-constexpr int64_t kStrip = 32 * kDenseColumns;  // rows of weights of one task
+constexpr int64_t kStrip = 32 * kDenseColumns;  // rows of weights of one task, for many rows
+constexpr int64_t kTaskWeights = 1 << 16;       // weights of one task, for few rows
 
 struct Free {
   void operator()(void* memory) const { std::free(memory); }
 };
 
-bool run(const Call& call, const DenseWeight* weights) {
+// Strips of `strip` rows of all weights, `copies` tasks for each: which weight, where it begins, which copy.
+template <class Task>
+void for_strips(const Call& call, const DenseWeight* weights, int threads, int64_t strip, int64_t copies, Task&& body) {
+  const int64_t count = call.gated ? 1 : call.weights;
+  int64_t total = 0;
+  for (int64_t w = 0; w < count; w++) total += (weights[w].rows + strip - 1) / strip * copies;
+  parallel(threads, total, [&](int64_t task) {
+    const DenseWeight* weight = weights;
+    for (;; weight++) {
+      const int64_t tasks = (weight->rows + strip - 1) / strip * copies;
+      if (task < tasks) break;
+      task -= tasks;
+    }
+    const int64_t begin = task / copies * strip;
+    body(*weight, begin, begin + strip < weight->rows ? begin + strip : weight->rows, task % copies);
+  });
+}
+
+void run_few(const Call& call, const DenseWeight* weights) {
+  const DenseFew few{call.x, call.stride, call.rows, call.width / 2};
+  const int64_t fitting = kTaskWeights / call.width / 16 * 16, strip = fitting < 16 ? 16 : fitting;
+  const DenseWeight* up = call.gated ? weights + 1 : nullptr;
+  for_strips(call, weights, static_cast<int>(call.threads), strip, 1,
+             [&](const DenseWeight& weight, int64_t begin, int64_t end, int64_t) {
+               dense_few_avx512(few, weight, up, begin, end);
+             });
+}
+
+bool run_many(const Call& call, const DenseWeight* weights) {
   const int threads = static_cast<int>(call.threads);
   const int64_t units = call.width / 2, panels = (call.rows + kDensePanel - 1) / kDensePanel;
   void* memory = nullptr;
@@ -40,25 +69,16 @@ bool run(const Call& call, const DenseWeight* weights) {
     const int64_t left = call.rows - panel * kDensePanel;
     return left < kDensePanel ? left : kDensePanel;
   };
-  parallel(threads, panels, [&](int64_t panel) {
+  parallel(panels > 1 ? threads : 1, panels, [&](int64_t panel) {
     const uint16_t* from = call.x + panel * kDensePanel * call.stride;
     dense_pack_avx512(from, call.stride, rows_of(panel), units, packed + panel * kDensePanel * units);
   });
-  const int64_t count = call.gated ? 1 : call.weights;
-  int64_t total = 0;
-  for (int64_t w = 0; w < count; w++) total += (weights[w].rows + kStrip - 1) / kStrip * panels;
-  parallel(threads, total, [&](int64_t task) {
-    const DenseWeight* weight = weights;
-    for (;; weight++) {
-      const int64_t tasks = (weight->rows + kStrip - 1) / kStrip * panels;
-      if (task < tasks) break;
-      task -= tasks;
-    }
-    const int64_t begin = task / panels * kStrip, panel = task % panels;
-    const int64_t end = begin + kStrip < weight->rows ? begin + kStrip : weight->rows;
-    const DensePanel x{packed + panel * kDensePanel * units, rows_of(panel), panel * kDensePanel, units};
-    dense_strip_avx512(x, *weight, call.gated ? weights + 1 : nullptr, begin, end);
-  });
+  const DenseWeight* up = call.gated ? weights + 1 : nullptr;
+  for_strips(call, weights, threads, kStrip, panels,
+             [&](const DenseWeight& weight, int64_t begin, int64_t end, int64_t panel) {
+               const DensePanel x{packed + panel * kDensePanel * units, rows_of(panel), panel * kDensePanel, units};
+               dense_strip_avx512(x, weight, up, begin, end);
+             });
   return true;
 }
 
@@ -79,7 +99,11 @@ PX_API int px_can_dense() {
 PX_API int px_dense(const int64_t* numbers) {
 #ifdef PX_X86
   const auto& call = *reinterpret_cast<const px::Call*>(numbers);
-  return px::run(call, reinterpret_cast<const px::DenseWeight*>(numbers + sizeof(px::Call) / 8));
+  const auto* weights = reinterpret_cast<const px::DenseWeight*>(numbers + sizeof(px::Call) / 8);
+  if (call.rows == 0 || call.width == 0) return 1;
+  if (call.rows > px::kDenseFew) return px::run_many(call, weights);
+  px::run_few(call, weights);
+  return 1;
 #else
   (void)numbers;
   return 0;

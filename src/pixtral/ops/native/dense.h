@@ -3,6 +3,9 @@
 // Activations are packed once per call: panels of 48 rows, in a panel 16 bits of two columns of every row side by side.
 // A register then holds two columns of 16 rows, and weights, which are read row by row as they are, meet it one pair of
 // columns at a time in all lanes. So weights need no copy in another order, and no sum is taken across a register.
+// Up to 8 rows it is the other way round: weights are turned in registers, and a pair of a row meets 16 of their rows.
+// Either way a result is the sum of its pairs in their order, and then of the bias: a row is the same alone and among
+// others.
 #pragma once
 
 #include <cstdint>
@@ -12,6 +15,7 @@ namespace px {
 constexpr int kDenseLanes = 16;                // rows of activations in a register
 constexpr int kDensePanel = 3 * kDenseLanes;   // rows of activations of a panel
 constexpr int kDenseColumns = 8;               // rows of weights of a tile
+constexpr int kDenseFew = 8;                   // rows of activations up to which weights are turned
 
 struct DenseWeight {
   const uint16_t* weight;  // (rows, width), contiguous
@@ -34,5 +38,15 @@ void dense_pack_avx512(const uint16_t* x, int64_t stride, int64_t rows, int64_t 
 // Rows `begin` ... `end` - 1 of the weight against a panel; with `up`, silu(x weight^T) * (x up^T) instead.
 void dense_strip_avx512(const DensePanel& panel, const DenseWeight& weight, const DenseWeight* up, int64_t begin,
                         int64_t end);
+
+// The same for up to kDenseFew rows of x, which lie `stride` numbers apart; `begin` is a multiple of 16.
+struct DenseFew {
+  const uint16_t* x;
+  int64_t stride;
+  int64_t rows;
+  int64_t units;
+};
+
+void dense_few_avx512(const DenseFew& few, const DenseWeight& weight, const DenseWeight* up, int64_t begin, int64_t end);
 
 }  // namespace px
