@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
 import struct
 import threading
@@ -142,6 +143,7 @@ def test_bodies_that_are_no_requests(client: httpx.Client, name: str) -> None:
         (user("x", temperature="hot"), "temperature"),
         (user("x", temperature=-0.1), "temperature"),
         (user("x", temperature=True), "temperature"),
+        (user("x", repetition_penalty=3e-187), "repetition_penalty"),
         (user("x", top_p=2), "top_p"),
         (user("x", max_tokens=0), "max_tokens"),
         (user("x", max_tokens=10**18), "max_tokens"),
@@ -204,6 +206,30 @@ def test_a_long_text(client: httpx.Client) -> None:
         error = refused(client.post(path, json=fields), "context")
         assert error["code"] == "context_length_exceeded"
     assert time.monotonic() - started < 10
+
+
+MILLIONS = {
+    "numbers": ("/v1/completions", b'{"prompt":[' + b"1," * 10_000_000 + b"1]}", "10,000,000 values"),
+    "lists": ("/v1/completions", b'{"prompt":[' + b"[1]," * 5_000_000 + b"[1]]}", "5,000,000 values"),
+    "fields": (CHAT, b"{" + b",".join(b'"%d":1' % number for number in range(300_000)) + b"}", "300,000 fields"),
+    "wrong values": ("/v1/completions", b'{"prompt":[' + b"[1]," * 500_000 + b"[1]]}", "prompt"),
+    "escaped quotes": (CHAT, b'{"messages":"' + b'\\",' * 4_000_000 + b'"}', "messages"),
+}
+
+
+@pytest.mark.parametrize("name", MILLIONS)
+def test_millions_of_values(client: httpx.Client, name: str) -> None:
+    """An error for each of them, of which there is one answer, would take a minute of everybody's time."""
+    path, body, message = MILLIONS[name]
+    started = time.monotonic()
+    error = refused(post(client, body, path))
+    assert re.search(message, error["message"]), error["message"]
+    assert time.monotonic() - started < 8
+
+
+def test_a_text_full_of_commas(client: httpx.Client) -> None:
+    """Commas and colons in a text are no values."""
+    refused(client.post(CHAT, json=user("1,2:" * 2_000_000)), "the text has more than")
 
 
 def test_a_body_of_100_megabytes(server: Live, client: httpx.Client) -> None:

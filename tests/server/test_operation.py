@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
@@ -178,7 +179,25 @@ def test_a_program_that_is_stopped_lets_answers_finish():
     assert code == 0
     records = [json.loads(line) for line in err.splitlines()]
     assert {"method": "POST", "path": "/v1/chat/completions", "status": 200}.items() <= records[0].items()
+    (stopped,) = [record for record in records if record.get("new_tokens") == 600]
+    assert stopped["image_tokens"] > 0 and stopped["prompt_tokens"] > stopped["image_tokens"]
     assert "secret" not in err and "Traceback" not in err
+
+
+def test_a_second_signal_does_not_wait():
+    server = Process("--grace-period", "600")
+    lines, close = long_stream(server.url)
+    server.stop()
+    deadline = time.monotonic() + 10
+    while httpx.get(f"{server.url}ready").status_code != 503 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    started = time.monotonic()
+    server.stop()
+    with contextlib.suppress(httpx.RemoteProtocolError):  # cut off
+        list(lines)
+    assert server.ended()[0] == 0
+    assert time.monotonic() - started < 8
+    close()
 
 
 def test_a_program_that_may_not_wait_cuts_answers_off():

@@ -6,6 +6,9 @@ import json
 
 import openai
 import pytest
+from server.conftest import serving
+
+import pixtral
 
 ASK = [{"role": "user", "content": "What colour is the circle?"}]
 WEATHER = {
@@ -255,3 +258,20 @@ def test_tools_that_cannot_be_honoured(client, options, param):
         ask(client, **options)
     if param is not None:
         assert error.value.param == param
+
+
+def test_the_native_layout_too():
+    """Mistral's own tokenizer, where mistral-common writes the prompt."""
+    with (
+        serving(pixtral.load(layout="mistral")) as live,
+        openai.OpenAI(base_url=f"{live.url}/v1", api_key="none", max_retries=0) as client,
+    ):
+        first = ask(client, tools=TOOLS, tool_choice=named("get_weather")).choices[0].message
+        check_call(first.tool_calls[0])
+        result = {"role": "tool", "tool_call_id": first.tool_calls[0].id, "content": "sunny"}
+        assert ask(client, [*ASK, first, result], tools=TOOLS).choices[0].message.content
+        for messages in ([*ASK, result], [*ASK, first], [*ASK, first, result, result]):
+            with pytest.raises(openai.BadRequestError):
+                ask(client, messages, tools=TOOLS)
+        form = {"type": "json_schema", "json_schema": {"name": "a", "schema": {"enum": ["да", "нет"]}}}
+        assert json.loads(ask(client, response_format=form).choices[0].message.content) in ("да", "нет")

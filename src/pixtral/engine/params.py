@@ -10,6 +10,7 @@ from pixtral.errors import GenerationError
 
 MAX_BIAS = 100.0
 MAX_LOGPROBS = 100
+_PENALTIES = (0.01, 100.0)  # a logit divided by much less is infinite
 _GREEDY_BELOW = 1e-6  # a logit divided by less may leave the range of float32, and there is nothing left to draw
 
 
@@ -60,9 +61,7 @@ class SamplingParams:
         _check_number("temperature", self.temperature, 0.0, math.inf, "0 for greedy, about 0.7 to sample")
         _check_number("top_p", self.top_p, 0.0, 1.0, "1 keeps all tokens")
         _check_number("min_p", self.min_p, 0.0, 1.0, "0 keeps all tokens")
-        _check_number("repetition_penalty", self.repetition_penalty, 0.0, math.inf, "1 changes nothing")
-        if self.repetition_penalty == 0:
-            raise GenerationError("repetition_penalty is 0, expected a number above 0; 1 changes nothing")
+        _check_number("repetition_penalty", self.repetition_penalty, *_PENALTIES, "1 changes nothing")
         _check_number("presence_penalty", self.presence_penalty, -2.0, 2.0, "0 changes nothing")
         _check_number("frequency_penalty", self.frequency_penalty, -2.0, 2.0, "0 changes nothing")
         _check_integer("top_k", self.top_k, 0, "0 keeps all tokens")

@@ -1,7 +1,8 @@
-"""Texts far beyond the context are refused by their beginning: reading all of them would take others' time."""
+"""What would take others' time is refused early: texts far beyond the context, and bodies of millions of values."""
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 
@@ -11,6 +12,9 @@ if TYPE_CHECKING:
     from pixtral.text.protocol import Tokenizer
 
 _CHARACTERS = 8  # for each token of the context; ordinary text has 2 to 5
+_COMMAS = 524_288  # a hundred thousand tokens as numbers, several times
+_COLONS = 65_536  # every field of four thousand messages
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
 _CUT = 64  # tokens that the place of the cut may add
 
 
@@ -39,3 +43,24 @@ def check_length(texts: Iterable[str], tokenizer: Tokenizer, context: int, param
                 param=param,
                 code="context_length_exceeded",
             )
+
+
+def check_structure(body: bytes) -> None:
+    """Refuse JSON of more values than any request has: megabytes of text pass, millions of numbers or fields do not.
+
+    Parsing them, and listing what is wrong with each, would hold up the event loop for a minute.
+
+    Raises:
+        ApiError: too many.
+    """
+    if body.count(b",") <= _COMMAS and body.count(b":") <= _COLONS:
+        return
+    bare = _STRING.sub(b"", body)  # commas in texts are no values
+    commas, colons = bare.count(b","), bare.count(b":")
+    if commas > _COMMAS or colons > _COLONS:
+        found, most = (f"{commas:,} values", _COMMAS) if commas > _COMMAS else (f"{colons:,} fields", _COLONS)
+        raise ApiError(
+            400,
+            f"the body has about {found}; expected at most {most:,}; send fewer in one request",
+            code="too_many_values",
+        )

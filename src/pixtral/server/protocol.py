@@ -8,6 +8,7 @@ from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, f
 
 from pixtral.engine.params import SamplingParams
 from pixtral.server.errors import ApiError, validation_error
+from pixtral.server.lengths import check_structure
 
 # Fields of OpenAI's API that ask for something this server does not have: null is the same as leaving them out.
 REFUSED = {
@@ -32,6 +33,9 @@ JsonObject = dict[str, JsonValue]
 JsonSchema = JsonObject
 Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)]
 Model = TypeVar("Model", bound="Body")
+T = TypeVar("T")
+# One wrong entry is enough: errors of a list of millions would fill the memory.
+Items = Annotated[list[T], Field(fail_fast=True)]
 
 
 class Strict(BaseModel):
@@ -102,7 +106,7 @@ class StructuredOutputs(Strict):
     json_: JsonObject | bool | None = Field(None, alias="json", description="JSON that this schema allows.")
     json_object: Literal[True] | None = Field(None, description="Any JSON object.")
     regex: str | None = Field(None, description="Text that this expression of Rust's regex crate matches.")
-    choice: list[str] | None = Field(None, description="One of these texts.")
+    choice: Items[str] | None = Field(None, description="One of these texts.")
     grammar: str | None = Field(None, description="Text that this grammar describes, in llguidance's Lark.")
 
     @model_validator(mode="after")
@@ -119,7 +123,7 @@ class Sampling(Body):
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     n: int | None = Field(None, ge=1, le=128)
-    stop: str | list[str] | None = None
+    stop: str | Items[str] | None = None
     seed: int | None = Field(None, ge=-(2**63), lt=2**63)
     presence_penalty: float | None = Field(None, ge=-2, le=2)
     frequency_penalty: float | None = Field(None, ge=-2, le=2)
@@ -128,10 +132,10 @@ class Sampling(Body):
     stream_options: StreamOptions | None = None
     top_k: int | None = Field(None, ge=-1, le=2**31)
     min_p: float | None = Field(None, ge=0, le=1)
-    repetition_penalty: float | None = Field(None, gt=0, le=100)
+    repetition_penalty: float | None = Field(None, ge=0.01, le=100)
     min_tokens: int | None = Field(None, ge=0)
     ignore_eos: bool | None = None
-    stop_token_ids: list[Annotated[int, Field(ge=0)]] | None = Field(None, max_length=1024)
+    stop_token_ids: Items[Annotated[int, Field(ge=0)]] | None = Field(None, max_length=1024)
     skip_special_tokens: bool | None = None
     priority: int | None = Field(None, ge=-(2**31), lt=2**31)
     structured_outputs: StructuredOutputs | None = None
@@ -191,6 +195,7 @@ def parse(kind: type[Model], content_type: str, body: bytes) -> Model:
     if media != "application/json" and not media.endswith("+json"):
         found = f"content-type {media!r}" if media else "no content-type"
         raise ApiError(415, f"found {found}, expected application/json; set the header", code="unsupported_media_type")
+    check_structure(body)
     try:
         return kind.model_validate_json(body)
     except ValidationError as error:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from pixtral.server.protocol import JsonSchema, Sampling, Strict
+from pixtral.server.protocol import Items, JsonSchema, Sampling, Strict
 
 Detail = Literal["auto", "low", "high"]
 
@@ -84,7 +84,7 @@ class SystemMessage(Nullable):
     """How the assistant should behave."""
 
     role: Literal["system", "developer"]
-    content: str | list[TextPart]
+    content: str | Items[TextPart]
     name: str | None = None
 
 
@@ -92,7 +92,7 @@ class UserMessage(Nullable):
     """What the user says and shows."""
 
     role: Literal["user"]
-    content: str | list[Annotated[TextPart | ImagePart | FilePart, Field(discriminator="type")]]
+    content: str | Items[Annotated[TextPart | ImagePart | FilePart, Field(discriminator="type")]]
     name: str | None = None
 
 
@@ -102,8 +102,8 @@ class AssistantMessage(Nullable):
     model_config = ConfigDict(json_schema_extra={"description": "content or tool_calls must be there"})
 
     role: Literal["assistant"]
-    content: str | list[Annotated[TextPart | RefusalPart, Field(discriminator="type")]] | None = None
-    tool_calls: list[ToolCall] | None = None
+    content: str | Items[Annotated[TextPart | RefusalPart, Field(discriminator="type")]] | None = None
+    tool_calls: Items[ToolCall] | None = None
     refusal: str | None = None
     annotations: list[Any] | None = Field(None, max_length=0)
     name: str | None = None
@@ -113,7 +113,7 @@ class ToolMessage(Nullable):
     """What a tool returned."""
 
     role: Literal["tool"]
-    content: str | list[TextPart]
+    content: str | Items[TextPart]
     tool_call_id: str
     name: str | None = None
 
@@ -186,16 +186,16 @@ ResponseFormat = Annotated[TextFormat | JsonObjectFormat | JsonSchemaFormat, Fie
 class ChatCompletionRequest(Sampling):
     """The body of /v1/chat/completions."""
 
-    messages: list[Message] = Field(min_length=1, max_length=4096)
+    messages: Items[Message] = Field(min_length=1, max_length=4096)
     max_completion_tokens: int | None = Field(None, ge=1)
     max_tokens: int | None = Field(None, ge=1, description="The older name of max_completion_tokens.")
     logprobs: bool | None = None
     top_logprobs: int | None = Field(None, ge=0, le=20)
     response_format: ResponseFormat | None = None
-    tools: list[Tool] | None = Field(None, max_length=128)
+    tools: Items[Tool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedTool | None = None
     parallel_tool_calls: bool | None = None
-    modalities: list[Literal["text"]] | None = Field(None, description="Text is all there is.")
+    modalities: Items[Literal["text"]] | None = Field(None, description="Text is all there is.")
     verbosity: Literal["medium"] | None = Field(None, description="The model has no other setting.")
 
     @model_validator(mode="after")

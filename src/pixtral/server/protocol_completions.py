@@ -6,9 +6,9 @@ from typing import Annotated
 
 from pydantic import Field, model_validator
 
-from pixtral.server.protocol import Sampling
+from pixtral.server.protocol import Items, Sampling
 
-Ids = Annotated[list[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+Ids = Annotated[Items[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 DEFAULT_TOKENS = 16  # OpenAI's
 
 
@@ -18,8 +18,8 @@ class CompletionRequest(Sampling):
     prompt: (
         str
         | Ids
-        | Annotated[list[str], Field(min_length=1, max_length=128)]
-        | Annotated[list[Ids], Field(min_length=1, max_length=128)]
+        | Annotated[Items[str], Field(min_length=1, max_length=128)]
+        | Annotated[Items[Ids], Field(min_length=1, max_length=128)]
     )
     max_tokens: int | None = Field(None, ge=1, description=f"{DEFAULT_TOKENS} if left out, as with OpenAI.")
     logprobs: int | None = Field(None, ge=0, le=20)

@@ -6,7 +6,7 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from pixtral.server.protocol import REFUSED, Body, JsonSchema, Strict
+from pixtral.server.protocol import REFUSED, Body, Items, JsonSchema, Strict
 from pixtral.server.protocol_chat import ChatCompletionRequest, Detail, NamedTool, Nullable, TextFormat, Tool
 
 Role = Literal["user", "assistant", "system", "developer"]
@@ -59,7 +59,7 @@ class MessageItem(Item):
 
     type: Literal["message"] = "message"
     role: Role
-    content: str | list[Part]
+    content: str | Items[Part]
 
 
 class CallItem(Item):
@@ -143,14 +143,14 @@ class ResponsesRequest(Body):
         "max_tool_calls": "the server calls no tools itself; leave it out",
     }
 
-    input: str | Annotated[list[AnyItem], Field(min_length=1, max_length=4096)]
+    input: str | Annotated[Items[AnyItem], Field(min_length=1, max_length=4096)]
     instructions: str | None = None
     max_output_tokens: int | None = Field(None, ge=1)
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
     stream: bool | None = None
     text: TextSettings | None = None
-    tools: list[FunctionTool] | None = Field(None, max_length=128)
+    tools: Items[FunctionTool] | None = Field(None, max_length=128)
     tool_choice: Literal["none", "auto", "required"] | NamedChoice | None = None
     parallel_tool_calls: bool | None = None
     truncation: Literal["disabled"] | None = Field(None, description="Prompts are never cut.")

@@ -10,7 +10,7 @@ from starlette.responses import Response
 from pixtral.server.errors import ApiError
 from pixtral.server.openapi import Bodies
 from pixtral.server.prompts import prompt_of, raw_prompt
-from pixtral.server.protocol import Body, parse
+from pixtral.server.protocol import Body, Items, parse
 from pixtral.server.protocol_chat import Message, Tool
 from pixtral.server.protocol_completions import Ids
 from pixtral.server.state import ServerState
@@ -21,8 +21,8 @@ class TokenizeRequest(Body):
     """The body of /tokenize: a prompt, or messages."""
 
     prompt: str | None = None
-    messages: list[Message] | None = Field(None, min_length=1, max_length=4096)
-    tools: list[Tool] | None = Field(None, max_length=128)
+    messages: Items[Message] | None = Field(None, min_length=1, max_length=4096)
+    tools: Items[Tool] | None = Field(None, max_length=128)
     add_special_tokens: bool | None = None
     return_token_strs: bool | None = None
 

@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pixtral.engine.output import Output
+from pixtral.engine.output import Output, Usage
 from pixtral.engine.request import EngineRequest
 from pixtral.errors import EngineError
 from pixtral.server.errors import ApiError, as_api_error, unavailable
@@ -66,6 +66,8 @@ class Running:
                 if output.finish_reason == "abort":
                     raise self._failure()
                 self.watch.note(output)
+                if output.usage is not None:
+                    self._count(output.usage, output.index)
                 yield output
             self._in_engine.discard(request.request_id)
         except ApiError:
@@ -103,6 +105,16 @@ class Running:
         finally:
             for task in tasks:
                 task.cancel()
+
+    def _count(self, usage: Usage, index: int) -> None:
+        """For the log."""
+        counts: dict[str, int] = self._http.scope["state"].setdefault("log", {})
+        given = {"new_tokens": usage.completion_tokens}
+        if index == 0:
+            given |= {"prompt_tokens": usage.prompt_tokens, "image_tokens": usage.image_tokens}
+            given |= {"cached_tokens": usage.cached_tokens}
+        for name, count in given.items():
+            counts[name] = counts.get(name, 0) + count
 
     async def _wait_until_gone(self) -> None:
         while (await self._http.receive())["type"] != "http.disconnect":

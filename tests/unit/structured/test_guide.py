@@ -9,6 +9,7 @@ import time
 import numpy as np
 import pytest
 import torch
+from tokens import TEKKEN
 
 from pixtral.assets import tiny_path
 from pixtral.engine.request import Guide
@@ -19,6 +20,7 @@ from pixtral.structured.grammars import Grammars
 from pixtral.structured.guide import InString, LaterGuide, WithoutGuide, keep_only
 from pixtral.structured.guiding import guide_of
 from pixtral.structured.tools import read_tools
+from pixtral.text.mistral import MistralCommonTokenizer
 
 END, CALLS = 2, 9
 CLOCK = {"type": "function", "function": {"name": "clock"}}
@@ -69,6 +71,25 @@ def test_exactly_the_tokens_that_go_on_a_choice(grammars):
     assert allowed(guide) == {END}
     guide.advance(END)
     assert allowed(guide) == {END}
+
+
+def test_a_full_vocabulary():
+    """That of Pixtral-12B, 131,072 tokens, many of them parts of characters."""
+    tokenizer = MistralCommonTokenizer(TEKKEN)
+    grammars = Grammars(tokenizer, [END])
+    texts = {word: {"const": word} for word in ("Ωмега", "日本語です", "👩‍👩‍👧", "naïve café")}
+    for word, schema in texts.items():
+        guide = grammars.compile(forms.json_schema(schema))()
+        for token in tokenizer.ordinary_ids(f'"{word}"'):
+            scores = torch.zeros(131_072)
+            guide.mask(scores)
+            assert scores[token] == 0
+            guide.advance(token)
+        assert allowed(guide, 131_072) == {END}
+    anything = grammars.compile(forms.json_schema({"type": "string"}))()
+    anything.advance(tokenizer.ordinary_ids('"')[0])
+    many = allowed(anything, 131_072)
+    assert len(many) > 100_000 and many.isdisjoint(tokenizer.all_special_ids)
 
 
 def test_a_choice_that_begins_another(grammars):

@@ -41,7 +41,7 @@ def answers(tiny, schemas, *, temperature, tokens=1000, **settings):
     while engine.has_unfinished:
         outputs += engine.step()
     engine.check()
-    return joined(outputs)
+    return joined(outputs), engine.stats()
 
 
 def check(schema, result):
@@ -61,19 +61,24 @@ def test_there_are_two_hundred():
 
 @pytest.mark.parametrize("temperature", [0.0, 1.0])
 def test_every_answer_is_valid(tiny, temperature):
-    results = answers(tiny, SCHEMAS, temperature=temperature)
+    results, _ = answers(tiny, SCHEMAS, temperature=temperature)
     assert len(results) == 200
     for number, schema in enumerate(SCHEMAS):
         check(schema, results[str(number), 0])
 
 
-def test_drafts_change_nothing(tiny):
+def test_drafts_and_preemptions_change_nothing(tiny):
     some = SCHEMAS[::8]
-    plain = answers(tiny, some, temperature=0.0)
-    drafted = answers(tiny, some, temperature=0.0, prompt_lookup=PromptLookup(4))
-    assert {key: result.ids for key, result in drafted.items()} == {key: result.ids for key, result in plain.items()}
+    plain, _ = answers(tiny, some, temperature=0.0)
+    ids = {key: result.ids for key, result in plain.items()}
+    drafted, _ = answers(tiny, some, temperature=0.0, prompt_lookup=PromptLookup(4))
+    assert {key: result.ids for key, result in drafted.items()} == ids
+    narrow = {"max_model_len": 256, "kv_cache_bytes": 256 * 1024}  # 256 tokens for all of them
+    preempted, stats = answers(tiny, some, temperature=0.0, **narrow)
+    assert {key: result.ids for key, result in preempted.items()} == ids
+    assert stats.preemptions > 0
 
 
 def test_cut_short_is_length(tiny):
-    results = answers(tiny, [{"type": "array", "minItems": 50}], temperature=0.0, tokens=9)
+    results, _ = answers(tiny, [{"type": "array", "minItems": 50}], temperature=0.0, tokens=9)
     assert results["0", 0].last.finish_reason == "length" and len(results["0", 0].ids) == 9
