@@ -9,16 +9,16 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 demo: $(VENV)/.installed            ## run the embedded model on a packaged picture
 	$(BIN)/pixtral demo
 
-native:                             ## build the kernels into the checkout
-	cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release > /dev/null
-	cmake --build build/native -j 2
+native: $(VENV)/.installed-dev      ## build the kernels into the checkout
+	$(BIN)/cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release > /dev/null
+	$(BIN)/cmake --build build/native -j 2
 	cp build/native/_kernels.abi3.so src/pixtral/ops/native/.new && \
 	  mv src/pixtral/ops/native/.new src/pixtral/ops/native/_kernels.abi3.so
 
-sanitize:                           ## the kernels' own checks under AddressSanitizer, UBSan and ThreadSanitizer
+sanitize: $(VENV)/.installed-dev    ## the kernels' own checks under AddressSanitizer, UBSan and ThreadSanitizer
 	for kind in address,undefined thread; do \
-	  cmake -S . -B build/sanitize-$$kind -DPIXTRAL_SANITIZE=$$kind > /dev/null && \
-	  cmake --build build/sanitize-$$kind -j 2 && build/sanitize-$$kind/checks || exit 1; done
+	  $(BIN)/cmake -S . -B build/sanitize-$$kind -DPIXTRAL_SANITIZE=$$kind > /dev/null && \
+	  $(BIN)/cmake --build build/sanitize-$$kind -j 2 && build/sanitize-$$kind/checks || exit 1; done
 
 test: $(VENV)/.installed-dev        ## all default tests: under four minutes on two cores, no network
 	$(BIN)/python -m pytest -n 2 --dist loadfile

@@ -2,9 +2,9 @@
 
     python benchmarks/make_performance_table.py [RESULTS.json ...]
 
-Reads what `pixtral bench --json` and `compare_llamacpp.py --out` wrote (benchmarks/results/*.json when none is named),
-writes the tables between the markers of docs/performance.md, and docs/images/shares.svg: how much of the machine's own
-limits every phase reaches.
+Reads what `pixtral bench --json`, `compare_llamacpp.py --out`, bench_twins.py and bench_loading.py (the last line of
+each) gave, in benchmarks/results/*.json when none is named. Writes the tables between the markers of
+docs/performance.md, and docs/images/shares.svg: how much of the machine's own limits every phase reaches.
 """
 
 from __future__ import annotations
@@ -39,6 +39,8 @@ def main() -> None:
     benches = [report for report in found if report["benchmark"] == "pixtral bench"]
     comparisons = [report for report in found if report["benchmark"] == "compare_llamacpp"]
     parts = [comparison_table(report) for report in comparisons] + [bench_table(report) for report in benches]
+    parts += [twins_table(report) for report in found if report["benchmark"] == "bench_twins"]
+    parts += [loading_table(report) for report in found if report["benchmark"] == "bench_loading"]
     page = args.page.read_text(encoding="utf-8")
     head, rest = page.split(BEGIN)
     tail = rest.split(END)[1]
@@ -86,6 +88,33 @@ def bench_table(report: dict[str, Any]) -> str:
         lines.append(f"| resident while answering, {memory['context']:,} tokens in the cache | {peak:.2f} GB | | | |")
     lines.append(f"| made in | {load['seconds']:.0f} s | | | |")
     return "\n".join(lines) + "\n"
+
+
+def twins_table(report: dict[str, Any]) -> str:
+    """Each fast path beside its slow twin."""
+    lines = [
+        f"**Single operations beside their twins** ({provenance(report)}; `python benchmarks/bench_twins.py`)\n",
+        "| | kernels | PyTorch | times |",
+        "|---|---:|---:|---:|",
+    ]
+    for one in report["operations"]:
+        times = one["twin_ms"] / one["ms"]
+        lines.append(f"| {one['operation']} | {one['ms']:.2f} ms | {one['twin_ms']:.2f} ms | {times:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+def loading_table(report: dict[str, Any]) -> str:
+    """Quantizing and mapping a part of a large checkpoint."""
+    loading, stored, bounds = report["loading"], report["stored"], report["all_layers_seconds_at_most"]
+    part = f"{report['layers']} of {report['of_layers']} decoder layers, {report['plain_gb']} GB in bfloat16"
+    return (
+        f"**Loading {report['shape']}** ({part}, cached; `python benchmarks/bench_loading.py --dir FOLDER`)\n\n"
+        "| | seconds | all layers, at most |\n|---|---:|---:|\n"
+        f"| quantized to {report['to']} while loading; peak {loading['peak_gb']} GB, {loading['after_gb']} GB "
+        f"afterwards | {loading['seconds']:.1f} | {bounds['loading']} |\n"
+        f"| `pixtral quantize` | {report['quantizing_seconds']:.1f} | {bounds['quantizing']} |\n"
+        f"| its result mapped and ready | {stored['seconds']:.2f} | |\n"
+    )
 
 
 def phases(report: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:

@@ -5,6 +5,7 @@ int main() {
   Random random(0);
   check_pool();
   check_linear(random);
+  check_dense(random);
   check_pack(random);
   std::puts("all checks passed");
 }

@@ -103,7 +103,9 @@ def test_tokens_and_back(http):
     assert made["count"] == len(made["tokens"]) == len(made["token_strs"])
     back = http.post("/detokenize", json={"tokens": made["tokens"], "skip_special_tokens": True}).json()
     assert back == {"prompt": "A red circle"}
-    assert http.post("/tokenize", json={"prompt": "[INST]A[/INST]"}).json()["count"] == 3, "control tokens count as such"
+    assert http.post("/tokenize", json={"prompt": "[INST]A[/INST]"}).json()["count"] == 3, (
+        "control tokens count as such"
+    )
 
 
 def test_the_tokens_of_a_picture(http, client):

@@ -10,13 +10,13 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from pixtral.models.packed import PackedLinear
-from pixtral.models.projections import applied, gated
+from pixtral.models.projections import applied, gated, takes_kernels
 from pixtral.ops.rowwise import rms_norm
 
 # Without gradients the feed-forward block runs on this many rows at a time: the wide activations of long inputs stay
 # in the cache, and their memory does not grow with the input.
 MLP_ROWS = 512
-PACKED_MLP_ROWS = 2048  # their intermediate rows are written once, in bfloat16
+FUSED_MLP_ROWS = 2048  # where intermediate rows are written once, in bfloat16
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -63,15 +63,16 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C) -> (N, C)."""
-        most = PACKED_MLP_ROWS if isinstance(self.gate_proj, PackedLinear) else MLP_ROWS
+        fused = isinstance(self.gate_proj, PackedLinear) or takes_kernels(x, self.gate_proj)
+        most = FUSED_MLP_ROWS if fused else MLP_ROWS
         if torch.is_grad_enabled() or len(x) <= most:
             return self._rows(x)
         return torch.cat([self._rows(rows) for rows in torch.split(x, most)])
 
     def _rows(self, x: Tensor) -> Tensor:
         fused = gated(x, self.gate_proj, self.up_proj) if self.is_silu else None
-        if fused is not None:
-            return applied(self.down_proj, fused)
-        hidden = self.act(applied(self.gate_proj, x))
-        up = applied(self.up_proj, x)
-        return applied(self.down_proj, hidden * up if torch.is_grad_enabled() else hidden.mul_(up))
+        if fused is None:
+            hidden = self.act(applied(self.gate_proj, x))  # the gate is free before up is there
+            up = applied(self.up_proj, x)
+            fused = hidden * up if torch.is_grad_enabled() else hidden.mul_(up)
+        return applied(self.down_proj, fused)

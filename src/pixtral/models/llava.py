@@ -34,8 +34,7 @@ class LlavaMultiModalProjector(nn.Module):
 
     def forward(self, features: Tensor) -> Tensor:
         """(N, vision hidden) -> (N, text hidden)."""
-        out = applied(self.linear_2, self.act(applied(self.linear_1, features)))
-        return out
+        return applied(self.linear_2, self.act(applied(self.linear_1, features)))
 
 
 def check_feature_layers(layers: int | list[int], config: LlavaConfig) -> int | list[int]:

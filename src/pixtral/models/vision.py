@@ -15,13 +15,11 @@ from pixtral.models.base import AttentionStep, LayerStack, PixtralModule
 from pixtral.models.layers import MLP, RMSNorm
 from pixtral.models.outputs import BaseModelOutputWithPooling, Trace
 from pixtral.models.packed import PackedLinear
-from pixtral.models.projections import applied, project
+from pixtral.models.projections import applied, project, takes_kernels
 from pixtral.models.rope import Rotation, grid_rotation
 from pixtral.ops.attention import Packing
-from pixtral.ops.dense import dense, takes, takes_weight
+from pixtral.ops.dense import dense_linear, runs_dense
 from pixtral.ops.rowwise import add, rotate_pair
-
-WIDEST = ("attention.q_proj", "feed_forward.up_proj", "feed_forward.down_proj")  # kinds of layers of a block
 
 
 class PatchConv(nn.Conv2d):
@@ -32,7 +30,7 @@ class PatchConv(nn.Conv2d):
         if x.dim() != 2:
             return super().forward(x)
         weight = self.weight.flatten(1)
-        return dense(x, weight, None) if takes_weight(weight, x) else F.linear(x, weight)
+        return dense_linear(x, [weight], [None])[0] if runs_dense(x, weight) else F.linear(x, weight)
 
 
 class PixtralAttention(nn.Module):
@@ -52,8 +50,7 @@ class PixtralAttention(nn.Module):
         rows = project(x, self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (y.view(len(y), y.shape[1] // self.head_dim, self.head_dim) for y in rows)
         q, k = rotate_pair(q, k, *rotation, native=attend.native)
-        out = applied(self.o_proj, attend(q, k, v))
-        return out
+        return applied(self.o_proj, attend(q, k, v))
 
 
 class PixtralAttentionLayer(nn.Module):
@@ -154,14 +151,14 @@ class PixtralVisionModel(PixtralModule):
         assert theta is not None
         rotation = grid_rotation(grids, self.config.head_dim, theta, x.dtype, x.device)
         dropout = self.config.attention_dropout if self.training else 0.0
-        attend = AttentionStep(packing, trace or Trace(), dropout, native=self._has_own_products(x))
+        attend = AttentionStep(packing, trace or Trace(), dropout, native=self._is_native(x))
         out: Tensor = self.transformer(x, rotation, attend)
         return out
 
-    def _has_own_products(self, x: Tensor) -> bool:
-        """Whether the blocks' linear layers run on kernels of ours."""
-        layers = [self.transformer.get_submodule(f"layers.0.{name}") for name in WIDEST]
-        return all(isinstance(layer, PackedLinear) or takes(layer, x) for layer in layers)
+    def _is_native(self, x: Tensor) -> bool:
+        """Whether the kernels take the products of all blocks, and so had better take what lies between them."""
+        layers = [block.get_submodule("attention.q_proj") for block in self.transformer.layers]
+        return isinstance(layers[0], PackedLinear) or takes_kernels(x, *layers)
 
     def forward(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import pytest
@@ -13,8 +14,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixtral.configuration import PixtralVisionConfig
 from pixtral.errors import ImageError
+from pixtral.models import projections, vision
 from pixtral.models.outputs import Trace
 from pixtral.models.vision import PixtralVisionModel, crop_images
+from pixtral.ops.native.library import kernels_if_built
+
+KERNELS = kernels_if_built()
+BFLOAT16 = KERNELS is not None and KERNELS.isa == "avx512"
 
 
 def tower(**fields: Any) -> PixtralVisionModel:
@@ -190,3 +196,25 @@ def test_images_that_were_never_padded() -> None:
         model(images, [[8, 8], [8]])
     with pytest.raises(ImageError, match=r"pixels of shape \(8, 8\), expected \(3, height, width\)"):
         model([torch.zeros(8, 8)])
+
+
+@pytest.mark.skipif(not BFLOAT16, reason="the kernels have no products of bfloat16 for this CPU")
+@torch.no_grad()
+def test_the_kernels_way_and_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both are as near to float32 as bfloat16 allows; the kernels round less often."""
+    exact = tower(hidden_size=128, intermediate_size=256)
+    rounded = copy.deepcopy(exact).bfloat16()
+    images = [picture(5, 13), picture(1, 1), picture(16, 16)]
+    expected = exact.encode(images)
+    taken = []
+    real = vision.AttentionStep
+    monkeypatch.setattr(
+        vision, "AttentionStep", lambda *call, native: taken.append(native) or real(*call, native=native)
+    )
+    native = rounded.encode(images)
+    monkeypatch.setattr(projections, "runs_dense", lambda *_: False)
+    plain = rounded.encode(images)
+    assert taken == [True, False]
+    errors = [(out.float() - expected).square().mean().sqrt() for out in (native, plain)]
+    assert not native.equal(plain) and errors[0] < 1.1 * errors[1] < 0.05 * expected.square().mean().sqrt()
+    torch.testing.assert_close(native.float(), plain.float(), rtol=0.05, atol=0.05 * float(expected.abs().max()))

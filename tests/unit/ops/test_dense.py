@@ -1,51 +1,112 @@
-"""Layers in bfloat16 on our own kernel: beside exact sums, and a row's bits do not depend on its neighbours."""
+"""Products of bfloat16 in the kernels: the same as PyTorch's in float32, rounded once, for any number of rows."""
 
 from __future__ import annotations
 
+import ctypes
+import itertools
+from concurrent.futures import ThreadPoolExecutor
+
 import pytest
 import torch
-from torch import nn
+from torch import Tensor
+from torch.nn import functional as F
 
-from pixtral.models.projections import applied
-from pixtral.ops.dense import _max_columns, dense, takes
+from pixtral.ops.dense import dense_gated_linear, dense_linear, runs_dense
+from pixtral.ops.native.library import kernels_if_built
 
-pytestmark = pytest.mark.skipif(_max_columns() == 0, reason="no kernel for bfloat16 layers on this machine")
-
-SIZES = [(1, 2), (7, 6), (16, 32), (31, 34), (32, 64), (33, 96), (100, 130), (1000, 514), (32768, 10), (32800, 12)]
-
-
-@pytest.mark.parametrize(("outputs", "columns"), SIZES)
-@pytest.mark.parametrize("biased", [False, True])
-def test_beside_exact_sums(outputs, columns, biased):
-    generator = torch.Generator().manual_seed(outputs)
-    weight = torch.randn(outputs, columns, generator=generator).bfloat16()
-    bias = torch.randn(outputs, generator=generator).bfloat16() if biased else None
-    x = torch.randn(27, columns + 2, generator=generator).bfloat16()[:, 1:-1]  # rows apart from each other
-    out = dense(x, weight, bias)
-    exact = x.double() @ weight.double().T + (0 if bias is None else bias.double())
-    size = x.double().abs() @ weight.double().T.abs() + 1
-    assert ((out.double() - exact).abs() <= exact.abs() / 256 + size * 1e-6).all()
-    for rows in (1, 2, 3, 8, 9):
-        assert dense(x[5 : 5 + rows], weight, bias).equal(out[5 : 5 + rows])
-    before = torch.get_num_threads()
-    try:
-        torch.set_num_threads(1)
-        assert dense(x, weight, bias).equal(out)
-    finally:
-        torch.set_num_threads(before)
-    assert dense(x[:0], weight, bias).shape == (0, outputs)
+KERNELS = kernels_if_built()
+needs_bf16 = pytest.mark.skipif(KERNELS is None or KERNELS.isa != "avx512", reason="no kernel for this CPU")
 
 
-def test_what_it_takes():
-    layer, x = nn.Linear(6, 4).bfloat16(), torch.ones(3, 6).bfloat16()
-    assert not takes(layer, x), "gradients are wanted"
+@pytest.fixture(autouse=True)
+def _no_gradients():
     with torch.no_grad():
-        assert takes(layer, x) and applied(layer, x).equal(dense(x, layer.weight, layer.bias))
-        assert not takes(layer, x.float()) and not takes(layer.float(), x)
-        assert not takes(nn.Linear(5, 4).bfloat16(), torch.ones(3, 5).bfloat16()), "an odd number of columns"
-        assert not takes(nn.Linear(6, 4).bfloat16(), torch.ones(2, 3, 6).bfloat16())
-        assert not takes(nn.Linear(_max_columns() + 2, 1).bfloat16(), torch.ones(1, _max_columns() + 2).bfloat16())
-        layer = nn.Linear(6, 4).bfloat16()
-        layer.register_forward_hook(lambda *_: torch.zeros(3, 4))
-        assert not applied(layer, x).any(), "a hook is called"
-        assert applied(nn.Linear(6, 4, device="meta").bfloat16(), x.to("meta")).is_meta
+        yield
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed)).bfloat16()
+
+
+def close(found: Tensor, expected: Tensor) -> None:
+    """Within the rounding of one bfloat16 (8 bits) and the order of sums."""
+    torch.testing.assert_close(found.float(), expected, rtol=2**-8, atol=2e-3)
+
+
+@needs_bf16
+@pytest.mark.parametrize("rows", [0, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 96, 97, 150, 300])
+def test_equals_pytorch(rows):
+    for (width, outputs), bias in itertools.product([(2, 1), (34, 7), (130, 9), (256, 300)], [False, True]):
+        x, weights = drawn(rows, width), [drawn(n, width, seed=n) / width**0.5 for n in (outputs, 8, outputs + 257)]
+        biases = [drawn(len(w), seed=3) if bias else None for w in weights]
+        assert runs_dense(x, *weights)
+        for out, w, b in zip(dense_linear(x, weights, biases), weights, biases, strict=True):
+            assert out.dtype == torch.bfloat16
+            close(out, F.linear(x.float(), w.float(), None if b is None else b.float()))
+        gate, up = weights[0], drawn(outputs, width, seed=9) / width**0.5
+        close(dense_gated_linear(x, gate, up), F.silu(x.float() @ gate.float().T) * (x.float() @ up.float().T))
+
+
+@needs_bf16
+def test_a_row_does_not_depend_on_its_neighbours():
+    x, weight, bias, up = drawn(100, 266), drawn(70, 266, seed=1), drawn(70, seed=2), drawn(70, 266, seed=3)
+    (whole,) = dense_linear(x, [weight], [None])
+    for start, end in ((0, 1), (3, 5), (7, 15), (7, 16), (3, 20), (16, 64), (40, 100)):
+        assert dense_linear(x[start:end], [weight], [None])[0].equal(whole[start:end])
+        pair = dense_linear(x[start:end], [weight, weight[:33]], [bias, None])
+        assert pair[0].equal(dense_linear(x, [weight], [bias])[0][start:end]) and pair[1].equal(whole[start:end, :33])
+        assert dense_gated_linear(x[start:end], weight, up).equal(dense_gated_linear(x, weight, up)[start:end])
+
+
+@needs_bf16
+def test_rows_that_lie_apart():
+    x, weight = drawn(40, 300)[:, 40:104], drawn(20, 64, seed=1)
+    close(dense_linear(x, [weight], [None])[0], x.float() @ weight.float().T)
+    turned = drawn(64, 40).T
+    close(dense_linear(turned, [weight], [None])[0], turned.float() @ weight.float().T)
+
+
+@needs_bf16
+def test_not_a_number_stays_in_its_row():
+    x, weight = drawn(20, 64), drawn(20, 64, seed=1)
+    x[3, 5], x[7, 0] = float("nan"), float("inf")
+    (out,) = dense_linear(x, [weight], [None])
+    assert out[3].isnan().all() and not out[7].isfinite().any()
+    rest = [i for i in range(20) if i not in (3, 7)]
+    close(out[rest], x[rest].float() @ weight.float().T)
+
+
+@needs_bf16
+def test_several_threads_at_once():
+    x, weight = drawn(100, 256), drawn(300, 256, seed=1)
+    (expected,) = dense_linear(x, [weight], [None])
+
+    def again(_: int) -> bool:
+        with torch.no_grad():
+            return dense_linear(x, [weight], [None])[0].equal(expected)
+
+    with ThreadPoolExecutor(4) as pool:
+        assert all(pool.map(again, range(40)))
+
+
+def test_what_is_left_to_pytorch():
+    x, weight = drawn(20, 64), drawn(20, 64)
+    assert not runs_dense(x.float(), weight)
+    assert not runs_dense(x, weight.float())
+    assert not runs_dense(x[None], weight)
+    assert not runs_dense(x, weight[:, :32])
+    assert not runs_dense(x, drawn(64, 20).T)
+    assert not runs_dense(drawn(4, 3), drawn(4, 3))
+    assert not runs_dense(x.to("meta"), weight.to("meta"))
+    with torch.enable_grad():
+        assert not runs_dense(x, weight)
+
+
+@needs_bf16
+def test_another_instruction_set_is_left_to_pytorch():
+    choose = KERNELS.function("px_set_isa", [ctypes.c_int], ctypes.c_int)
+    try:
+        choose(1)
+        assert not runs_dense(drawn(20, 64), drawn(20, 64))
+    finally:
+        choose(-1)

@@ -1,5 +1,8 @@
-// Products with bfloat16 weights: tiles of outputs, handed to the threads.
+// The driver of the linear layer on bfloat16 weights: packs the activations, then hands out panels and strips of weights.
 #include "dense.h"
+
+#include <cstdlib>
+#include <memory>
 
 #include "api.h"
 #include "cpu.h"
@@ -9,28 +12,100 @@ namespace px {
 
 namespace {
 
-constexpr int64_t kWork = 1 << 19;  // products of one task: fewer are not worth a second thread
+// A call as Python makes it: an array of 64-bit numbers, and behind it those of each weight.
+struct Call {
+  const uint16_t* x;
+  int64_t rows;
+  int64_t width;   // even
+  int64_t stride;  // numbers from one row of x to the next
+  int64_t threads;
+  int64_t gated;  // the first weight is the gate, the second is up
+  int64_t weights;
+};
+
+constexpr int64_t kStrip = 32 * kDenseColumns;  // rows of weights of one task, for many rows
+constexpr int64_t kTaskWeights = 1 << 16;       // weights of one task, for few rows
+
+struct Free {
+  void operator()(void* memory) const { std::free(memory); }
+};
+
+// Strips of `strip` rows of all weights, `copies` tasks for each: which weight, where it begins, which copy.
+template <class Task>
+void for_strips(const Call& call, const DenseWeight* weights, int threads, int64_t strip, int64_t copies, Task&& body) {
+  const int64_t count = call.gated ? 1 : call.weights;
+  int64_t total = 0;
+  for (int64_t w = 0; w < count; w++) total += (weights[w].rows + strip - 1) / strip * copies;
+  parallel(threads, total, [&](int64_t task) {
+    const DenseWeight* weight = weights;
+    for (;; weight++) {
+      const int64_t tasks = (weight->rows + strip - 1) / strip * copies;
+      if (task < tasks) break;
+      task -= tasks;
+    }
+    const int64_t begin = task / copies * strip;
+    body(*weight, begin, begin + strip < weight->rows ? begin + strip : weight->rows, task % copies);
+  });
+}
+
+void run_few(const Call& call, const DenseWeight* weights) {
+  const DenseFew few{call.x, call.stride, call.rows, call.width / 2};
+  const int64_t fitting = kTaskWeights / call.width / 16 * 16, strip = fitting < 16 ? 16 : fitting;
+  const DenseWeight* up = call.gated ? weights + 1 : nullptr;
+  for_strips(call, weights, static_cast<int>(call.threads), strip, 1,
+             [&](const DenseWeight& weight, int64_t begin, int64_t end, int64_t) {
+               dense_few_avx512(few, weight, up, begin, end);
+             });
+}
+
+bool run_many(const Call& call, const DenseWeight* weights) {
+  const int threads = static_cast<int>(call.threads);
+  const int64_t units = call.width / 2, panels = (call.rows + kDensePanel - 1) / kDensePanel;
+  void* memory = nullptr;
+  if (posix_memalign(&memory, 64, static_cast<size_t>(panels * kDensePanel * units) * 4) != 0) return false;
+  const std::unique_ptr<void, Free> owner(memory);
+  auto* packed = static_cast<uint32_t*>(memory);
+  const auto rows_of = [&](int64_t panel) {
+    const int64_t left = call.rows - panel * kDensePanel;
+    return left < kDensePanel ? left : kDensePanel;
+  };
+  parallel(panels > 1 ? threads : 1, panels, [&](int64_t panel) {
+    const uint16_t* from = call.x + panel * kDensePanel * call.stride;
+    dense_pack_avx512(from, call.stride, rows_of(panel), units, packed + panel * kDensePanel * units);
+  });
+  const DenseWeight* up = call.gated ? weights + 1 : nullptr;
+  for_strips(call, weights, threads, kStrip, panels,
+             [&](const DenseWeight& weight, int64_t begin, int64_t end, int64_t panel) {
+               const DensePanel x{packed + panel * kDensePanel * units, rows_of(panel), panel * kDensePanel, units};
+               dense_strip_avx512(x, weight, up, begin, end);
+             });
+  return true;
+}
 
 }  // namespace
 
 }  // namespace px
 
-// Columns up to which `px_dense` takes weights, 0 where this machine has no instructions for it.
-PX_API int64_t px_dense_max_k() { return px::isa() == px::Isa::Avx512 ? px::kDenseMaxK : 0; }
-
-// out (rows, n) = x (rows, k) * weight (n, k)^T + bias (n); bias may be null; k is even and at most px_dense_max_k().
-PX_API void px_dense(const uint16_t* x, int64_t stride, const uint16_t* weight, const uint16_t* bias, uint16_t* out,
-                     int64_t rows, int64_t n, int64_t k, int threads) {
+// Whether px_dense can be called: there is code for this CPU.
+PX_API int px_can_dense() {
 #ifdef PX_X86
-  const px::DenseArgs args{x, stride, weight, bias, out, rows, n, k};
-  const int64_t tiles = (n + px::kDenseTile - 1) / px::kDenseTile;
-  const int64_t each = px::kDenseTile * k * (rows + 4);  // the tile's transposition costs about four rows
-  const int64_t group = each >= px::kWork ? 1 : px::kWork / each;
-  px::parallel(threads, (tiles + group - 1) / group, [&](int64_t task) {
-    const int64_t end = (task + 1) * group < tiles ? (task + 1) * group : tiles;
-    for (int64_t tile = task * group; tile < end; tile++) px::dense_tile_avx512(args, tile * px::kDenseTile);
-  });
+  return px::isa() == px::Isa::Avx512;
 #else
-  (void)x, (void)stride, (void)weight, (void)bias, (void)out, (void)rows, (void)n, (void)k, (void)threads;
+  return 0;
+#endif
+}
+
+// 1 when done, 0 when there is no memory for the packed activations.
+PX_API int px_dense(const int64_t* numbers) {
+#ifdef PX_X86
+  const auto& call = *reinterpret_cast<const px::Call*>(numbers);
+  const auto* weights = reinterpret_cast<const px::DenseWeight*>(numbers + sizeof(px::Call) / 8);
+  if (call.rows == 0 || call.width == 0) return 1;
+  if (call.rows > px::kDenseFew) return px::run_many(call, weights);
+  px::run_few(call, weights);
+  return 1;
+#else
+  (void)numbers;
+  return 0;
 #endif
 }

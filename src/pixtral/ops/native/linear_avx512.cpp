@@ -3,6 +3,7 @@
 #include <immintrin.h>
 
 #include "linear_strip.h"
+#include "vectors_avx512.h"
 
 namespace px {
 
@@ -158,18 +159,6 @@ struct V {
     return _mm512_fmadd_ps(_mm512_loadu_ps(sums), scale, bias);
   }
 
-  // exp(x) to about one unit in the last place: 2^n times a polynomial on +-log(2)/2.
-  static __m512 exp(__m512 x) {
-    const __m512 n = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), 8);
-    __m512 r = _mm512_fnmadd_ps(n, _mm512_set1_ps(0.693359375f), x);
-    r = _mm512_fnmadd_ps(n, _mm512_set1_ps(-2.12194440e-4f), r);
-    __m512 p = _mm512_set1_ps(1.9875691500e-4f);
-    for (const float c : {1.3981999507e-3f, 8.3334519073e-3f, 4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f})
-      p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
-    p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
-    return _mm512_scalef_ps(p, n);
-  }
-
   static void finish(const float* sums, const Weight& weight, int64_t tile, int64_t columns, Number type, int64_t at) {
     const auto mask = static_cast<__mmask16>((1u << columns) - 1);
     write(weight.out, type, at, mask, scaled(sums, weight, tile, mask));
@@ -179,9 +168,7 @@ struct V {
                            int64_t tile, int64_t columns, Number type, int64_t at) {
     const auto mask = static_cast<__mmask16>((1u << columns) - 1);
     const __m512 g = scaled(gate, weight, tile, mask);
-    const __m512 one = _mm512_set1_ps(1.0f);
-    const __m512 silu = _mm512_div_ps(g, _mm512_add_ps(one, exp(_mm512_sub_ps(_mm512_setzero_ps(), g))));
-    write(weight.out, type, at, mask, _mm512_mul_ps(silu, scaled(up, other, tile, mask)));
+    write(weight.out, type, at, mask, _mm512_mul_ps(silu(g), scaled(up, other, tile, mask)));
   }
 };
 
