@@ -19,6 +19,7 @@ from pixtral.engine.request import Guide
 from pixtral.errors import StructureError
 from pixtral.processing import AutoProcessor
 from pixtral.structured import forms
+from pixtral.structured.calls import AnswerParser
 from pixtral.structured.grammars import Grammars
 from pixtral.structured.guide import InString, LaterGuide, WithoutGuide, keep_only
 from pixtral.structured.guiding import guide_of
@@ -420,3 +421,32 @@ def test_sentencepiece(form):
             assert set(json.loads(text)) <= {"日本", "t"}
         else:
             assert text in (" dog", "cat", "две кошки", "日本") or re.fullmatch("[a-zа-я]{3,9} [0-9]{2}", text), said
+
+
+@pytest.mark.parametrize("choice", ["auto", "required"])
+def test_calls_over_sentencepiece(choice):
+    tokenizer = MistralCommonTokenizer(LARGE)
+    trigger = tokenizer.token_to_id("[TOOL_CALLS]")
+    parameters = {"type": "object", "properties": {"город": {"enum": ["Тверь", "São Paulo"]}}, "required": ["город"],
+                  "additionalProperties": False}  # fmt: skip
+    tools = read_tools([{"type": "function", "function": {"name": "weather", "parameters": parameters}}], choice)
+    make = guide_of(Grammars(tokenizer, [END]), None, tools)
+    for seed in range(6):
+        guide, rng, parser = make(), random.Random(seed), AnswerParser(tokenizer, trigger, ends=[END])
+        words = tokenizer.ordinary_ids("Let me see.") if choice == "auto" else []
+        content, calls, token = "", [], trigger
+        for word in words:
+            guide.advance(word)
+            content += parser.push([word]).content
+        while token != END:
+            assert token in allowed(guide, len(tokenizer))
+            guide.advance(token)
+            delta = parser.push([token])
+            content += delta.content
+            for call in delta.calls:
+                calls += [[call.name, ""]] if call.name is not None else []
+                calls[-1][1] += call.arguments
+            token = rng.choice(sorted(allowed(guide, len(tokenizer))))
+        assert content == ("Let me see." if words else "") and calls
+        for name, arguments in calls:
+            assert name == "weather" and json.loads(arguments)["город"] in ("Тверь", "São Paulo")
