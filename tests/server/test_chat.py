@@ -95,6 +95,16 @@ def test_several_choices_of_one_seed(ask):
     assert whole.usage.completion_tokens == 60
 
 
+def test_a_prompt_of_several_choices_counts_once(client):
+    messages = [{"role": "user", "content": "Nobody has asked this before: how many are 81 and 18?"}]
+    usage = client.chat.completions.create(model=MODEL, messages=messages, n=3, max_tokens=4).usage
+    assert usage.prompt_tokens_details.cached_tokens == 0, "the other choices do not count as having found it"
+    assert usage.total_tokens == usage.prompt_tokens + usage.completion_tokens
+    again = client.chat.completions.create(model=MODEL, messages=messages, max_tokens=4).usage
+    assert again.prompt_tokens == usage.prompt_tokens
+    assert again.prompt_tokens_details.cached_tokens > 0
+
+
 def test_log_probabilities(ask):
     answer = ask(logprobs=True, top_logprobs=3).choices[0]
     content = answer.logprobs.content
