@@ -60,7 +60,7 @@ def test_parse_with_pydantic(client):
     for seed in range(3):
         answer = client.chat.completions.parse(
             model="pixtral-tiny", messages=ASK, response_format=Scene, temperature=1, seed=seed,
-            max_completion_tokens=600,
+            max_completion_tokens=2000,
         )  # fmt: skip
         scene = answer.choices[0].message.parsed
         assert isinstance(scene, Scene) and 1 <= len(scene.shapes) <= 3
@@ -69,7 +69,7 @@ def test_parse_with_pydantic(client):
 
 def test_a_stream_is_parsed(client):
     with client.chat.completions.stream(
-        model="pixtral-tiny", messages=ASK, response_format=Scene, temperature=0, max_completion_tokens=600
+        model="pixtral-tiny", messages=ASK, response_format=Scene, temperature=0, max_completion_tokens=2000
     ) as stream:
         events = [event.type for event in stream]
         final = stream.get_final_completion()

@@ -27,7 +27,7 @@ def tiny():
     return pixtral.load(threads=1)
 
 
-def answers(tiny, schemas, *, temperature, tokens=1000, **settings):
+def answers(tiny, schemas, *, temperature, tokens=1500, **settings):
     tokenizer = tiny.processor.tokenizer
     ids = tuple(prepare(tiny.processor, "What is in the picture?", None, None, None, None).ids)
     grammars = Grammars(tokenizer, tiny.eos_token_ids)
@@ -67,13 +67,14 @@ def test_every_answer_is_valid(tiny, temperature):
         check(schema, results[str(number), 0])
 
 
-def test_drafts_and_preemptions_change_nothing(tiny):
+def test_drafts_and_preemptions_change_nothing():
+    tiny = pixtral.load(threads=1, dtype="float32")  # so that ties do not depend on the order of sums
     some = SCHEMAS[::8]
     plain, _ = answers(tiny, some, temperature=0.0)
     ids = {key: result.ids for key, result in plain.items()}
     drafted, _ = answers(tiny, some, temperature=0.0, prompt_lookup=PromptLookup(4))
     assert {key: result.ids for key, result in drafted.items()} == ids
-    narrow = {"max_model_len": 256, "kv_cache_bytes": 256 * 1024}  # 256 tokens for all of them
+    narrow = {"max_model_len": 256, "kv_cache_bytes": 256 * 2048}  # 256 tokens for all of them
     preempted, stats = answers(tiny, some, temperature=0.0, **narrow)
     assert {key: result.ids for key, result in preempted.items()} == ids
     assert stats.preemptions > 0
