@@ -126,6 +126,11 @@ def summary(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
     errors = [answer.error for answer in answers if answer.error is not None]
     first = [1000 * (answer.pieces[0] - answer.sent) for answer in good if answer.pieces]
     gaps = [1000 * (b - a) for answer in good for a, b in zip(answer.pieces, answer.pieces[1:], strict=False)]
+    each = [  # where a piece holds several tokens, the time between pieces is not that between tokens
+        1000 * (answer.pieces[-1] - answer.pieces[0]) / (answer.tokens - 1)
+        for answer in good
+        if answer.pieces and answer.tokens > 1
+    ]
     tokens = sum(answer.tokens for answer in good)
     usages = [answer.usage for answer in good]
     details = [usage.get("prompt_tokens_details") or {} for usage in usages]
@@ -134,7 +139,8 @@ def summary(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
         "seconds": round(seconds, 3), "requests_per_s": round(len(good) / seconds, 2),
         "tokens": tokens, "tokens_per_s": round(tokens / seconds, 1),
         "first_token_ms": {"p50": percentile(first, 0.5), "p95": percentile(first, 0.95), "max": percentile(first, 1)},
-        "between_tokens_ms": {"p50": percentile(gaps, 0.5), "p95": percentile(gaps, 0.95), "max": percentile(gaps, 1)},
+        "between_pieces_ms": {"p50": percentile(gaps, 0.5), "p95": percentile(gaps, 0.95), "max": percentile(gaps, 1)},
+        "per_token_ms": {"p50": percentile(each, 0.5), "p95": percentile(each, 0.95), "max": percentile(each, 1)},
         "prompt_tokens": mean([usage.get("prompt_tokens", 0) for usage in usages]),
         "cached_tokens": mean([detail.get("cached_tokens") or 0 for detail in details]),
     }  # fmt: skip
@@ -167,16 +173,17 @@ async def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         options.model = json.loads(await connection.get("/v1/models"))["data"][0]["id"]
         connection.close()
     results = []
-    print("load        clients  req/s  tokens/s  first token p50/p95 ms  between tokens p50/p95 ms  errors")
+    names = ("first token p50/p95 ms", "per token p50/p95 ms", "between pieces p50/p95 ms")
+    print("load        clients  req/s  tokens/s ", *(f"{name:27}" for name in names), "errors")
     for load in options.loads:
         for clients in options.clients:
             result = await measure(options, load, clients)
             results.append(result)
-            first, gaps = (f"{times['p50'] or '-':>11} / {times['p95'] or '-':<11}" for times in (
-                result["first_token_ms"], result["between_tokens_ms"]
+            first, each, gaps = (f"{times['p50'] or '-':>11} / {times['p95'] or '-':<11}" for times in (
+                result["first_token_ms"], result["per_token_ms"], result["between_pieces_ms"]
             ))  # fmt: skip
             rates = f"{result['requests_per_s']:6} {result['tokens_per_s']:9}"
-            print(f"{load:11} {clients:7} {rates}  {first}  {gaps}  {result['errors']:5}", flush=True)
+            print(f"{load:11} {clients:7} {rates}  {first}  {each}  {gaps}  {result['errors']:5}", flush=True)
     return results
 
 
