@@ -17,7 +17,8 @@ class QuantizationConfig:
 
     Attributes:
         bits: of the decoder's linear layers, 4 or 8.
-        group_size: columns that share a scale: 32, 64 or 128. None takes 64, and 32 in layers that 64 does not divide.
+        group_size: columns that share a scale: 32, 64 or 128. None takes 64 (128 in the tower), and less
+            in layers that this does not divide.
         lm_head_bits: of the output layer, 4 or 8; 16 leaves it as it is.
         quantize_vision: also the tower's and the projector's linear layers, in 8 bits.
         activations: "int8" quantizes what goes into a layer on the fly (fast); "bf16" computes with unpacked weights.

@@ -12,6 +12,7 @@ Rows go in tiles of 16, N padded with rows of scale zero, and the bytes of a til
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -97,9 +98,9 @@ def packed_shapes(
     }
 
 
-def choose_group_size(in_features: int) -> int | None:
-    """The group size to take by default: 64, else 32, else None where neither divides the width."""
-    return next((size for size in (64, 32) if in_features % size == 0), None)
+def choose_group_size(in_features: int, sizes: Sequence[int] = (64, 32)) -> int | None:
+    """The first of the sizes that divides the width, None where none does."""
+    return next((size for size in sizes if in_features % size == 0), None)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:

@@ -22,6 +22,8 @@ from pixtral.quantization.base import BLOCK_BYTES, Quantizer, Slot, WeightSource
 
 TILE = 16  # rows that are packed together: blocks of a weight are cut between them
 VISION_BITS = 8
+GROUP_SIZES: tuple[int, ...] = (64, 32)  # the first that divides a width is taken
+VISION_GROUP_SIZES: tuple[int, ...] = (128, 64, 32)  # a picture is many rows: fewer scales are a twelfth of its time
 _PARTS = ("codes", "scales", "row_scales")
 
 
@@ -52,13 +54,13 @@ class PackedQuantizer(Quantizer):
             ConfigError: a width that no group divides, or nothing to quantize in this network.
         """
         swapped: dict[str, nn.Module] = {}
-        for name, bits in self._chosen(model).items():
+        for name, (bits, sizes) in self._chosen(model).items():
             old = model.get_submodule(name)
             assert isinstance(old, nn.Linear)
             with torch.device("meta"):
                 new = PackedLinear(
                     old.in_features, old.out_features, bits=bits,
-                    group_size=self._group_size(name, old.in_features), activations=self._config.activations,
+                    group_size=self._group_size(name, old.in_features, sizes), activations=self._config.activations,
                 )  # fmt: skip
             new.bias = old.bias
             replace_module(model, name, new)
@@ -124,26 +126,26 @@ class PackedQuantizer(Quantizer):
         """All of a stored model; of one that is quantized here the embeddings, of which a token needs one row."""
         return self.stored or name.endswith("embed_tokens.weight")
 
-    def _chosen(self, model: nn.Module) -> dict[str, int]:
-        """Name of a linear layer -> its bits."""
+    def _chosen(self, model: nn.Module) -> dict[str, tuple[int, tuple[int, ...]]]:
+        """Name of a linear layer -> its bits, and the group sizes to try."""
         config = self._config
-        chosen: dict[str, int] = {}
+        chosen: dict[str, tuple[int, tuple[int, ...]]] = {}
         for path, module in model.named_modules():
             if isinstance(module, MistralDecoderLayer):
-                bits = config.bits
+                choice = config.bits, GROUP_SIZES
             elif isinstance(module, (PixtralVisionModel, LlavaMultiModalProjector)) and config.quantize_vision:
-                bits = VISION_BITS
+                choice = VISION_BITS, VISION_GROUP_SIZES
             else:
                 continue
             prefix = path + "." if path else ""
-            chosen |= {prefix + name: bits for name, one in module.named_modules() if isinstance(one, nn.Linear)}
+            chosen |= {prefix + name: choice for name, one in module.named_modules() if isinstance(one, nn.Linear)}
         if config.lm_head_bits < 16 and isinstance(getattr(model, "lm_head", None), nn.Linear):
-            chosen["lm_head"] = config.lm_head_bits
+            chosen["lm_head"] = config.lm_head_bits, GROUP_SIZES
         return chosen
 
-    def _group_size(self, name: str, width: int) -> int:
+    def _group_size(self, name: str, width: int, sizes: tuple[int, ...]) -> int:
         wanted = self._config.group_size
-        size = choose_group_size(width) if wanted is None else wanted
+        size = choose_group_size(width, sizes) if wanted is None else wanted
         if size is None or width % size:
             raise ConfigError(
                 f"{name} has {width} columns, which groups of {size or '64 or 32'} do not divide; "
