@@ -9,11 +9,11 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 demo: $(VENV)/.installed            ## run the embedded model on a packaged picture
 	$(BIN)/pixtral demo
 
-native: $(VENV)/.installed-dev      ## build the kernels into the checkout
+native: $(VENV)/.installed-dev      ## build the kernels of this checkout, and use them from now on
 	$(BIN)/cmake -S . -B build/native -DCMAKE_BUILD_TYPE=Release > /dev/null
 	$(BIN)/cmake --build build/native -j 2
-	cp build/native/_kernels.abi3.so src/pixtral/ops/native/.new && \
-	  mv src/pixtral/ops/native/.new src/pixtral/ops/native/_kernels.abi3.so
+	place=$$($(BIN)/python -c "import importlib.util as u; print(u.find_spec('pixtral.ops.native._kernels').origin)") && \
+	  cp build/native/_kernels.abi3.so $$place.new && mv $$place.new $$place
 
 sanitize: $(VENV)/.installed-dev    ## the kernels' own checks under AddressSanitizer, UBSan and ThreadSanitizer
 	for kind in address,undefined thread; do \

@@ -107,7 +107,8 @@ def _kernels() -> Check:
     elif library.isa == ISAS[-1]:
         why = "the best there is"
     else:
-        why = "the best of this processor; AVX-512 with VNNI and BF16 would be faster"
+        faster = "with BF16" if library.isa == "avx512" else "with VNNI"
+        why = f"the best of this processor; AVX-512 {faster} would be faster"
     check = Check("kernels", f"{library.isa} ({why}), {library.path}", facts)
     if library.isa != library.best_isa:
         check.advice = "unset PIXTRAL_ISA for full speed"

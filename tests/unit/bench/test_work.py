@@ -11,6 +11,7 @@ from pixtral.bench.settings import Phase, Settings, limit_of
 from pixtral.bench.shapes import shape_config
 from pixtral.bench.work import Work, cache_bytes, decoder_work, image_work
 from pixtral.errors import ConfigError
+from pixtral.ops.native.library import ISAS
 from pixtral.quantization import Asked
 
 CEILINGS = Ceilings(read=10.0, int8=100.0, bf16=50.0, measured_with="paper")
@@ -86,7 +87,7 @@ def test_the_meter_measures_what_a_processor_can_do():
     assert 1e8 < found.bf16 < 1e14
     assert 1e8 < found.int8 < 1e14
     assert found.to_dict()["read_gb_s"] == pytest.approx(found.read / 1e9, abs=0.1)
-    assert found.measured_with in ("portable", "avx2", "avx512", "torch")
+    assert found.measured_with in (*ISAS, "torch")
 
 
 def test_the_meter_without_the_library_uses_torch(monkeypatch):

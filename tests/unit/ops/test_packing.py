@@ -187,7 +187,7 @@ def test_the_variable_chooses_the_instruction_set(monkeypatch: pytest.MonkeyPatc
         x = torch.randn(2, 64)
         assert torch.equal(linear(x, [weight])[0], linear_reference(x, weight))
         monkeypatch.setenv("PIXTRAL_ISA", "sse9")
-        with pytest.raises(ValueError, match="PIXTRAL_ISA is 'sse9'; expected one of portable, avx2, avx512"):
+        with pytest.raises(ValueError, match="PIXTRAL_ISA is 'sse9'; expected one of portable, avx2, avx512, avx512_bf16"):
             native_library.Kernels(library.path)
     finally:
         library.function("px_set_isa", [ctypes.c_int], ctypes.c_int)(ISAS.index(before))

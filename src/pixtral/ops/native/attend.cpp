@@ -17,6 +17,7 @@ constexpr int64_t kSmall = 1 << 20;  // multiplications that are not worth wakin
 
 const AttendKernels* kernels() {
 #ifdef PX_X86
+  if (isa() == Isa::Avx512Bf16) return &attend_avx512_bf16;
   if (isa() == Isa::Avx512) return &attend_avx512;
 #endif
   return nullptr;

@@ -38,6 +38,7 @@ struct Plain {
 
 struct StoredF32 : Plain {
   static constexpr int kPerUnit = 1, kBytes = 4;
+  using Load = LoadUnits;
   using ScoreDot = DotF32;
   using ValueDot = DotF32;
 
@@ -46,10 +47,10 @@ struct StoredF32 : Plain {
     q.factor = call.scale * kLog2E;
   }
 
-  // 64 channels of kPerUnit rows as units.
-  static void unpack(const char* const* rows, int64_t at, const __mmask16* masks, __m512i (&x)[4]) {
+  // Up to 64 channels from `channel` on, of kPerUnit rows, as units; a row has `left` channels from there.
+  static void unpack(const char* const* rows, int64_t channel, int left, __m512i (&x)[4]) {
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) x[i] = _mm512_maskz_loadu_epi32(masks[i], rows[0] + at + 64 * i);
+    for (int i = 0; i < 4; i++) x[i] = Load::load(rows[0] + (channel + 16 * i) * Load::kBytes, first_lanes(left - 16 * i));
   }
 
   static void put_weights(const Query& q, const Scales&, int j, __m512 p) { _mm512_storeu_ps(q.weights + j, p); }
@@ -57,8 +58,11 @@ struct StoredF32 : Plain {
   static void finish(const Query& q, int64_t, int dim, float* to) { std::memcpy(to, q.sums, dim * sizeof(float)); }
 };
 
+#ifdef __AVX512BF16__
+
 struct StoredBF16 : Plain {
   static constexpr int kPerUnit = 2, kBytes = 2;
+  using Load = LoadUnits;
   using ScoreDot = DotBF16;
   using ValueDot = DotBF16;
 
@@ -67,19 +71,19 @@ struct StoredBF16 : Plain {
     q.factor = call.scale * kLog2E;
   }
 
-  static void unpack(const char* const* rows, int64_t at, const __mmask16* masks, __m512i (&x)[4]) {
+  static void unpack(const char* const* rows, int64_t channel, int left, __m512i (&x)[4]) {
 #pragma GCC unroll 2
     for (int i = 0; i < 2; i++) {
-      const __m512i even = _mm512_maskz_loadu_epi32(masks[i], rows[0] + at + 64 * i);
-      const __m512i odd = _mm512_maskz_loadu_epi32(masks[i], rows[1] + at + 64 * i);
+      const __mmask16 mask = first_lanes(left / 2 - 16 * i);
+      const __m512i even = Load::load(rows[0] + 2 * channel + 64 * i, mask);
+      const __m512i odd = Load::load(rows[1] + 2 * channel + 64 * i, mask);
       x[2 * i] = _mm512_unpacklo_epi16(even, odd);
       x[2 * i + 1] = _mm512_unpackhi_epi16(even, odd);
     }
   }
 
   static void put_weights(const Query& q, const Scales&, int j, __m512 p) {
-    const __m256i packed = reinterpret_cast<__m256i>(_mm512_cvtneps_pbh(p));
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q.weights + j / 2), packed);
+    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q.weights + j / 2), narrow(p));
   }
 
   // Unpacking left channels 8 i + 0-3 of each 32 in one register and 8 i + 4-7 in the next.
@@ -94,10 +98,31 @@ struct StoredBF16 : Plain {
   }
 };
 
+#else
+
+// Without an instruction for products of bfloat16, everything is a float32 from the moment that it is read.
+struct StoredBF16 : StoredF32 {
+  static constexpr int kBytes = 2;
+  using Load = LoadWide;
+
+  static void read_query(const AttendCall& call, int64_t at, uint32_t* to, int, Query& q) {
+    read_row(call.type, call.q, at, call.dim, reinterpret_cast<float*>(to));
+    q.factor = call.scale * kLog2E;
+  }
+
+  static void unpack(const char* const* rows, int64_t channel, int left, __m512i (&x)[4]) {
+#pragma GCC unroll 4
+    for (int i = 0; i < 4; i++) x[i] = Load::load(rows[0] + (channel + 16 * i) * Load::kBytes, first_lanes(left - 16 * i));
+  }
+};
+
+#endif
+
 // Queries and weights as 16-bit numbers in two parts of a byte, keys and values as bytes: sums of products are exact.
 struct StoredI8 {
   static constexpr int kPerUnit = 4, kBytes = 1, kParts = 2;
   static constexpr bool kScaled = true;
+  using Load = LoadUnits;
   using ScoreDot = DotSignedA;
   using ValueDot = DotUnsignedA;
 
@@ -121,10 +146,10 @@ struct StoredI8 {
 
   static __m512i key(__m512i x) { return _mm512_xor_si512(x, _mm512_set1_epi8(-128)); }  // plus 128, unsigned
 
-  static void unpack(const char* const* rows, int64_t at, const __mmask16* masks, __m512i (&x)[4]) {
+  static void unpack(const char* const* rows, int64_t channel, int left, __m512i (&x)[4]) {
     __m512i y[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) y[i] = _mm512_maskz_loadu_epi32(masks[0], rows[i] + at);
+    for (int i = 0; i < 4; i++) y[i] = Load::load(rows[i] + channel, first_lanes(left / 4));
     const __m512i a = _mm512_unpacklo_epi8(y[0], y[1]), b = _mm512_unpackhi_epi8(y[0], y[1]);
     const __m512i c = _mm512_unpacklo_epi8(y[2], y[3]), d = _mm512_unpackhi_epi8(y[2], y[3]);
     x[0] = _mm512_unpacklo_epi16(a, c);

@@ -8,6 +8,8 @@
 #include <cstdint>
 #include <utility>
 
+#include "vectors_avx512.h"
+
 namespace px {
 namespace {
 
@@ -25,9 +27,16 @@ struct DotF32 {
   static void put(void* to, __m512 sum) { _mm512_storeu_ps(to, sum); }
 };
 
+// Two bfloat16 in a unit: in one instruction, or the lower ones' product first and then the upper ones'.
 struct DotBF16 : DotF32 {
   static __m512 add(__m512 sum, __m512i a, __m512i b) {
+#ifdef __AVX512BF16__
     return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+#else
+    const __m512i upper = _mm512_set1_epi32(static_cast<int>(0xffff0000));
+    sum = DotF32::add(sum, _mm512_slli_epi32(a, 16), _mm512_slli_epi32(b, 16));
+    return DotF32::add(sum, _mm512_and_si512(a, upper), _mm512_and_si512(b, upper));
+#endif
   }
 };
 
@@ -106,12 +115,27 @@ inline void multiply(int rows, Product p) {
   }
 }
 
+// 16 units as they lie in memory.
+struct LoadUnits {
+  static constexpr int kBytes = 4;
+  static __m512i load(const char* from, __mmask16 mask) { return _mm512_maskz_loadu_epi32(mask, from); }
+};
+
+// 16 bfloat16 as units of one float.
+struct LoadWide {
+  static constexpr int kBytes = 2;
+  static __m512i load(const char* from, __mmask16 mask) {
+    return _mm512_castps_si512(wide(_mm256_maskz_loadu_epi16(mask, from)));
+  }
+};
+
 // 16 units of 16 rows each, from rows to columns: x[unit] has that unit of every row. Whole cache lines are read at
 // once, because lines at the distance of cache rows fall into few sets of the first cache.
-inline void transpose(const char* const* rows, int64_t at, __mmask16 mask, __m512i (&x)[16]) {
+template <class Load>
+inline void transpose(const char* const* rows, int64_t unit, __mmask16 mask, __m512i (&x)[16]) {
   __m512i y[16];
 #pragma GCC unroll 16
-  for (int i = 0; i < 16; i++) x[i] = _mm512_maskz_loadu_epi32(mask, rows[i] + at);
+  for (int i = 0; i < 16; i++) x[i] = Load::load(rows[i] + unit * Load::kBytes, mask);
 #pragma GCC unroll 8
   for (int i = 0; i < 16; i += 2) {
     y[i] = _mm512_unpacklo_epi32(x[i], x[i + 1]);

@@ -19,8 +19,9 @@ Isa best_isa() {
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
   const bool avx512 = __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512vl") && __builtin_cpu_supports("avx512dq") &&
-                      __builtin_cpu_supports("avx512vnni") && __builtin_cpu_supports("avx512bf16");
-  return avx512 ? Isa::Avx512 : avx2 ? Isa::Avx2 : Isa::Portable;
+                      __builtin_cpu_supports("avx512vnni");
+  if (avx512) return __builtin_cpu_supports("avx512bf16") ? Isa::Avx512Bf16 : Isa::Avx512;
+  return avx2 ? Isa::Avx2 : Isa::Portable;
 #else
   return Isa::Portable;
 #endif

@@ -3,7 +3,8 @@
 
 namespace px {
 
-enum class Isa : int { Portable = 0, Avx2 = 1, Avx512 = 2 };
+// Avx512 has VNNI; Avx512Bf16 products of bfloat16 as well.
+enum class Isa : int { Portable = 0, Avx2 = 1, Avx512 = 2, Avx512Bf16 = 3 };
 
 // The best one that the CPU reports and this library was built for.
 Isa best_isa();

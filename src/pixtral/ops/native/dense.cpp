@@ -23,8 +23,15 @@ struct Call {
   int64_t weights;
 };
 
-constexpr int64_t kStrip = 32 * kDenseColumns;  // rows of weights of one task, for many rows
-constexpr int64_t kTaskWeights = 1 << 16;       // weights of one task, for few rows
+constexpr int64_t kTaskWeights = 1 << 16;  // weights of one task, for few rows
+
+const DenseKernels* kernels() {
+#ifdef PX_X86
+  if (isa() == Isa::Avx512Bf16) return &dense_avx512_bf16;
+  if (isa() == Isa::Avx512) return &dense_avx512;
+#endif
+  return nullptr;
+}
 
 struct Free {
   void operator()(void* memory) const { std::free(memory); }
@@ -48,19 +55,19 @@ void for_strips(const Call& call, const DenseWeight* weights, int threads, int64
   });
 }
 
-void run_few(const Call& call, const DenseWeight* weights) {
-  const DenseFew few{call.x, call.stride, call.rows, call.width / 2};
+void run_few(const DenseKernels& kernels, const Call& call, const DenseWeight* weights) {
+  const DenseFew few{call.x, call.stride, call.rows, call.width};
   const int64_t fitting = kTaskWeights / call.width / 16 * 16, strip = fitting < 16 ? 16 : fitting;
   const DenseWeight* up = call.gated ? weights + 1 : nullptr;
   for_strips(call, weights, static_cast<int>(call.threads), strip, 1,
              [&](const DenseWeight& weight, int64_t begin, int64_t end, int64_t) {
-               dense_few_avx512(few, weight, up, begin, end);
+               kernels.few(few, weight, up, begin, end);
              });
 }
 
-bool run_many(const Call& call, const DenseWeight* weights) {
+bool run_many(const DenseKernels& kernels, const Call& call, const DenseWeight* weights) {
   const int threads = static_cast<int>(call.threads);
-  const int64_t units = call.width / 2, panels = (call.rows + kDensePanel - 1) / kDensePanel;
+  const int64_t units = call.width / kernels.unit, panels = (call.rows + kDensePanel - 1) / kDensePanel;
   void* memory = nullptr;
   if (posix_memalign(&memory, 64, static_cast<size_t>(panels * kDensePanel * units) * 4) != 0) return false;
   const std::unique_ptr<void, Free> owner(memory);
@@ -71,13 +78,13 @@ bool run_many(const Call& call, const DenseWeight* weights) {
   };
   parallel(panels > 1 ? threads : 1, panels, [&](int64_t panel) {
     const uint16_t* from = call.x + panel * kDensePanel * call.stride;
-    dense_pack_avx512(from, call.stride, rows_of(panel), units, packed + panel * kDensePanel * units);
+    kernels.pack(from, call.stride, rows_of(panel), units, packed + panel * kDensePanel * units);
   });
   const DenseWeight* up = call.gated ? weights + 1 : nullptr;
-  for_strips(call, weights, threads, kStrip, panels,
+  for_strips(call, weights, threads, kDenseStrip, panels,
              [&](const DenseWeight& weight, int64_t begin, int64_t end, int64_t panel) {
                const DensePanel x{packed + panel * kDensePanel * units, rows_of(panel), panel * kDensePanel, units};
-               dense_strip_avx512(x, weight, up, begin, end);
+               kernels.strip(x, weight, up, begin, end);
              });
   return true;
 }
@@ -87,25 +94,15 @@ bool run_many(const Call& call, const DenseWeight* weights) {
 }  // namespace px
 
 // Whether px_dense can be called: there is code for this CPU.
-PX_API int px_can_dense() {
-#ifdef PX_X86
-  return px::isa() == px::Isa::Avx512;
-#else
-  return 0;
-#endif
-}
+PX_API int px_can_dense() { return px::kernels() != nullptr; }
 
 // 1 when done, 0 when there is no memory for the packed activations.
 PX_API int px_dense(const int64_t* numbers) {
-#ifdef PX_X86
+  const px::DenseKernels& kernels = *px::kernels();
   const auto& call = *reinterpret_cast<const px::Call*>(numbers);
   const auto* weights = reinterpret_cast<const px::DenseWeight*>(numbers + sizeof(px::Call) / 8);
   if (call.rows == 0 || call.width == 0) return 1;
-  if (call.rows > px::kDenseFew) return px::run_many(call, weights);
-  px::run_few(call, weights);
+  if (call.rows > px::kDenseFew) return px::run_many(kernels, call, weights);
+  px::run_few(kernels, call, weights);
   return 1;
-#else
-  (void)numbers;
-  return 0;
-#endif
 }

@@ -1,11 +1,11 @@
 // The linear layer on bfloat16 weights as they lie in memory: what the driver (dense.cpp) and the kernel tell one another.
 //
-// Activations are packed once per call: panels of 48 rows, in a panel 16 bits of two columns of every row side by side.
-// A register then holds two columns of 16 rows, and weights, which are read row by row as they are, meet it one pair of
-// columns at a time in all lanes. So weights need no copy in another order, and no sum is taken across a register.
-// Up to 8 rows it is the other way round: weights are turned in registers, and a pair of a row meets 16 of their rows.
-// Either way a result is the sum of its pairs in their order, and then of the bias: a row is the same alone and among
-// others.
+// Activations are packed once per call: panels of 48 rows, in a panel units of 32 bits of every row side by side. A unit
+// is two columns where the CPU multiplies pairs of bfloat16, else one column as float32. A register then holds a unit
+// of 16 rows, and weights, which are read row by row as they are, meet it one unit at a time in all lanes. So weights
+// need no copy in another order, and no sum is taken across a register. Up to 8 rows it is the other way round: weights
+// are turned in registers, and a unit of a row meets 16 of their rows. Either way a result is the sum of its columns in
+// their order, and then of the bias: a row is the same alone and among others.
 #pragma once
 
 #include <cstdint>
@@ -15,6 +15,7 @@ namespace px {
 constexpr int kDenseLanes = 16;                // rows of activations in a register
 constexpr int kDensePanel = 3 * kDenseLanes;   // rows of activations of a panel
 constexpr int kDenseColumns = 8;               // rows of weights of a tile
+constexpr int kDenseStrip = 32 * kDenseColumns;  // rows of weights that meet a panel in one task
 constexpr int kDenseFew = 8;                   // rows of activations up to which weights are turned
 
 struct DenseWeight {
@@ -24,29 +25,36 @@ struct DenseWeight {
   uint16_t* out;           // (M, N)
 };
 
-// Rows of x of one panel: (width / 2, 16 * registers) pairs, those past the last row being zero.
+// Rows of x of one panel: (units, 16 * registers), those past the last row being zero.
 struct DensePanel {
-  const uint32_t* pairs;
+  const uint32_t* columns;
   int64_t rows;   // up to kDensePanel
   int64_t first;  // row of x, and of the result
-  int64_t units;  // width / 2
+  int64_t units;  // of a row
 };
 
-// Pack `rows` rows of `units` pairs each, `stride` numbers apart.
-void dense_pack_avx512(const uint16_t* x, int64_t stride, int64_t rows, int64_t units, uint32_t* to);
-
-// Rows `begin` ... `end` - 1 of the weight against a panel; with `up`, silu(x weight^T) * (x up^T) instead.
-void dense_strip_avx512(const DensePanel& panel, const DenseWeight& weight, const DenseWeight* up, int64_t begin,
-                        int64_t end);
-
-// The same for up to kDenseFew rows of x, which lie `stride` numbers apart; `begin` is a multiple of 16.
+// Up to kDenseFew rows of x, `stride` numbers apart.
 struct DenseFew {
   const uint16_t* x;
   int64_t stride;
   int64_t rows;
-  int64_t units;
+  int64_t width;  // even
 };
 
-void dense_few_avx512(const DenseFew& few, const DenseWeight& weight, const DenseWeight* up, int64_t begin, int64_t end);
+struct DenseKernels {
+  int unit;  // columns of x in a panel's 32 bits
+
+  // Pack `rows` rows of `units` units each, `stride` numbers apart.
+  void (*pack)(const uint16_t* x, int64_t stride, int64_t rows, int64_t units, uint32_t* to);
+
+  // Rows `begin` ... `end` - 1 of the weight, at most kDenseStrip, against a panel; with `up`,
+  // silu(x weight^T) * (x up^T) instead.
+  void (*strip)(const DensePanel& panel, const DenseWeight& weight, const DenseWeight* up, int64_t begin, int64_t end);
+
+  // The same against few rows; `begin` is a multiple of 16.
+  void (*few)(const DenseFew& few, const DenseWeight& weight, const DenseWeight* up, int64_t begin, int64_t end);
+};
+
+extern const DenseKernels dense_avx512, dense_avx512_bf16;
 
 }  // namespace px

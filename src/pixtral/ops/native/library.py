@@ -12,7 +12,7 @@ from typing import Any
 
 from pixtral.errors import ConfigError
 
-ISAS = ("portable", "avx2", "avx512")
+ISAS = ("portable", "avx2", "avx512", "avx512_bf16")
 _VARIABLE = "PIXTRAL_ISA"
 
 
@@ -21,7 +21,7 @@ class Kernels:
 
     Attributes:
         path: the file.
-        isa: the instruction set in use: "portable", "avx2" or "avx512" (with VNNI and BF16).
+        isa: the instruction set in use: "portable", "avx2", "avx512" (with VNNI) or "avx512_bf16" (and BF16).
         best_isa: the best one of this CPU.
     """
 

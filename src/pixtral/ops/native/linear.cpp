@@ -25,7 +25,7 @@ struct Call {
 
 const LinearKernels& kernels() {
 #ifdef PX_X86
-  if (isa() == Isa::Avx512) return linear_avx512;
+  if (isa() >= Isa::Avx512) return linear_avx512;
   if (isa() == Isa::Avx2) return linear_avx2;
 #endif
   return linear_portable;

@@ -142,13 +142,12 @@ struct V {
     if (type == Number::Float32) return _mm512_maskz_loadu_ps(mask, static_cast<const float*>(from) + at);
     const __m256i half = _mm256_maskz_loadu_epi16(mask, static_cast<const uint16_t*>(from) + at);
     if (type == Number::Float16) return _mm512_cvtph_ps(half);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
+    return wide(half);
   }
 
   static void write(void* to, Number type, int64_t at, __mmask16 mask, __m512 value) {
     if (type == Number::Float32) return _mm512_mask_storeu_ps(static_cast<float*>(to) + at, mask, value);
-    const __m256i half =
-        type == Number::Float16 ? _mm512_cvtps_ph(value, 0) : (__m256i)_mm512_cvtneps_pbh(value);
+    const __m256i half = type == Number::Float16 ? _mm512_cvtps_ph(value, 0) : narrow(value);
     _mm256_mask_storeu_epi16(static_cast<uint16_t*>(to) + at, mask, half);
   }
 

@@ -35,7 +35,7 @@ PX_API double px_measure_read(int threads, const void* buffer, int64_t bytes) {
   const auto* from = static_cast<const uint8_t*>(buffer);
   auto read = px::read_portable;
 #ifdef PX_X86
-  if (px::isa() == px::Isa::Avx512) read = px::read_avx512;
+  if (px::isa() >= px::Isa::Avx512) read = px::read_avx512;
 #endif
   const double start = now();
   px::parallel(threads, (bytes + kChunk - 1) / kChunk, [&](int64_t chunk) {
@@ -48,16 +48,17 @@ PX_API double px_measure_read(int threads, const void* buffer, int64_t bytes) {
 // Operations per second on 8-bit integers, two for each multiply-add.
 PX_API double px_measure_int8(int threads, int64_t rounds) {
 #ifdef PX_X86
-  if (px::isa() == px::Isa::Avx512) return rate(threads, rounds, px::int8_avx512);
+  if (px::isa() >= px::Isa::Avx512) return rate(threads, rounds, px::int8_avx512);
   if (px::isa() == px::Isa::Avx2) return rate(threads, rounds, px::int8_avx2);
 #endif
   return rate(threads, rounds, px::int8_portable);
 }
 
-// The same on bfloat16; 0 where the instruction set in use has none for it.
+// The same on bfloat16, or on the float32 that it becomes; 0 where the kernels have no such products.
 PX_API double px_measure_bf16(int threads, int64_t rounds) {
 #ifdef PX_X86
-  if (px::isa() == px::Isa::Avx512) return rate(threads, rounds, px::bf16_avx512);
+  if (px::isa() == px::Isa::Avx512Bf16) return rate(threads, rounds, px::bf16_avx512);
+  if (px::isa() == px::Isa::Avx512) return rate(threads, rounds, px::f32_avx512);
 #endif
   (void)threads;
   (void)rounds;

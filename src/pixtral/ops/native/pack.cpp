@@ -35,7 +35,7 @@ struct Packing {
 
 const PackKernels& kernels() {
 #ifdef PX_X86
-  if (isa() == Isa::Avx512) return pack_avx512;
+  if (isa() >= Isa::Avx512) return pack_avx512;
   if (isa() == Isa::Avx2) return pack_avx2;
 #endif
   return pack_portable;

@@ -12,7 +12,7 @@ constexpr int64_t kBlock = 16;  // rows of one task; fewer rows than that are no
 
 const RowwiseKernels& kernels() {
 #ifdef PX_X86
-  if (isa() == Isa::Avx512) return rowwise_avx512;
+  if (isa() >= Isa::Avx512) return rowwise_avx512;
   if (isa() == Isa::Avx2) return rowwise_avx2;
 #endif
   return rowwise_portable;

@@ -3,19 +3,15 @@
 #include <immintrin.h>
 
 #include "rowwise.h"
+#include "vectors_avx512.h"
 
 namespace px {
 
 namespace {
 
-__m512 wide(const uint16_t* from, __mmask16 mask) {
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from)), 16));
-}
+__m512 wide(const uint16_t* from, __mmask16 mask) { return wide(_mm256_maskz_loadu_epi16(mask, from)); }
 
-__m512 rounded(__m512 x) {
-  const __m256i bits = (__m256i)_mm512_cvtneps_pbh(x);
-  return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bits), 16));
-}
+__m512 rounded(__m512 x) { return wide(narrow(x)); }
 
 __mmask16 lanes(int64_t left) { return static_cast<__mmask16>(left >= 16 ? 0xffff : (1u << left) - 1); }
 
@@ -32,7 +28,7 @@ void norm_row_avx512(const uint16_t* x, const uint16_t* weight, uint16_t* out, i
   for (int64_t i = 0; i < width; i += 16) {
     const __mmask16 mask = lanes(width - i);
     const __m512 y = _mm512_mul_ps(rounded(_mm512_mul_ps(wide(x + i, mask), scale)), wide(weight + i, mask));
-    _mm256_mask_storeu_epi16(out + i, mask, (__m256i)_mm512_cvtneps_pbh(y));
+    _mm256_mask_storeu_epi16(out + i, mask, narrow(y));
   }
 }
 

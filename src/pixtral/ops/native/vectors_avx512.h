@@ -1,7 +1,9 @@
-// Functions of a register of floats.
+// Functions of a register of floats. Where the CPU has no instruction for bfloat16, integers do the rounding.
 #pragma once
 
 #include <immintrin.h>
+
+#include <initializer_list>
 
 namespace px {
 namespace {
@@ -16,6 +18,21 @@ inline __m512 exp_of(__m512 x) {
     p = _mm512_fmadd_ps(p, r, _mm512_set1_ps(c));
   p = _mm512_fmadd_ps(p, _mm512_mul_ps(r, r), _mm512_add_ps(r, _mm512_set1_ps(1.0f)));
   return _mm512_scalef_ps(p, n);
+}
+
+inline __m512 wide(__m256i bfloats) { return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(bfloats), 16)); }
+
+// To the nearest bfloat16, ties to even; a NaN stays one.
+inline __m256i narrow(__m512 x) {
+#ifdef __AVX512BF16__
+  return (__m256i)_mm512_cvtneps_pbh(x);
+#else
+  const __m512i bits = _mm512_castps_si512(x), upper = _mm512_srli_epi32(bits, 16);
+  const __m512i half = _mm512_add_epi32(_mm512_set1_epi32(0x7fff), _mm512_and_si512(upper, _mm512_set1_epi32(1)));
+  const __m512i rounded = _mm512_srli_epi32(_mm512_add_epi32(bits, half), 16);
+  const __mmask16 nan = _mm512_cmp_ps_mask(x, x, _CMP_UNORD_Q);
+  return _mm512_cvtepi32_epi16(_mm512_mask_or_epi32(rounded, nan, upper, _mm512_set1_epi32(0x40)));
+#endif
 }
 
 inline __m512 silu(__m512 x) {

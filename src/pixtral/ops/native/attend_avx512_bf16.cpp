@@ -1,0 +1,10 @@
+// Attention with AVX-512, VNNI and BF16.
+#ifdef PX_X86
+#include "attend_engine_avx512.h"
+
+namespace px {
+
+const AttendKernels attend_avx512_bf16 = {store_rows, attend, merge_task};
+
+}  // namespace px
+#endif

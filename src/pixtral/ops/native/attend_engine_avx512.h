@@ -1,0 +1,349 @@
+// Attention with AVX-512 and VNNI, and with BF16 in a file that is compiled for it. Keys are transposed so that 16 of
+// them lie across a register: scores and weighted values are then products of small tiles, and no sum is taken across a
+// register.
+#pragma once
+
+#include "attend_stored_avx512.h"
+
+namespace px {
+namespace {
+
+// 2^x for x <= 0, the vector's twin of exp2_of in attend_rows.h.
+inline __m512 exp2_of(__m512 x) {
+  const __m512 f = _mm512_reduce_ps(x, 0x09);  // x - floor(x)
+  __m512 p = _mm512_set1_ps(1.867130703e-03f);
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.017028957e-03f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.579991411e-02f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.401644499e-01f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.931513118e-01f));
+  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
+  return _mm512_scalef_ps(p, x);
+}
+
+alignas(64) const char nothing[kMaxDim * 4] = {};  // the row of a key that is not there
+
+// One task: its queries, head by head, against one chunk of keys after another. Keys lie in memory for all heads of a
+// slot together and are read in that order, a panel at a time, the next panel being fetched meanwhile.
+// Fetches the rows of the next panel into the second cache, line by line as they lie in memory.
+class Fetcher {
+ public:
+  Fetcher(const char* const* rows, int count, int bytes) : rows_(rows), count_(count), bytes_(bytes) {}
+  void lines(int n) {
+    for (int i = 0; i < n && row_ < count_; i++) {
+      _mm_prefetch(rows_[row_] + at_, _MM_HINT_T1);
+      at_ += 64;
+      if (at_ >= bytes_) at_ = 0, row_++;
+    }
+  }
+ private:
+  const char* const* rows_;
+  int count_, bytes_, row_ = 0, at_ = 0;
+};
+
+template <class Stored>
+class Engine {
+ public:
+  Engine(const AttendCall& call, const Sequence& s, const AttendTask& t, Arena& arena)
+      : call_(call), s_(s), t_(t), of_head_(static_cast<int>(t.rows * (call.heads / call.key_heads))),
+        queries_(of_head_ * t.key_heads), units_((call.dim / kPerUnit + 15) / 16 * 16),
+        channels_((call.dim + kColumns - 1) / kColumns * kColumns), few_(of_head_ <= kFewRows),
+        value_panel_(t.key_heads > 1 ? 2 * kPanel : kChunk) {
+    query_ = arena.take<Query>(queries_);
+    visible_ = arena.take<int>(of_head_);
+    q_ = arena.take<uint32_t>(static_cast<int64_t>(queries_) * kParts * units_);
+    keys_ = arena.take<uint32_t>(kPanel * units_);
+    values_ = arena.take<uint32_t>(value_panel_ / kPerUnit * channels_);
+    scores_ = arena.take<uint32_t>(static_cast<int64_t>(queries_) * kParts * kChunk);
+    weights_ = arena.take<uint32_t>(static_cast<int64_t>(queries_) * kParts * kChunk / kPerUnit);
+    sums_ = arena.take<uint32_t>(static_cast<int64_t>(queries_) * kParts * channels_);
+    scales_ = arena.take<Scales>(Stored::kScaled ? t.key_heads : 1);
+  }
+
+  void read_queries() {
+    const int group = call_.heads / call_.key_heads;
+    for (int i = 0; i < queries_; i++) {
+      Query& q = query_[i];
+      q.scores = scores_ + static_cast<int64_t>(i) * kParts * kChunk;
+      q.weights = weights_ + static_cast<int64_t>(i) * kParts * kChunk / kPerUnit;
+      q.sums = sums_ + static_cast<int64_t>(i) * kParts * channels_;
+      const int64_t row = s_.first_row + t_.first_row + i % of_head_ / group;
+      std::memset(q_ + static_cast<int64_t>(i) * kParts * units_, 0, kParts * units_ * 4);
+      const int64_t head = (t_.first_head + i / of_head_) * group + i % group;
+      Stored::read_query(call_, row * call_.q_stride + head * call_.dim, q_ + static_cast<int64_t>(i) * kParts * units_, units_, q);
+    }
+  }
+
+  void chunk(int64_t begin, const Running& out) {
+    const int group = call_.heads / call_.key_heads;
+    for (int row = 0, i = 0; row < t_.rows; row++)
+      for (int g = 0; g < group; g++) visible_[i++] = visible_keys(call_, s_, t_, row, begin);
+    const int most = visible_[of_head_ - 1];
+    if (Stored::kScaled) read_scales(begin, most);
+    for (int j = 0; j < most; j += kPanel) score_panel(begin, j, most);
+    for (int head = 0; head < t_.key_heads; head++)
+      for (int i = 0; i < of_head_; i++) weigh(head, i, out);
+    for (int j = 0; j < most; j += value_panel_) value_panel(begin, j, most);
+    for (int i = 0; i < queries_; i++) {
+      float* to = out.values + static_cast<int64_t>(i) * call_.dim;
+      if (visible_[i % of_head_] > 0) Stored::finish(query_[i], channels_, call_.dim, to);
+      else std::memset(to, 0, call_.dim * sizeof(float));
+    }
+  }
+
+ private:
+  static constexpr int kParts = Stored::kParts, kPerUnit = Stored::kPerUnit, kBytes = Stored::kBytes;
+  static constexpr int kBlock = 12 / kParts;  // queries of a tile of scores
+
+  int last_of_block(int i) const {
+    const int end = i / kBlock * kBlock + kBlock;
+    return (end < of_head_ ? end : of_head_) - 1;
+  }
+
+  // Rows of `count` keys from `begin` on, of the task's first head; those past the last are empty.
+  void find_rows(const void* base, int64_t stride, int64_t begin, int count, int panel, const char** rows) const {
+    for (int i = 0; i < panel; i++)
+      rows[i] = i < count ? static_cast<const char*>(base) +
+                                (s_.slot(begin + i) * stride + static_cast<int64_t>(t_.first_head) * call_.dim) * kBytes
+                          : nullptr;
+  }
+
+  void of_head(const char* const* rows, int head, int panel, const char** to) const {
+    const int64_t offset = static_cast<int64_t>(head) * call_.dim * kBytes;
+    for (int i = 0; i < panel; i++) to[i] = rows[i] ? rows[i] + offset : nothing;
+  }
+
+  void score_panel(int64_t begin, int j, int most) {
+    const char *all[kPanel], *rows[kPanel], *all_next[kPanel];
+    find_rows(call_.keys, call_.key_stride, begin + j, most - j, kPanel, all);
+    if (j + kPanel < most) find_rows(call_.keys, call_.key_stride, begin + j + kPanel, most - j - kPanel, kPanel, all_next);
+    else find_rows(call_.values, call_.value_stride, begin, most, kPanel, all_next);
+    int have = 0; while (have < kPanel && all_next[have]) have++;
+    Fetcher fetcher(all_next, have, t_.key_heads * call_.dim * kBytes);
+    for (int head = 0; head < t_.key_heads; head++) {
+      of_head(all, head, kPanel, rows);
+      const int first = head * of_head_;
+      uint32_t* scores = scores_ + static_cast<int64_t>(first) * kParts * kChunk + j;
+      const uint32_t* q = q_ + static_cast<int64_t>(first) * kParts * units_;
+      if (few_) {
+        few_scores(rows, fetcher, q, scores);
+        continue;
+      }
+      pack_keys(rows, fetcher);
+      for (int i = 0; i < of_head_; i += kBlock) {
+        if (visible_[last_of_block(i)] <= j) continue;
+        const int block = (of_head_ - i < kBlock ? of_head_ - i : kBlock) * kParts;
+        multiply<typename Stored::ScoreDot, 2, false>(
+            block, {q + static_cast<int64_t>(i) * kParts * units_, units_, keys_, kPanel,
+                    scores + static_cast<int64_t>(i) * kParts * kChunk, kChunk, units_});
+      }
+    }
+  }
+
+  // The lanes of 16 units from `unit` on that a key has.
+  __mmask16 lanes_of_key(int unit) const { return first_lanes(call_.dim / kPerUnit - unit); }
+
+  static void fetch(const char* const* rows, int count, int64_t at) {
+    for (int i = 0; i < count; i++) _mm_prefetch(rows[i] + at, _MM_HINT_T1);
+  }
+
+  void pack_keys(const char* const* rows, Fetcher& fetcher) {
+    for (int u = 0; u < units_; u += 16)
+      for (int half = 0; half < kPanel; half += 16) {
+        __m512i x[16];
+        transpose<typename Stored::Load>(rows + half, u, lanes_of_key(u), x);
+        for (int i = 0; i < 16; i++) _mm512_store_si512(keys_ + (u + i) * kPanel + half, Stored::key(x[i]));
+        fetcher.lines(16);
+      }
+  }
+
+  // Scores of few queries, without a transposed copy of the keys in memory.
+  void few_scores(const char* const* rows, Fetcher& fetcher, const uint32_t* q, uint32_t* scores) const {
+    switch (of_head_) {
+      case 1: return few_scores<1>(rows, fetcher, q, scores);
+      case 2: return few_scores<2>(rows, fetcher, q, scores);
+      case 3: return few_scores<3>(rows, fetcher, q, scores);
+      case 4: return few_scores<4>(rows, fetcher, q, scores);
+    }
+  }
+
+  template <int Queries>
+  void few_scores(const char* const* rows, Fetcher& fetcher, const uint32_t* q, uint32_t* scores) const {
+    using Dot = typename Stored::ScoreDot;
+    constexpr int Rows = Queries * kParts;
+    const int64_t units = units_;
+    for (int half = 0; half < kPanel; half += 16) {
+      typename Dot::Sum sums[Rows];
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; r++) sums[r] = Dot::zero();
+      for (int u = 0; u < units; u += 16) {
+        __m512i x[16];
+        transpose<typename Stored::Load>(rows + half, u, lanes_of_key(u), x);
+        fetcher.lines(16);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; i++) {
+          const __m512i key = Stored::key(x[i]);
+#pragma GCC unroll 8
+          for (int r = 0; r < Rows; r++) sums[r] = Dot::add(sums[r], every_lane(q + r * units + u + i), key);
+        }
+      }
+#pragma GCC unroll 8
+      for (int r = 0; r < Rows; r++) Dot::put(scores + r * kChunk + half, sums[r]);
+    }
+  }
+
+  void value_panel(int64_t begin, int j, int most) {
+    const char *all[kChunk], *rows[kChunk], *all_next[kChunk];
+    find_rows(call_.values, call_.value_stride, begin + j, most - j, value_panel_, all);
+    const int64_t after = begin + kChunk;
+    const bool more = after < s_.keys && after < (t_.first_chunk + t_.chunks) * kChunk;
+    if (j + value_panel_ < most) find_rows(call_.values, call_.value_stride, begin + j + value_panel_, most - j - value_panel_, value_panel_, all_next);
+    else find_rows(call_.keys, call_.key_stride, after, more ? static_cast<int>(s_.keys - after < kPanel ? s_.keys - after : kPanel) : 0, value_panel_, all_next);
+    int have = 0; while (have < value_panel_ && all_next[have]) have++;
+    Fetcher fetcher(all_next, have, t_.key_heads * call_.dim * kBytes);
+    for (int head = 0; head < t_.key_heads; head++) {
+      of_head(all, head, value_panel_, rows);
+      const int first = head * of_head_;
+      const uint32_t* weights = weights_ + (static_cast<int64_t>(first) * kParts * kChunk + j) / kPerUnit;
+      uint32_t* sums = sums_ + static_cast<int64_t>(first) * kParts * channels_;
+      if (few_) {
+        const int seen = most - j < value_panel_ ? most - j : value_panel_;
+        few_values(rows, fetcher, weights, sums, (seen + kPerUnit - 1) / kPerUnit, j > 0);
+        continue;
+      }
+      pack_values(rows, fetcher);
+      for (int i = 0; i < of_head_; i += kBlock) {
+        const int seen = visible_[last_of_block(i)] - j;
+        if (seen <= 0) continue;
+        const int block = (of_head_ - i < kBlock ? of_head_ - i : kBlock) * kParts;
+        const int depth = ((seen < value_panel_ ? seen : value_panel_) + kPerUnit - 1) / kPerUnit;
+        for (int d = 0; d < channels_; d += kColumns) {
+          const Product p{weights + static_cast<int64_t>(i) * kParts * kChunk / kPerUnit, kChunk / kPerUnit,
+                          values_ + d, channels_, sums + static_cast<int64_t>(i) * kParts * channels_ + d, channels_, depth};
+          if (j > 0) multiply<typename Stored::ValueDot, 4, true>(block, p);
+          else multiply<typename Stored::ValueDot, 4, false>(block, p);
+        }
+      }
+    }
+  }
+
+  void pack_values(const char* const* rows, Fetcher& fetcher) {
+    for (int i = 0; i < value_panel_; i += kPerUnit) {
+      for (int d = 0; d < channels_; d += kColumns) {
+        __m512i x[4];
+        Stored::unpack(rows + i, d, call_.dim - d, x);
+        for (int k = 0; k < 4; k++) _mm512_store_si512(values_ + i / kPerUnit * channels_ + d + 16 * k, x[k]);
+      }
+      fetcher.lines(kPerUnit * call_.dim * kBytes / 64);
+    }
+  }
+
+  void few_values(const char* const* rows, Fetcher& fetcher, const uint32_t* weights, uint32_t* sums, int depth, bool more) {
+    for (int r = 0; r < of_head_ * kParts; r += 4) {
+      const int count = of_head_ * kParts - r;
+      const uint32_t* a = weights + static_cast<int64_t>(r) * kChunk / kPerUnit;
+      uint32_t* c = sums + static_cast<int64_t>(r) * channels_;
+      switch (count < 4 ? count : 4) {
+        case 1: few_values<1>(rows, fetcher, a, c, depth, more); break;
+        case 2: few_values<2>(rows, fetcher, a, c, depth, more); break;
+        case 3: few_values<3>(rows, fetcher, a, c, depth, more); break;
+        case 4: few_values<4>(rows, fetcher, a, c, depth, more); break;
+      }
+    }
+  }
+
+  template <int Rows>
+  void few_values(const char* const* rows, Fetcher& fetcher, const uint32_t* weights, uint32_t* to, int depth, bool more) const {
+    using Dot = typename Stored::ValueDot;
+    constexpr int stride = kChunk / kPerUnit;
+    for (int d = 0; d < channels_; d += kColumns) {
+      typename Dot::Sum sums[Rows][4];
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; r++)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) sums[r][j] = Dot::zero();
+      if (more)
+#pragma GCC unroll 4
+        for (int r = 0; r < Rows; r++)
+#pragma GCC unroll 4
+          for (int j = 0; j < 4; j++) sums[r][j] = Dot::get(to + r * channels_ + d + 16 * j);
+      for (int k = 0; k < depth; k++) {
+        __m512i x[4];
+        Stored::unpack(rows + k * kPerUnit, d, call_.dim - d, x);
+        fetcher.lines(4);
+#pragma GCC unroll 4
+        for (int r = 0; r < Rows; r++) {
+          const __m512i a = every_lane(weights + r * stride + k);
+#pragma GCC unroll 4
+          for (int j = 0; j < 4; j++) sums[r][j] = Dot::add(sums[r][j], a, x[j]);
+        }
+      }
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; r++)
+#pragma GCC unroll 4
+        for (int j = 0; j < 4; j++) Dot::put(to + r * channels_ + d + 16 * j, sums[r][j]);
+    }
+  }
+
+  void read_scales(int64_t begin, int count) {
+    for (int head = 0; head < t_.key_heads; head++) {
+      Scales& scales = scales_[head];
+      float largest = 0.0f;
+      for (int j = 0; j < kChunk; j++) {
+        const int64_t at = j < count ? s_.slot(begin + j) * call_.key_heads + t_.first_head + head : 0;
+        scales.keys[j] = j < count ? call_.key_scales[at] : 0.0f;
+        scales.values[j] = j < count ? call_.value_scales[at] : 0.0f;
+        largest = scales.values[j] > largest ? scales.values[j] : largest;
+        scales.largest[j] = largest;
+      }
+    }
+  }
+
+  void weigh(int head, int i, const Running& out) {
+    Query& q = query_[head * of_head_ + i];
+    const Scales& scales = scales_[head];
+    const int visible = visible_[i], padded = (visible_[last_of_block(i)] + 15) / 16 * 16;
+    const __m512 nothing_seen = _mm512_set1_ps(-INFINITY);
+    float* scores = reinterpret_cast<float*>(q.scores);
+    __m512 largest = nothing_seen;
+    for (int j = 0; j < visible; j += 16) {
+      const __m512 x = _mm512_mask_mov_ps(nothing_seen, first_lanes(visible - j), Stored::score(q, scales, j));
+      if (Stored::kScaled || j + 16 > visible) _mm512_storeu_ps(scores + j, x);
+      largest = _mm512_max_ps(largest, x);
+    }
+    const float most = _mm512_reduce_max_ps(largest);
+    const __m512 top = _mm512_set1_ps(most), factor = _mm512_set1_ps(q.factor);
+    Stored::set_unit(q, scales, visible);
+    __m512 sum = _mm512_setzero_ps();
+    int j = 0;
+    for (; j < visible; j += 16) {
+      const __m512 p = exp2_of(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + j), top), factor));
+      sum = _mm512_add_ps(sum, p);
+      Stored::put_weights(q, scales, j, p);
+    }
+    for (; j < padded; j += 16) Stored::put_weights(q, scales, j, _mm512_setzero_ps());
+    out.largest[head * of_head_ + i] = most * q.factor;
+    out.sum[head * of_head_ + i] = _mm512_reduce_add_ps(sum);
+  }
+
+  const AttendCall& call_;
+  const Sequence& s_;
+  const AttendTask& t_;
+  const int of_head_, queries_, units_, channels_;
+  const bool few_;
+  const int value_panel_;
+  Query* query_;
+  int* visible_;
+  uint32_t *q_, *keys_, *values_, *scores_, *weights_, *sums_;
+  Scales* scales_;
+};
+
+void attend(const AttendCall& call, const Sequence& s, const AttendTask& t) {
+  switch (call.stored) {
+    case Type::F32: return attend_task<Engine<StoredF32>>(call, s, t);
+    case Type::BF16: return attend_task<Engine<StoredBF16>>(call, s, t);
+    case Type::I8: return attend_task<Engine<StoredI8>>(call, s, t);
+  }
+}
+
+}  // namespace
+}  // namespace px
