@@ -13,13 +13,15 @@ struct Singles {
   static constexpr int64_t kBlock = 512;  // of weights 16 KB, of activations 96 KB
 
   template <int R>
-  static void multiply(const uint32_t* columns, int64_t units, const Rows& rows, __m512 (&sums)[R][kWide]) {
-    alignas(64) float weights[kWide][kBlock];
+  static void multiply(const uint32_t* columns, int64_t units, const Rows& rows, __m512 (&aside)[R][kWide],
+                       bool more) {
+    alignas(64) float weights[kWide][kBlock + 16];  // rows of a power of two would meet in few sets of the cache
     for (int c = 0; c < kWide; c++)
       for (int64_t u = 0; u < units; u += 16) {
         const __mmask16 mask = first_lanes(static_cast<int>(units - u < 16 ? units - u : 16));
         _mm512_store_ps(weights[c] + u, wide(_mm256_maskz_loadu_epi16(mask, rows.at[c] + u)));
       }
+    TileSums<R> sums(aside, more);
     const float* x = reinterpret_cast<const float*>(columns);
     for (int64_t u = 0; u < units; u++, x += kDenseLanes * R) {
       __m512 column[R];
@@ -29,9 +31,10 @@ struct Singles {
       for (int c = 0; c < kWide; c++) {
         const __m512 weight = _mm512_set1_ps(weights[c][u]);
 #pragma GCC unroll 3
-        for (int r = 0; r < R; r++) sums[r][c] = _mm512_fmadd_ps(column[r], weight, sums[r][c]);
+        for (int r = 0; r < R; r++) sums.of[r][c] = _mm512_fmadd_ps(column[r], weight, sums.of[r][c]);
       }
     }
+    sums.put_aside(aside);
   }
 };
 

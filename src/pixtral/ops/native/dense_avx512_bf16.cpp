@@ -12,7 +12,8 @@ struct Pairs {
   static constexpr int64_t kBlock = 1 << 20;  // a panel stays in the second cache whole
 
   template <int R>
-  static void multiply(const uint32_t* pairs, int64_t units, const Rows& rows, __m512 (&sums)[R][kWide]) {
+  static void multiply(const uint32_t* pairs, int64_t units, const Rows& rows, __m512 (&aside)[R][kWide], bool more) {
+    TileSums<R> sums(aside, more);
     const uint32_t* w[kWide];
 #pragma GCC unroll 8
     for (int c = 0; c < kWide; c++) w[c] = reinterpret_cast<const uint32_t*>(rows.at[c]);
@@ -24,9 +25,10 @@ struct Pairs {
       for (int c = 0; c < kWide; c++) {
         const __m512i both = every_lane(w[c] + u);
 #pragma GCC unroll 3
-        for (int r = 0; r < R; r++) sums[r][c] = DotBF16::add(sums[r][c], x[r], both);
+        for (int r = 0; r < R; r++) sums.of[r][c] = DotBF16::add(sums.of[r][c], x[r], both);
       }
     }
+    sums.put_aside(aside);
   }
 };
 

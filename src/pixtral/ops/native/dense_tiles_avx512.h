@@ -79,23 +79,32 @@ struct StripSums {
   alignas(64) __m512 of[kDenseStrip / kWide][R][kWide];
 };
 
+// What lies in memory between two blocks, in registers within one.
+template <int R>
+struct TileSums {
+  __m512 of[R][kWide];
+  TileSums(const __m512 (&aside)[R][kWide], bool more) {
+#pragma GCC unroll 3
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+      for (int c = 0; c < kWide; c++) of[r][c] = more ? aside[r][c] : _mm512_setzero_ps();
+  }
+  void put_aside(__m512 (&aside)[R][kWide]) const {
+#pragma GCC unroll 3
+    for (int r = 0; r < R; r++)
+#pragma GCC unroll 8
+      for (int c = 0; c < kWide; c++) aside[r][c] = of[r][c];
+  }
+};
+
 template <class D, int R>
 void sum_up(const DensePanel& panel, const DenseWeight& weight, int64_t begin, int64_t end, StripSums<R>& strip) {
   for (int64_t unit = 0; unit < panel.units; unit += D::kBlock) {
     const int64_t units = panel.units - unit < D::kBlock ? panel.units - unit : D::kBlock;
     const uint32_t* columns = panel.columns + unit * kDenseLanes * R;
     for (int64_t n = begin; n < end; n += kWide) {
-      auto& aside = strip.of[(n - begin) / kWide];
-      __m512 sums[R][kWide];
-#pragma GCC unroll 3
-      for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-        for (int c = 0; c < kWide; c++) sums[r][c] = unit ? aside[r][c] : _mm512_setzero_ps();
-      D::template multiply<R>(columns, units, Rows(weight, n, panel.units * D::kUnit, unit * D::kUnit), sums);
-#pragma GCC unroll 3
-      for (int r = 0; r < R; r++)
-#pragma GCC unroll 8
-        for (int c = 0; c < kWide; c++) aside[r][c] = sums[r][c];
+      const Rows rows(weight, n, panel.units * D::kUnit, unit * D::kUnit);
+      D::template multiply<R>(columns, units, rows, strip.of[(n - begin) / kWide], unit > 0);
     }
   }
   if (weight.bias == nullptr) return;
