@@ -3,7 +3,7 @@
 // register.
 #pragma once
 
-#include "attend_stored_avx512.h"
+#include "attend_few_avx512.h"
 
 namespace px {
 namespace {
@@ -24,28 +24,12 @@ alignas(64) const char nothing[kMaxDim * 4] = {};  // the row of a key that is n
 
 // One task: its queries, head by head, against one chunk of keys after another. Keys lie in memory for all heads of a
 // slot together and are read in that order, a panel at a time, the next panel being fetched meanwhile.
-// Fetches the rows of the next panel into the second cache, line by line as they lie in memory.
-class Fetcher {
- public:
-  Fetcher(const char* const* rows, int count, int bytes) : rows_(rows), count_(count), bytes_(bytes) {}
-  void lines(int n) {
-    for (int i = 0; i < n && row_ < count_; i++) {
-      _mm_prefetch(rows_[row_] + at_, _MM_HINT_T1);
-      at_ += 64;
-      if (at_ >= bytes_) at_ = 0, row_++;
-    }
-  }
- private:
-  const char* const* rows_;
-  int count_, bytes_, row_ = 0, at_ = 0;
-};
-
 template <class Stored>
 class Engine {
  public:
   Engine(const AttendCall& call, const Sequence& s, const AttendTask& t, Arena& arena)
       : call_(call), s_(s), t_(t), of_head_(static_cast<int>(t.rows * (call.heads / call.key_heads))),
-        queries_(of_head_ * t.key_heads), units_((call.dim / kPerUnit + 15) / 16 * 16),
+        queries_(of_head_ * t.key_heads), units_((call.dim * kBytes / 4 + 15) / 16 * 16 * kUnitsOfWord),
         channels_((call.dim + kColumns - 1) / kColumns * kColumns), few_(of_head_ <= kFewRows),
         value_panel_(t.key_heads > 1 ? 2 * kPanel : kChunk) {
     query_ = arena.take<Query>(queries_);
@@ -92,6 +76,7 @@ class Engine {
 
  private:
   static constexpr int kParts = Stored::kParts, kPerUnit = Stored::kPerUnit, kBytes = Stored::kBytes;
+  static constexpr int kUnitsOfWord = Stored::kUnitsOfWord;
   static constexpr int kBlock = 12 / kParts;  // queries of a tile of scores
 
   int last_of_block(int i) const {
@@ -139,55 +124,28 @@ class Engine {
     }
   }
 
-  // The lanes of 16 units from `unit` on that a key has.
-  __mmask16 lanes_of_key(int unit) const { return first_lanes(call_.dim / kPerUnit - unit); }
-
-  static void fetch(const char* const* rows, int count, int64_t at) {
-    for (int i = 0; i < count; i++) _mm_prefetch(rows[i] + at, _MM_HINT_T1);
-  }
-
   void pack_keys(const char* const* rows, Fetcher& fetcher) {
-    for (int u = 0; u < units_; u += 16)
+    const int words = call_.dim * kBytes / 4;
+    for (int word = 0; word < words; word += 16)
       for (int half = 0; half < kPanel; half += 16) {
         __m512i x[16];
-        transpose<typename Stored::Load>(rows + half, u, lanes_of_key(u), x);
-        for (int i = 0; i < 16; i++) _mm512_store_si512(keys_ + (u + i) * kPanel + half, Stored::key(x[i]));
-        fetcher.lines(16);
+        transpose<LoadUnits>(rows + half, word, first_lanes(words - word), x);
+        for (int i = 0; i < 16; i++)
+          for (int part = 0; part < kUnitsOfWord; part++)
+            _mm512_store_si512(keys_ + ((word + i) * kUnitsOfWord + part) * kPanel + half, Stored::key(x[i], part));
+        fetcher.fetch<16>();
       }
   }
 
-  // Scores of few queries, without a transposed copy of the keys in memory.
+  FewSizes sizes() const { return {call_.dim, units_, channels_}; }
+
   void few_scores(const char* const* rows, Fetcher& fetcher, const uint32_t* q, uint32_t* scores) const {
+    static_assert(kFewRows == 4, "one case for each number of queries");
     switch (of_head_) {
-      case 1: return few_scores<1>(rows, fetcher, q, scores);
-      case 2: return few_scores<2>(rows, fetcher, q, scores);
-      case 3: return few_scores<3>(rows, fetcher, q, scores);
-      case 4: return few_scores<4>(rows, fetcher, q, scores);
-    }
-  }
-
-  template <int Queries>
-  void few_scores(const char* const* rows, Fetcher& fetcher, const uint32_t* q, uint32_t* scores) const {
-    using Dot = typename Stored::ScoreDot;
-    constexpr int Rows = Queries * kParts;
-    const int64_t units = units_;
-    for (int half = 0; half < kPanel; half += 16) {
-      typename Dot::Sum sums[Rows];
-#pragma GCC unroll 8
-      for (int r = 0; r < Rows; r++) sums[r] = Dot::zero();
-      for (int u = 0; u < units; u += 16) {
-        __m512i x[16];
-        transpose<typename Stored::Load>(rows + half, u, lanes_of_key(u), x);
-        fetcher.lines(16);
-#pragma GCC unroll 16
-        for (int i = 0; i < 16; i++) {
-          const __m512i key = Stored::key(x[i]);
-#pragma GCC unroll 8
-          for (int r = 0; r < Rows; r++) sums[r] = Dot::add(sums[r], every_lane(q + r * units + u + i), key);
-        }
-      }
-#pragma GCC unroll 8
-      for (int r = 0; r < Rows; r++) Dot::put(scores + r * kChunk + half, sums[r]);
+      case 1: return px::few_scores<Stored, 1>(rows, fetcher, q, sizes(), scores);
+      case 2: return px::few_scores<Stored, 2>(rows, fetcher, q, sizes(), scores);
+      case 3: return px::few_scores<Stored, 3>(rows, fetcher, q, sizes(), scores);
+      case 4: return px::few_scores<Stored, 4>(rows, fetcher, q, sizes(), scores);
     }
   }
 
@@ -233,54 +191,27 @@ class Engine {
         Stored::unpack(rows + i, d, call_.dim - d, x);
         for (int k = 0; k < 4; k++) _mm512_store_si512(values_ + i / kPerUnit * channels_ + d + 16 * k, x[k]);
       }
-      fetcher.lines(kPerUnit * call_.dim * kBytes / 64);
+      for (int d = 0; d < call_.dim; d += kColumns) fetcher.fetch<kPerUnit * kBytes>();
     }
   }
 
   void few_values(const char* const* rows, Fetcher& fetcher, const uint32_t* weights, uint32_t* sums, int depth, bool more) {
+    if (call_.dim % kColumns) few_values<false>(rows, fetcher, weights, sums, depth, more);
+    else few_values<true>(rows, fetcher, weights, sums, depth, more);
+  }
+
+  template <bool Whole>
+  void few_values(const char* const* rows, Fetcher& fetcher, const uint32_t* weights, uint32_t* sums, int depth, bool more) {
     for (int r = 0; r < of_head_ * kParts; r += 4) {
       const int count = of_head_ * kParts - r;
       const uint32_t* a = weights + static_cast<int64_t>(r) * kChunk / kPerUnit;
-      uint32_t* c = sums + static_cast<int64_t>(r) * channels_;
+      uint32_t* to = sums + static_cast<int64_t>(r) * channels_;
       switch (count < 4 ? count : 4) {
-        case 1: few_values<1>(rows, fetcher, a, c, depth, more); break;
-        case 2: few_values<2>(rows, fetcher, a, c, depth, more); break;
-        case 3: few_values<3>(rows, fetcher, a, c, depth, more); break;
-        case 4: few_values<4>(rows, fetcher, a, c, depth, more); break;
+        case 1: px::few_values<Stored, 1, Whole>(rows, fetcher, a, sizes(), depth, more, to); break;
+        case 2: px::few_values<Stored, 2, Whole>(rows, fetcher, a, sizes(), depth, more, to); break;
+        case 3: px::few_values<Stored, 3, Whole>(rows, fetcher, a, sizes(), depth, more, to); break;
+        case 4: px::few_values<Stored, 4, Whole>(rows, fetcher, a, sizes(), depth, more, to); break;
       }
-    }
-  }
-
-  template <int Rows>
-  void few_values(const char* const* rows, Fetcher& fetcher, const uint32_t* weights, uint32_t* to, int depth, bool more) const {
-    using Dot = typename Stored::ValueDot;
-    constexpr int stride = kChunk / kPerUnit;
-    for (int d = 0; d < channels_; d += kColumns) {
-      typename Dot::Sum sums[Rows][4];
-#pragma GCC unroll 4
-      for (int r = 0; r < Rows; r++)
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) sums[r][j] = Dot::zero();
-      if (more)
-#pragma GCC unroll 4
-        for (int r = 0; r < Rows; r++)
-#pragma GCC unroll 4
-          for (int j = 0; j < 4; j++) sums[r][j] = Dot::get(to + r * channels_ + d + 16 * j);
-      for (int k = 0; k < depth; k++) {
-        __m512i x[4];
-        Stored::unpack(rows + k * kPerUnit, d, call_.dim - d, x);
-        fetcher.lines(4);
-#pragma GCC unroll 4
-        for (int r = 0; r < Rows; r++) {
-          const __m512i a = every_lane(weights + r * stride + k);
-#pragma GCC unroll 4
-          for (int j = 0; j < 4; j++) sums[r][j] = Dot::add(sums[r][j], a, x[j]);
-        }
-      }
-#pragma GCC unroll 4
-      for (int r = 0; r < Rows; r++)
-#pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) Dot::put(to + r * channels_ + d + 16 * j, sums[r][j]);
     }
   }
 

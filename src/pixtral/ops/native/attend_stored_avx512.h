@@ -25,10 +25,10 @@ struct Scales {
 };
 
 struct Plain {
-  static constexpr int kParts = 1;
+  static constexpr int kParts = 1, kUnitsOfWord = 1;
   static constexpr bool kScaled = false;
 
-  static __m512i key(__m512i x) { return x; }
+  static __m512i key(__m512i x, int) { return x; }
 
   // Raw scores of 16 keys; the factor comes later.
   static __m512 score(const Query& q, const Scales&, int j) { return _mm512_loadu_ps(q.scores + j); }
@@ -38,7 +38,6 @@ struct Plain {
 
 struct StoredF32 : Plain {
   static constexpr int kPerUnit = 1, kBytes = 4;
-  using Load = LoadUnits;
   using ScoreDot = DotF32;
   using ValueDot = DotF32;
 
@@ -50,7 +49,7 @@ struct StoredF32 : Plain {
   // Up to 64 channels from `channel` on, of kPerUnit rows, as units; a row has `left` channels from there.
   static void unpack(const char* const* rows, int64_t channel, int left, __m512i (&x)[4]) {
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) x[i] = Load::load(rows[0] + (channel + 16 * i) * Load::kBytes, first_lanes(left - 16 * i));
+    for (int i = 0; i < 4; i++) x[i] = LoadUnits::load(rows[0] + (channel + 16 * i) * LoadUnits::kBytes, first_lanes(left - 16 * i));
   }
 
   static void put_weights(const Query& q, const Scales&, int j, __m512 p) { _mm512_storeu_ps(q.weights + j, p); }
@@ -62,7 +61,6 @@ struct StoredF32 : Plain {
 
 struct StoredBF16 : Plain {
   static constexpr int kPerUnit = 2, kBytes = 2;
-  using Load = LoadUnits;
   using ScoreDot = DotBF16;
   using ValueDot = DotBF16;
 
@@ -75,8 +73,8 @@ struct StoredBF16 : Plain {
 #pragma GCC unroll 2
     for (int i = 0; i < 2; i++) {
       const __mmask16 mask = first_lanes(left / 2 - 16 * i);
-      const __m512i even = Load::load(rows[0] + 2 * channel + 64 * i, mask);
-      const __m512i odd = Load::load(rows[1] + 2 * channel + 64 * i, mask);
+      const __m512i even = LoadUnits::load(rows[0] + 2 * channel + 64 * i, mask);
+      const __m512i odd = LoadUnits::load(rows[1] + 2 * channel + 64 * i, mask);
       x[2 * i] = _mm512_unpacklo_epi16(even, odd);
       x[2 * i + 1] = _mm512_unpackhi_epi16(even, odd);
     }
@@ -102,17 +100,36 @@ struct StoredBF16 : Plain {
 
 // Without an instruction for products of bfloat16, everything is a float32 from the moment that it is read.
 struct StoredBF16 : StoredF32 {
-  static constexpr int kBytes = 2;
-  using Load = LoadWide;
+  static constexpr int kBytes = 2, kUnitsOfWord = 2;
 
   static void read_query(const AttendCall& call, int64_t at, uint32_t* to, int, Query& q) {
     read_row(call.type, call.q, at, call.dim, reinterpret_cast<float*>(to));
     q.factor = call.scale * kLog2E;
   }
 
+  // The lower or the upper one of two channels, as a float.
+  static __m512i key(__m512i x, int part) {
+    return part ? _mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000))) : _mm512_slli_epi32(x, 16);
+  }
+
+  // Leaves the even channels of each 32 in one register and the odd ones in the next.
   static void unpack(const char* const* rows, int64_t channel, int left, __m512i (&x)[4]) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) x[i] = Load::load(rows[0] + (channel + 16 * i) * Load::kBytes, first_lanes(left - 16 * i));
+#pragma GCC unroll 2
+    for (int i = 0; i < 2; i++) {
+      const __m512i y = LoadUnits::load(rows[0] + 2 * channel + 64 * i, first_lanes(left / 2 - 16 * i));
+      x[2 * i] = key(y, 0);
+      x[2 * i + 1] = key(y, 1);
+    }
+  }
+
+  static void finish(const Query& q, int64_t, int dim, float* to) {
+    const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
+    const __m512i second = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
+    for (int d = 0; d < dim; d += 32) {
+      const __m512 even = _mm512_loadu_ps(q.sums + d), odd = _mm512_loadu_ps(q.sums + d + 16);
+      _mm512_storeu_ps(to + d, _mm512_permutex2var_ps(even, first, odd));
+      if (dim - d > 16) _mm512_storeu_ps(to + d + 16, _mm512_permutex2var_ps(even, second, odd));
+    }
   }
 };
 
@@ -120,9 +137,8 @@ struct StoredBF16 : StoredF32 {
 
 // Queries and weights as 16-bit numbers in two parts of a byte, keys and values as bytes: sums of products are exact.
 struct StoredI8 {
-  static constexpr int kPerUnit = 4, kBytes = 1, kParts = 2;
+  static constexpr int kPerUnit = 4, kBytes = 1, kParts = 2, kUnitsOfWord = 1;
   static constexpr bool kScaled = true;
-  using Load = LoadUnits;
   using ScoreDot = DotSignedA;
   using ValueDot = DotUnsignedA;
 
@@ -144,12 +160,12 @@ struct StoredI8 {
     q.factor = largest / kMost * call.scale * kLog2E;
   }
 
-  static __m512i key(__m512i x) { return _mm512_xor_si512(x, _mm512_set1_epi8(-128)); }  // plus 128, unsigned
+  static __m512i key(__m512i x, int) { return _mm512_xor_si512(x, _mm512_set1_epi8(-128)); }  // plus 128, unsigned
 
   static void unpack(const char* const* rows, int64_t channel, int left, __m512i (&x)[4]) {
     __m512i y[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) y[i] = Load::load(rows[i] + channel, first_lanes(left / 4));
+    for (int i = 0; i < 4; i++) y[i] = LoadUnits::load(rows[i] + channel, first_lanes(left / 4));
     const __m512i a = _mm512_unpacklo_epi8(y[0], y[1]), b = _mm512_unpackhi_epi8(y[0], y[1]);
     const __m512i c = _mm512_unpacklo_epi8(y[2], y[3]), d = _mm512_unpackhi_epi8(y[2], y[3]);
     x[0] = _mm512_unpacklo_epi16(a, c);
