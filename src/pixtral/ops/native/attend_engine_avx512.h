@@ -20,6 +20,21 @@ inline __m512 exp2_of(__m512 x) {
   return _mm512_scalef_ps(p, x);
 }
 
+// Of each of kChunk numbers, none negative, the largest up to it.
+inline void running_max(const float* x, float* to) {
+  const __m512i none = _mm512_setzero_si512();  // floats that are not negative are ordered as integers are
+  __m512i before = none;
+  for (int i = 0; i < kChunk; i += 16) {
+    __m512i y = _mm512_max_epi32(_mm512_loadu_si512(x + i), before);
+    y = _mm512_max_epi32(y, _mm512_alignr_epi32(y, none, 15));
+    y = _mm512_max_epi32(y, _mm512_alignr_epi32(y, none, 14));
+    y = _mm512_max_epi32(y, _mm512_alignr_epi32(y, none, 12));
+    y = _mm512_max_epi32(y, _mm512_alignr_epi32(y, none, 8));
+    _mm512_storeu_si512(to + i, y);
+    before = _mm512_permutexvar_epi32(_mm512_set1_epi32(15), y);
+  }
+}
+
 alignas(64) const char nothing[kMaxDim * 4] = {};  // the row of a key that is not there
 
 // One task: its queries, head by head, against one chunk of keys after another. Keys lie in memory for all heads of a
@@ -62,11 +77,16 @@ class Engine {
     for (int row = 0, i = 0; row < t_.rows; row++)
       for (int g = 0; g < group; g++) visible_[i++] = visible_keys(call_, s_, t_, row, begin);
     const int most = visible_[of_head_ - 1];
+    find_rows(call_.keys, call_.key_stride, begin, most, kChunk, key_rows_);
+    find_rows(call_.values, call_.value_stride, begin, most, kChunk, value_rows_);
+    const bool last = begin + kChunk >= (t_.first_chunk + t_.chunks) * kChunk;
+    const int64_t ahead = last ? 0 : s_.keys - begin - kChunk;
+    find_rows(call_.keys, call_.key_stride, begin + kChunk, ahead < kPanel ? static_cast<int>(ahead) : kPanel, kPanel, next_rows_);
     if (Stored::kScaled) read_scales(begin, most);
-    for (int j = 0; j < most; j += kPanel) score_panel(begin, j, most);
+    for (int j = 0; j < most; j += kPanel) score_panel(j, most);
     for (int head = 0; head < t_.key_heads; head++)
       for (int i = 0; i < of_head_; i++) weigh(head, i, out);
-    for (int j = 0; j < most; j += value_panel_) value_panel(begin, j, most);
+    for (int j = 0; j < most; j += value_panel_) value_panel(j, most);
     for (int i = 0; i < queries_; i++) {
       float* to = out.values + static_cast<int64_t>(i) * call_.dim;
       if (visible_[i % of_head_] > 0) Stored::finish(query_[i], channels_, call_.dim, to);
@@ -85,11 +105,19 @@ class Engine {
   }
 
   // Rows of `count` keys from `begin` on, of the task's first head; those past the last are empty.
-  void find_rows(const void* base, int64_t stride, int64_t begin, int count, int panel, const char** rows) const {
-    for (int i = 0; i < panel; i++)
-      rows[i] = i < count ? static_cast<const char*>(base) +
-                                (s_.slot(begin + i) * stride + static_cast<int64_t>(t_.first_head) * call_.dim) * kBytes
-                          : nullptr;
+  void find_rows(const void* base, int64_t stride, int64_t begin, int count, int room, const char** rows) const {
+    const char* first = static_cast<const char*>(base) + static_cast<int64_t>(t_.first_head) * call_.dim * kBytes;
+    stride *= kBytes;
+    for (int i = 0; i < count; i++) rows[i] = first + s_.slot(begin + i) * stride;
+    for (int i = count < 0 ? 0 : count; i < room; i++) rows[i] = nullptr;
+  }
+
+  // Fetches the next rows of keys or values, or where there are none the first ones of what comes after them.
+  Fetcher fetcher_of(const char* const* rows, int next, int most, int panel, const char* const* after) const {
+    if (next >= most) rows = after, next = 0, most = kPanel;
+    int count = 0;
+    while (count < panel && next + count < most && rows[next + count]) count++;
+    return {rows + next, count, t_.key_heads * call_.dim * kBytes};
   }
 
   void of_head(const char* const* rows, int head, int panel, const char** to) const {
@@ -97,15 +125,11 @@ class Engine {
     for (int i = 0; i < panel; i++) to[i] = rows[i] ? rows[i] + offset : nothing;
   }
 
-  void score_panel(int64_t begin, int j, int most) {
-    const char *all[kPanel], *rows[kPanel], *all_next[kPanel];
-    find_rows(call_.keys, call_.key_stride, begin + j, most - j, kPanel, all);
-    if (j + kPanel < most) find_rows(call_.keys, call_.key_stride, begin + j + kPanel, most - j - kPanel, kPanel, all_next);
-    else find_rows(call_.values, call_.value_stride, begin, most, kPanel, all_next);
-    int have = 0; while (have < kPanel && all_next[have]) have++;
-    Fetcher fetcher(all_next, have, t_.key_heads * call_.dim * kBytes);
+  void score_panel(int j, int most) {
+    const char* rows[kPanel];
+    Fetcher fetcher = fetcher_of(key_rows_, j + kPanel, most, kPanel, value_rows_);
     for (int head = 0; head < t_.key_heads; head++) {
-      of_head(all, head, kPanel, rows);
+      of_head(key_rows_ + j, head, kPanel, rows);
       const int first = head * of_head_;
       uint32_t* scores = scores_ + static_cast<int64_t>(first) * kParts * kChunk + j;
       const uint32_t* q = q_ + static_cast<int64_t>(first) * kParts * units_;
@@ -149,17 +173,11 @@ class Engine {
     }
   }
 
-  void value_panel(int64_t begin, int j, int most) {
-    const char *all[kChunk], *rows[kChunk], *all_next[kChunk];
-    find_rows(call_.values, call_.value_stride, begin + j, most - j, value_panel_, all);
-    const int64_t after = begin + kChunk;
-    const bool more = after < s_.keys && after < (t_.first_chunk + t_.chunks) * kChunk;
-    if (j + value_panel_ < most) find_rows(call_.values, call_.value_stride, begin + j + value_panel_, most - j - value_panel_, value_panel_, all_next);
-    else find_rows(call_.keys, call_.key_stride, after, more ? static_cast<int>(s_.keys - after < kPanel ? s_.keys - after : kPanel) : 0, value_panel_, all_next);
-    int have = 0; while (have < value_panel_ && all_next[have]) have++;
-    Fetcher fetcher(all_next, have, t_.key_heads * call_.dim * kBytes);
+  void value_panel(int j, int most) {
+    const char* rows[kChunk];
+    Fetcher fetcher = fetcher_of(value_rows_, j + value_panel_, most, value_panel_, next_rows_);
     for (int head = 0; head < t_.key_heads; head++) {
-      of_head(all, head, value_panel_, rows);
+      of_head(value_rows_ + j, head, value_panel_, rows);
       const int first = head * of_head_;
       const uint32_t* weights = weights_ + (static_cast<int64_t>(first) * kParts * kChunk + j) / kPerUnit;
       uint32_t* sums = sums_ + static_cast<int64_t>(first) * kParts * channels_;
@@ -216,17 +234,14 @@ class Engine {
   }
 
   void read_scales(int64_t begin, int count) {
-    for (int head = 0; head < t_.key_heads; head++) {
-      Scales& scales = scales_[head];
-      float largest = 0.0f;
-      for (int j = 0; j < kChunk; j++) {
-        const int64_t at = j < count ? s_.slot(begin + j) * call_.key_heads + t_.first_head + head : 0;
-        scales.keys[j] = j < count ? call_.key_scales[at] : 0.0f;
-        scales.values[j] = j < count ? call_.value_scales[at] : 0.0f;
-        largest = scales.values[j] > largest ? scales.values[j] : largest;
-        scales.largest[j] = largest;
+    for (int j = 0; j < kChunk; j++) {
+      const int64_t at = j < count ? s_.slot(begin + j) * call_.key_heads + t_.first_head : 0;
+      for (int head = 0; head < t_.key_heads; head++) {
+        scales_[head].keys[j] = j < count ? call_.key_scales[at + head] : 0.0f;
+        scales_[head].values[j] = j < count ? call_.value_scales[at + head] : 0.0f;
       }
     }
+    for (int head = 0; head < t_.key_heads; head++) running_max(scales_[head].values, scales_[head].largest);
   }
 
   void weigh(int head, int i, const Running& out) {
@@ -256,6 +271,7 @@ class Engine {
     out.sum[head * of_head_ + i] = _mm512_reduce_add_ps(sum);
   }
 
+  const char *key_rows_[kChunk], *value_rows_[kChunk], *next_rows_[kPanel];
   const AttendCall& call_;
   const Sequence& s_;
   const AttendTask& t_;
