@@ -81,10 +81,17 @@ bool run_many(const DenseKernels& kernels, const Call& call, const DenseWeight* 
     kernels.pack(from, call.stride, rows_of(panel), units, packed + panel * kDensePanel * units);
   });
   const DenseWeight* up = call.gated ? weights + 1 : nullptr;
-  for_strips(call, weights, threads, kDenseStrip, panels,
-             [&](const DenseWeight& weight, int64_t begin, int64_t end, int64_t panel) {
-               const DensePanel x{packed + panel * kDensePanel * units, rows_of(panel), panel * kDensePanel, units};
-               kernels.strip(x, weight, up, begin, end);
+  const int64_t together = kernels.panels, groups = (panels + together - 1) / together;
+  for_strips(call, weights, threads, kernels.strip, groups,
+             [&](const DenseWeight& weight, int64_t begin, int64_t end, int64_t group) {
+               DensePanel x[kDenseMostPanels];
+               int count = 0;
+               for (int64_t i = group * together; i < panels && i < (group + 1) * together; i++) {
+                 const DensePanel panel{packed + i * kDensePanel * units, rows_of(i), i * kDensePanel, units};
+                 if (panel.rows == kDensePanel) x[count++] = panel;
+                 else kernels.multiply(&panel, 1, weight, up, begin, end);
+               }
+               if (count) kernels.multiply(x, count, weight, up, begin, end);
              });
   return true;
 }

@@ -15,7 +15,7 @@ namespace px {
 constexpr int kDenseLanes = 16;                // rows of activations in a register
 constexpr int kDensePanel = 3 * kDenseLanes;   // rows of activations of a panel
 constexpr int kDenseColumns = 8;               // rows of weights of a tile
-constexpr int kDenseStrip = 32 * kDenseColumns;  // rows of weights that meet a panel in one task
+constexpr int kDenseMostPanels = 2;            // of a task
 constexpr int kDenseFew = 8;                   // rows of activations up to which weights are turned
 
 struct DenseWeight {
@@ -42,14 +42,17 @@ struct DenseFew {
 };
 
 struct DenseKernels {
-  int unit;  // columns of x in a panel's 32 bits
+  int unit;    // columns of x in a panel's 32 bits
+  int strip;   // rows of weights of a task
+  int panels;  // panels of a task
 
   // Pack `rows` rows of `units` units each, `stride` numbers apart.
   void (*pack)(const uint16_t* x, int64_t stride, int64_t rows, int64_t units, uint32_t* to);
 
-  // Rows `begin` ... `end` - 1 of the weight, at most kDenseStrip, against a panel; with `up`,
+  // Rows `begin` ... `end` - 1 of the weight, at most `strip`, against `count` panels of one size; with `up`,
   // silu(x weight^T) * (x up^T) instead.
-  void (*strip)(const DensePanel& panel, const DenseWeight& weight, const DenseWeight* up, int64_t begin, int64_t end);
+  void (*multiply)(const DensePanel* panels, int count, const DenseWeight& weight, const DenseWeight* up, int64_t begin,
+                   int64_t end);
 
   // The same against few rows; `begin` is a multiple of 16.
   void (*few)(const DenseFew& few, const DenseWeight& weight, const DenseWeight* up, int64_t begin, int64_t end);

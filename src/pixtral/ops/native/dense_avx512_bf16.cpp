@@ -8,22 +8,28 @@ namespace {
 
 struct Pairs {
   using Load = LoadUnits;
-  static constexpr int kUnit = 2;
+  static constexpr int kUnit = 2, kStrip = 256, kPanels = 1;
   static constexpr int64_t kBlock = 1 << 20;  // a panel stays in the second cache whole
 
+  // Weights as they lie in memory.
+  struct Tile {
+    const uint32_t* at[kWide];
+    Tile(const Rows& rows, int64_t) {
+      for (int c = 0; c < kWide; c++) at[c] = reinterpret_cast<const uint32_t*>(rows.at[c]);
+    }
+  };
+
   template <int R>
-  static void multiply(const uint32_t* pairs, int64_t units, const Rows& rows, __m512 (&aside)[R][kWide], bool more) {
+  static void multiply(const uint32_t* pairs, int64_t units, const Tile& tile, __m512 (&aside)[R][kWide], bool more) {
     TileSums<R> sums(aside, more);
-    const uint32_t* w[kWide];
-#pragma GCC unroll 8
-    for (int c = 0; c < kWide; c++) w[c] = reinterpret_cast<const uint32_t*>(rows.at[c]);
+    const Tile weights = tile;
     for (int64_t u = 0; u < units; u++, pairs += kDenseLanes * R) {
       __m512i x[R];
 #pragma GCC unroll 3
       for (int r = 0; r < R; r++) x[r] = _mm512_load_si512(pairs + kDenseLanes * r);
 #pragma GCC unroll 8
       for (int c = 0; c < kWide; c++) {
-        const __m512i both = every_lane(w[c] + u);
+        const __m512i both = every_lane(weights.at[c] + u);
 #pragma GCC unroll 3
         for (int r = 0; r < R; r++) sums.of[r][c] = DotBF16::add(sums.of[r][c], x[r], both);
       }
@@ -34,7 +40,7 @@ struct Pairs {
 
 }  // namespace
 
-const DenseKernels dense_avx512_bf16 = {Pairs::kUnit, pack_avx512<Pairs>, strip_avx512<Pairs>, few_avx512};
+const DenseKernels dense_avx512_bf16 = dense_kernels<Pairs>();
 
 }  // namespace px
 #endif

@@ -1,6 +1,7 @@
 // Products of bfloat16 with AVX-512: sums in float32, rounded once. D is what differs between CPUs that multiply pairs of
 // bfloat16 and those that multiply float32: kUnit, columns in a unit; Load, how units of x are read; kBlock, units after
-// which sums are put aside for the next rows of weights; and multiply().
+// which sums are put aside for the next rows of weights; kStrip and kPanels, the sizes of a task; Tile, eight rows of
+// weights as multiply() takes them.
 #pragma once
 
 #include "attend_tiles_avx512.h"
@@ -16,7 +17,8 @@ constexpr int kWide = kDenseColumns;
 // Eight rows of weights from a column on; a row past the last is read as the last.
 struct Rows {
   const uint16_t* at[kWide];
-  Rows(const DenseWeight& weight, int64_t begin, int64_t width, int64_t column) {
+  int64_t width;
+  Rows(const DenseWeight& weight, int64_t begin, int64_t width, int64_t column) : width(width) {
     for (int c = 0; c < kWide; c++) {
       const int64_t row = begin + c < weight.rows ? begin + c : weight.rows - 1;
       at[c] = weight.weight + row * width + column;
@@ -73,10 +75,10 @@ inline void write_lines(const uint16_t (&lines)[kDensePanel][kLine], const Dense
   if (stream) _mm_sfence();
 }
 
-// Sums of a strip: of each eight rows of weights those of R registers of x.
-template <int R>
+// Sums of a strip and a panel: of each eight rows of weights those of R registers of x.
+template <class D, int R>
 struct StripSums {
-  alignas(64) __m512 of[kDenseStrip / kWide][R][kWide];
+  alignas(64) __m512 of[D::kStrip / kWide][R][kWide];
 };
 
 // What lies in memory between two blocks, in registers within one.
@@ -98,41 +100,47 @@ struct TileSums {
 };
 
 template <class D, int R>
-void sum_up(const DensePanel& panel, const DenseWeight& weight, int64_t begin, int64_t end, StripSums<R>& strip) {
-  for (int64_t unit = 0; unit < panel.units; unit += D::kBlock) {
-    const int64_t units = panel.units - unit < D::kBlock ? panel.units - unit : D::kBlock;
-    const uint32_t* columns = panel.columns + unit * kDenseLanes * R;
+void sum_up(const DensePanel* panels, int count, const DenseWeight& weight, int64_t begin, int64_t end,
+            StripSums<D, R>* sums) {
+  const int64_t all = panels[0].units;
+  for (int64_t unit = 0; unit < all; unit += D::kBlock) {
+    const int64_t units = all - unit < D::kBlock ? all - unit : D::kBlock;
     for (int64_t n = begin; n < end; n += kWide) {
-      const Rows rows(weight, n, panel.units * D::kUnit, unit * D::kUnit);
-      D::template multiply<R>(columns, units, rows, strip.of[(n - begin) / kWide], unit > 0);
+      const typename D::Tile tile(Rows(weight, n, all * D::kUnit, unit * D::kUnit), units);
+      for (int i = 0; i < count; i++)
+        D::template multiply<R>(panels[i].columns + unit * kDenseLanes * R, units, tile, sums[i].of[(n - begin) / kWide],
+                                unit > 0);
     }
   }
   if (weight.bias == nullptr) return;
-  for (int64_t n = begin; n < end; n += kWide)
-    for (int r = 0; r < R; r++)
-      for (int c = 0; c < kWide; c++) {
-        __m512& sum = strip.of[(n - begin) / kWide][r][c];
-        sum = _mm512_add_ps(sum, _mm512_set1_ps(bias_of(weight, n + c)));
-      }
+  for (int i = 0; i < count; i++)
+    for (int64_t n = begin; n < end; n += kWide)
+      for (int r = 0; r < R; r++)
+        for (int c = 0; c < kWide; c++) {
+          __m512& sum = sums[i].of[(n - begin) / kWide][r][c];
+          sum = _mm512_add_ps(sum, _mm512_set1_ps(bias_of(weight, n + c)));
+        }
 }
 
 template <class D, int R>
-void strip(const DensePanel& panel, const DenseWeight& weight, const DenseWeight* up, int64_t begin, int64_t end) {
-  StripSums<R> sums, others;
+void strip(const DensePanel* panels, int count, const DenseWeight& weight, const DenseWeight* up, int64_t begin,
+           int64_t end) {
+  StripSums<D, R> sums[D::kPanels], others[D::kPanels];
   alignas(64) uint16_t lines[kDensePanel][kLine];
-  sum_up<D, R>(panel, weight, begin, end, sums);
-  if (up) sum_up<D, R>(panel, *up, begin, end, others);
-  for (int64_t line = begin; line < end; line += kLine) {
-    for (int64_t n = line; n < line + kLine && n < end; n += kWide) {
-      auto& tile = sums.of[(n - begin) / kWide];
-      for (int r = 0; r < R; r++) {
-        for (int c = 0; up && c < kWide; c++)
-          tile[r][c] = _mm512_mul_ps(others.of[(n - begin) / kWide][r][c], silu(tile[r][c]));
-        put(tile[r], lines[kDenseLanes * r] + (n - line));
+  sum_up<D, R>(panels, count, weight, begin, end, sums);
+  if (up) sum_up<D, R>(panels, count, *up, begin, end, others);
+  for (int i = 0; i < count; i++)
+    for (int64_t line = begin; line < end; line += kLine) {
+      for (int64_t n = line; n < line + kLine && n < end; n += kWide) {
+        auto& tile = sums[i].of[(n - begin) / kWide];
+        for (int r = 0; r < R; r++) {
+          for (int c = 0; up && c < kWide; c++)
+            tile[r][c] = _mm512_mul_ps(others[i].of[(n - begin) / kWide][r][c], silu(tile[r][c]));
+          put(tile[r], lines[kDenseLanes * r] + (n - line));
+        }
       }
+      write_lines(lines, panels[i], weight, line);
     }
-    write_lines(lines, panel, weight, line);
-  }
 }
 
 alignas(64) const char nothing[64] = {};
@@ -213,11 +221,18 @@ void pack_avx512(const uint16_t* x, int64_t stride, int64_t rows, int64_t units,
 }
 
 template <class D>
-void strip_avx512(const DensePanel& panel, const DenseWeight& weight, const DenseWeight* up, int64_t begin,
-                  int64_t end) {
-  if (panel.rows > 2 * kDenseLanes) strip<D, 3>(panel, weight, up, begin, end);
-  else if (panel.rows > kDenseLanes) strip<D, 2>(panel, weight, up, begin, end);
-  else strip<D, 1>(panel, weight, up, begin, end);
+void multiply_avx512(const DensePanel* panels, int count, const DenseWeight& weight, const DenseWeight* up,
+                     int64_t begin, int64_t end) {
+  static_assert(D::kPanels <= kDenseMostPanels, "the driver hands out no more");
+  const int64_t rows = panels[0].rows;
+  if (rows > 2 * kDenseLanes) strip<D, 3>(panels, count, weight, up, begin, end);
+  else if (rows > kDenseLanes) strip<D, 2>(panels, count, weight, up, begin, end);
+  else strip<D, 1>(panels, count, weight, up, begin, end);
+}
+
+template <class D>
+constexpr DenseKernels dense_kernels() {
+  return {D::kUnit, D::kStrip, D::kPanels, pack_avx512<D>, multiply_avx512<D>, few_avx512};
 }
 
 }  // namespace
