@@ -61,8 +61,9 @@ void run(const Call& call, const Weight* weights) {
   Activations x{};
   x.rows = call.rows;
   x.width = call.width;
-  x.tile = call.rows <= kernels.most_direct ? call.rows : kernels.tile;
-  x.block = kernels.block;
+  const bool direct = call.rows <= kernels.most_direct;
+  x.tile = direct ? call.rows : kernels.tile;
+  x.block = direct ? ceil_div(call.width, kActivationGroup) * kActivationGroup : kernels.block;
   x.group = weights[0].group;
   const size_t levels = static_cast<size_t>(ceil_div(x.rows * x.width, 64) * 64);
   const size_t offsets = static_cast<size_t>(ceil_div(x.rows * (x.width / x.group), 16) * 16);
@@ -74,8 +75,7 @@ void run(const Call& call, const Weight* weights) {
   const int64_t tiles = ceil_div(x.rows, x.tile);
   parallel(tiles > 4 ? threads : 1, tiles, [&](int64_t tile) { kernels.quantize(call.x, type, call.stride, x, tile); });
 
-  const int64_t together = x.rows <= kernels.most_direct ? kMostTiles : kPanelTiles;
-  const int64_t step = call.gated ? together / 2 : together;
+  const int64_t step = call.gated ? kMostTiles / 2 : kMostTiles;
   int64_t total = 0;
   for (int64_t w = 0; w < (call.gated ? 1 : call.weights); w++) total += ceil_div(ceil_div(weights[w].rows, kTile), step);
   parallel(threads, total, [&](int64_t task) {

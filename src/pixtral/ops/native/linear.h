@@ -13,8 +13,7 @@ namespace px {
 
 constexpr int kTile = 16;               // rows of weights side by side
 constexpr int kActivationGroup = 128;   // columns of activations that share a scale
-constexpr int kMostTiles = 4;           // of weights, in a strip for few rows
-constexpr int kPanelTiles = 2;          // of weights, in a strip for many rows
+constexpr int kMostTiles = 4;           // of weights, in a strip
 constexpr float kSmallest = 1e-30f;     // a group whose largest activation is below this counts as zero
 
 // One weight of a call.
@@ -84,8 +83,7 @@ static inline float choose_scale(float peak, float* scale) {
 using Quantize = void (*)(const void* x, Number type, int64_t stride, const Activations& to, int64_t tile);
 
 // Tiles `first` ... `last` - 1 of the weight against all rows of x. When `up` is given, its tiles too, and the result is
-// silu(x weight^T) * (x up^T), written where `weight` says. Together at most kMostTiles up to `most_direct` rows, else
-// at most kPanelTiles.
+// silu(x weight^T) * (x up^T), written where `weight` says. Together at most kMostTiles.
 using Strip = void (*)(const Activations& x, const Weight& weight, const Weight* up, int64_t first, int64_t last,
                        Number out);
 

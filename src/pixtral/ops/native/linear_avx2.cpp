@@ -49,12 +49,13 @@ struct V {
   static constexpr bool kBytesAreDecoded = false;
   static constexpr int kMostDirect = 4;
   static constexpr int kMostRows = 4;
-  static constexpr int kMostRowsOf2 = 0;
-  static constexpr int kMostRowsOf4 = 0;
-  static constexpr int kPanelColumns = 512;
-  static constexpr int kChunkRows = 384;
+  static constexpr int kPanelColumns = 256;
+  static constexpr int kChunkRows = 192;
 
-  static int tiles_at_once(int64_t) { return 1; }
+  template <class Source>
+  static constexpr int most_rows(int tiles) {
+    return tiles == 1 ? kMostRows : 0;
+  }
 
   template <class Source, int Rows, int Count>
   static void multiply(const Block& block) {

@@ -15,7 +15,8 @@ alignas(16) constexpr uint8_t kUnsigned4[16] = {
     code4(0), code4(1), code4(2),  code4(3),  code4(4),  code4(5),  code4(6),  code4(7),
     code4(8), code4(9), code4(10), code4(11), code4(12), code4(13), code4(14), code4(15)};
 
-// Where a kernel's weights come from: 8 columns of a tile at a time, as two vectors of 16 rows x 4 columns.
+// Where a kernel's weights come from: 8 columns of a tile at a time, as two vectors of 16 rows x 4 columns; from memory
+// (kStream) or from a panel.
 struct Nibbles {
   static constexpr int kBytes = 64;
   static constexpr bool kStream = true;
@@ -31,7 +32,7 @@ struct Nibbles {
 template <bool Stream>
 struct BytesFrom {
   static constexpr int kBytes = 128;
-  static constexpr bool kStream = Stream;  // from memory, not from a panel
+  static constexpr bool kStream = Stream;
   void load(const uint8_t* from, __m512i* first, __m512i* second) const {
     *first = _mm512_loadu_si512(from);
     *second = _mm512_loadu_si512(from + 64);
@@ -44,16 +45,38 @@ struct V {
   using Decoded = BytesFrom<false>;
   static constexpr bool kBytesAreDecoded = true;
   static constexpr int kMostDirect = 8;
-  static constexpr int kMostRows = 8;
-  static constexpr int kMostRowsOf2 = 6;
-  static constexpr int kMostRowsOf4 = 2;
-  static constexpr int kPanelColumns = 512;
+  static constexpr int kPanelColumns = 256;
   static constexpr int kChunkRows = 1056;
+  static constexpr int kMostTotals = 12;  // that stay in registers beside as many sums
 
-  static int tiles_at_once(int64_t rows) { return rows <= kMostRowsOf4 ? 4 : rows <= kMostRowsOf2 ? 2 : 1; }
+  // Rows for which the registers hold the sums of so many tiles. From a panel weights are read when they are used, and
+  // six rows of four tiles need the fewest reads.
+  template <class Source>
+  static constexpr int most_rows(int tiles) {
+    return tiles == 1 ? 8 : tiles == 2 ? 6 : Source::kStream ? 2 : 6;
+  }
 
   static constexpr int kAhead = 1024;
   static void prefetch(const void* at) { _mm_prefetch(static_cast<const char*>(at), _MM_HINT_T0); }
+
+  // The products of one step: 8 columns of Count tiles and Rows rows.
+  template <class Source, int Rows, int Count>
+  static void add_step(const Source& source, const uint8_t* const (&codes)[Count], const int8_t* levels,
+                       __m512i (&sums)[Rows][Count]) {
+    __m512i weights[2][Count];
+#pragma GCC unroll 4
+    for (int j = 0; j < Count; j++) source.load(codes[j], &weights[0][j], &weights[1][j]);
+#pragma GCC unroll 2
+    for (int half = 0; half < 2; half++)
+#pragma GCC unroll 8
+      for (int i = 0; i < Rows; i++) {
+        int32_t quad;
+        __builtin_memcpy(&quad, levels + 4 * (half * Rows + i), 4);
+        const __m512i a = _mm512_set1_epi32(quad);
+#pragma GCC unroll 4
+        for (int j = 0; j < Count; j++) sums[i][j] = _mm512_dpbusd_epi32(sums[i][j], weights[half][j], a);
+      }
+  }
 
   template <class Source, int Rows, int Count>
   static void multiply(const Block& block) {
@@ -64,41 +87,31 @@ struct V {
     const float* activation_scales = block.activation_scales;
     const int64_t steps = block.group / 8;
     const int64_t most = kActivationGroup / block.group;
-    int64_t left = block.columns / block.group;
     const uint8_t* codes[Count];
     const int8_t* scales[Count];
     for (int j = 0; j < Count; j++) {
       codes[j] = block.codes[j];
       scales[j] = block.scales[j];
     }
-    for (; left > 0; left -= most) {
+    // Totals over the groups that share an activation scale. Too many for the registers lie in memory in between.
+    constexpr bool kKept = Rows * Count <= kMostTotals;
+    __m512i kept[kKept ? Rows : 1][kKept ? Count : 1];
+    alignas(64) int32_t apart[kKept ? 1 : Rows * Count * kTile];
+    for (int64_t left = block.columns / block.group; left > 0; left -= most) {
       const int64_t groups = left < most ? left : most;
-      __m512i totals[Rows][Count];
-      for (int i = 0; i < Rows; i++)
-        for (int j = 0; j < Count; j++) totals[i][j] = _mm512_setzero_si512();
+      if constexpr (kKept)
+        for (int i = 0; i < Rows; i++)
+          for (int j = 0; j < Count; j++) kept[i][j] = _mm512_setzero_si512();
       for (int64_t g = 0; g < groups; g++) {
         __m512i sums[Rows][Count];
+#pragma GCC unroll 8
         for (int i = 0; i < Rows; i++)
+#pragma GCC unroll 4
           for (int j = 0; j < Count; j++) sums[i][j] = _mm512_set1_epi32(offsets[i]);
         offsets += Rows;
         for (int64_t step = 0; step < steps; step++) {
-          __m512i first[Count], second[Count];
-          for (int j = 0; j < Count; j++) {
-            source.load(codes[j], &first[j], &second[j]);
-            codes[j] += Source::kBytes;
-          }
-          for (int i = 0; i < Rows; i++) {
-            int32_t quad;
-            __builtin_memcpy(&quad, levels + 4 * i, 4);
-            const __m512i a = _mm512_set1_epi32(quad);
-            for (int j = 0; j < Count; j++) sums[i][j] = _mm512_dpbusd_epi32(sums[i][j], first[j], a);
-          }
-          for (int i = 0; i < Rows; i++) {
-            int32_t quad;
-            __builtin_memcpy(&quad, levels + 4 * (Rows + i), 4);
-            const __m512i a = _mm512_set1_epi32(quad);
-            for (int j = 0; j < Count; j++) sums[i][j] = _mm512_dpbusd_epi32(sums[i][j], second[j], a);
-          }
+          add_step<Source, Rows, Count>(source, codes, levels, sums);
+          for (int j = 0; j < Count; j++) codes[j] += Source::kBytes;
           levels += 8 * Rows;
           if constexpr (Source::kStream) {
             for (int j = 0; j < Count; j++) prefetch(codes[j] + kAhead);
@@ -110,22 +123,34 @@ struct V {
             next += block.next_step;
           }
         }
+#pragma GCC unroll 4
         for (int j = 0; j < Count; j++) {
           const __m512i scale = _mm512_cvtepi8_epi32(_mm_loadu_si128(reinterpret_cast<const __m128i*>(scales[j])));
           scales[j] += kTile;
-          for (int i = 0; i < Rows; i++)
-            totals[i][j] = _mm512_add_epi32(totals[i][j], _mm512_mullo_epi32(sums[i][j], scale));
+#pragma GCC unroll 8
+          for (int i = 0; i < Rows; i++) {
+            __m512i total = _mm512_mullo_epi32(sums[i][j], scale);
+            if constexpr (kKept) {
+              kept[i][j] = _mm512_add_epi32(kept[i][j], total);
+            } else {
+              int32_t* lies = apart + (i * Count + j) * kTile;
+              if (g > 0) total = _mm512_add_epi32(total, _mm512_load_si512(lies));
+              if (g + 1 < groups) _mm512_store_si512(lies, total);
+              else add_scaled(total, activation_scales[i], block.sums + (j * Rows + i) * kTile);
+            }
+          }
         }
       }
-      for (int i = 0; i < Rows; i++) {
-        const __m512 scale = _mm512_set1_ps(activation_scales[i]);
-        for (int j = 0; j < Count; j++) {
-          float* to = block.sums + (j * Rows + i) * kTile;
-          _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(totals[i][j]), scale, _mm512_loadu_ps(to)));
-        }
-      }
+      if constexpr (kKept)
+        for (int i = 0; i < Rows; i++)
+          for (int j = 0; j < Count; j++)
+            add_scaled(kept[i][j], activation_scales[i], block.sums + (j * Rows + i) * kTile);
       activation_scales += Rows;
     }
+  }
+
+  static void add_scaled(__m512i total, float scale, float* to) {
+    _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), _mm512_set1_ps(scale), _mm512_loadu_ps(to)));
   }
 
   static void decode(const uint8_t* codes, int64_t, int64_t columns, uint8_t* to) {

@@ -40,7 +40,7 @@ static Multiply choose(int64_t rows) {
 // Run a block over `count` tiles, as many at once as the registers hold.
 template <class V, class Source>
 static void multiply(Block block, int64_t rows, int count) {
-  const int most = V::tiles_at_once(rows);
+  const int most = rows <= V::template most_rows<Source>(4) ? 4 : rows <= V::template most_rows<Source>(2) ? 2 : 1;
   for (int done = 0; done < count;) {
     const int left = count - done;
     const int now = left >= 4 && most >= 4 ? 4 : left >= 2 && most >= 2 ? 2 : 1;
@@ -50,9 +50,9 @@ static void multiply(Block block, int64_t rows, int count) {
       part.scales[j] = block.scales[done + j];
     }
     part.sums = block.sums + done * rows * kTile;
-    (now == 4   ? choose<V, Source, 4, V::kMostRowsOf4>(rows)
-     : now == 2 ? choose<V, Source, 2, V::kMostRowsOf2>(rows)
-                : choose<V, Source, 1, V::kMostRows>(rows))(part);
+    (now == 4   ? choose<V, Source, 4, V::template most_rows<Source>(4)>(rows)
+     : now == 2 ? choose<V, Source, 2, V::template most_rows<Source>(2)>(rows)
+                : choose<V, Source, 1, V::template most_rows<Source>(1)>(rows))(part);
     done += now;
   }
 }
@@ -98,9 +98,8 @@ static void strip(const Activations& x, const Weight& weight, const Weight* up, 
     }
   }
 
-  static_assert(kMostTiles * V::kMostDirect <= kPanelTiles * kRows, "the sums of few rows need no more memory");
-  alignas(64) float sums[kPanelTiles * kRows * kTile];
-  alignas(64) uint8_t panel[kPanelTiles * kColumns * kTile];
+  alignas(64) float sums[kMostTiles * kRows * kTile];
+  alignas(64) uint8_t panel[kMostTiles * kColumns * kTile];
   const int64_t chunk_tiles = direct ? 1 : kRows / x.tile;
   for (int64_t chunk = 0; chunk * chunk_tiles * x.tile < x.rows; chunk++) {
     const int64_t from = chunk * chunk_tiles;
@@ -108,10 +107,10 @@ static void strip(const Activations& x, const Weight& weight, const Weight* up, 
     const int64_t rows = (until * x.tile < x.rows ? until * x.tile : x.rows) - from * x.tile;
     for (int64_t i = 0; i < rows * count * kTile; i++) sums[i] = 0;
 
-    for (int64_t column = 0; column < x.width; column += kColumns) {
+    for (int64_t column = 0; column < x.width; column += x.block) {
       Block block;
       block.group = x.group;
-      block.columns = x.width - column < kColumns ? x.width - column : kColumns;
+      block.columns = x.width - column < x.block ? x.width - column : x.block;
       for (int j = 0; j < count; j++) {
         block.scales[j] = scales[j] + column / x.group * kTile;
         block.codes[j] = codes[j] + column * kTile * bits[j] / 8;
@@ -129,7 +128,7 @@ static void strip(const Activations& x, const Weight& weight, const Weight* up, 
         block.sums = sums + (tile - from) * x.tile * count * kTile;
         const int64_t ahead = tile - from < count ? tile - from : 0;  // the first rows fetch a tile of weights each
         block.next_step = 16 * bits[ahead];
-        block.next = codes[ahead] + (column + kColumns) * kTile * bits[ahead] / 8;
+        block.next = codes[ahead] + (column + x.block) * kTile * bits[ahead] / 8;
         if (!direct) {
           multiply<V, typename V::Decoded>(block, height, count);
         } else if (weight.bits == 4) {
