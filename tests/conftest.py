@@ -9,6 +9,9 @@ import hypothesis
 import numpy as np
 import pytest
 import torch
+from isas import using_isa
+
+from pixtral.ops.native.library import ISAS
 
 hypothesis.settings.register_profile(
     "pixtral", deadline=None, derandomize=True, database=None, max_examples=50, print_blob=True
@@ -30,3 +33,17 @@ def _seeds() -> Iterator[None]:
     torch.manual_seed(0)
     yield
     assert torch.is_grad_enabled(), "a test left gradients switched off"
+
+
+@pytest.fixture(params=ISAS)
+def isa(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each instruction set that this CPU and this build have."""
+    with using_isa(request.param):
+        yield request.param
+
+
+@pytest.fixture(params=[name for name in ISAS if name.startswith("avx512")])
+def avx512(request: pytest.FixtureRequest) -> Iterator[str]:
+    """Each that has kernels for attention and for products of bfloat16."""
+    with using_isa(request.param):
+        yield request.param

@@ -31,6 +31,7 @@ inline int64_t between(Random& random, int64_t low, int64_t high) {
   return std::uniform_int_distribution<int64_t>(low, high)(random);
 }
 
+void check_attend(Random& random);
 void check_dense(Random& random);
 void check_linear(Random& random);
 void check_pack(Random& random);

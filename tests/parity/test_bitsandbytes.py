@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_files import assert_same, native_state, params_json, write_weights
+from isas import using_isa
 from PIL import Image
 from random_models import Batch, llava_dict, random_batch, randomize
 from safetensors.torch import load_file
@@ -215,14 +216,22 @@ def test_bytes_dtypes_logits_and_tokens(scheme: str, dtype: Any, folder: Path) -
     assert model.num_parameters() == reference.num_parameters()
     buffers = sum(buffer.nbytes for buffer in reference.buffers())  # their rotary tables
     assert model.get_memory_footprint() == reference.get_memory_footprint() - buffers
-    same = 0
     for batch in batches(model, 2 if dtype == "auto" else 1):
         found, expected = logits(model, batch), logits(reference, batch)
         assert (found - expected).abs().max() <= 0.05 * expected.abs().max()
         if torch.equal(found, expected):
-            same += 1
             assert greedy(model, batch) == greedy(reference, batch)
-    assert same >= 2 or model.dtype != torch.bfloat16
+    if model.dtype != torch.bfloat16:
+        return
+    same = 0
+    with using_isa(
+        "portable"
+    ):  # PyTorch does the other layers, as it does in Transformers: then all bits can be the same
+        for batch in batches(model, 2):
+            if torch.equal(logits(model, batch), logits(reference, batch)):
+                same += 1
+                assert greedy(model, batch) == greedy(reference, batch)
+    assert same >= 2
 
 
 @pytest.mark.parametrize("devices", [{"": "cpu"}, {"model": "cpu", "lm_head": "cpu"}, "auto", None], ids=str)

@@ -2,20 +2,18 @@
 
 from __future__ import annotations
 
-import ctypes
 import itertools
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from isas import using_isa
 from torch import Tensor
 from torch.nn import functional as F
 
 from pixtral.ops.dense import dense_gated_linear, dense_linear, runs_dense
-from pixtral.ops.native.library import kernels_if_built
 
-KERNELS = kernels_if_built()
-needs_bf16 = pytest.mark.skipif(KERNELS is None or not KERNELS.isa.startswith("avx512"), reason="no kernel for this CPU")
+needs_kernel = pytest.mark.usefixtures("avx512")
 
 
 @pytest.fixture(autouse=True)
@@ -33,7 +31,7 @@ def close(found: Tensor, expected: Tensor) -> None:
     torch.testing.assert_close(found.float(), expected, rtol=2**-8, atol=2e-3)
 
 
-@needs_bf16
+@needs_kernel
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 96, 97, 150, 300])
 def test_equals_pytorch(rows):
     for (width, outputs), bias in itertools.product([(2, 1), (34, 7), (130, 9), (256, 300)], [False, True]):
@@ -47,7 +45,7 @@ def test_equals_pytorch(rows):
         close(dense_gated_linear(x, gate, up), F.silu(x.float() @ gate.float().T) * (x.float() @ up.float().T))
 
 
-@needs_bf16
+@needs_kernel
 def test_a_row_does_not_depend_on_its_neighbours():
     x, weight, bias, up = drawn(100, 266), drawn(70, 266, seed=1), drawn(70, seed=2), drawn(70, 266, seed=3)
     (whole,) = dense_linear(x, [weight], [None])
@@ -58,7 +56,7 @@ def test_a_row_does_not_depend_on_its_neighbours():
         assert dense_gated_linear(x[start:end], weight, up).equal(dense_gated_linear(x, weight, up)[start:end])
 
 
-@needs_bf16
+@needs_kernel
 def test_rows_that_lie_apart():
     x, weight = drawn(40, 300)[:, 40:104], drawn(20, 64, seed=1)
     close(dense_linear(x, [weight], [None])[0], x.float() @ weight.float().T)
@@ -66,7 +64,7 @@ def test_rows_that_lie_apart():
     close(dense_linear(turned, [weight], [None])[0], turned.float() @ weight.float().T)
 
 
-@needs_bf16
+@needs_kernel
 def test_not_a_number_stays_in_its_row():
     x, weight = drawn(20, 64), drawn(20, 64, seed=1)
     x[3, 5], x[7, 0] = float("nan"), float("inf")
@@ -76,7 +74,7 @@ def test_not_a_number_stays_in_its_row():
     close(out[rest], x[rest].float() @ weight.float().T)
 
 
-@needs_bf16
+@needs_kernel
 def test_several_threads_at_once():
     x, weight = drawn(100, 256), drawn(300, 256, seed=1)
     (expected,) = dense_linear(x, [weight], [None])
@@ -102,11 +100,7 @@ def test_what_is_left_to_pytorch():
         assert not runs_dense(x, weight)
 
 
-@needs_bf16
+@needs_kernel
 def test_another_instruction_set_is_left_to_pytorch():
-    choose = KERNELS.function("px_set_isa", [ctypes.c_int], ctypes.c_int)
-    try:
-        choose(1)
+    with using_isa("avx2"):
         assert not runs_dense(drawn(20, 64), drawn(20, 64))
-    finally:
-        choose(-1)

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import threading
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -14,7 +12,6 @@ from torch.nn import functional as F
 from pixtral.errors import ConfigError, QuantizationError
 from pixtral.ops.linear import PackedWeight, gated_linear, linear, pack, unpack
 from pixtral.ops.linear_reference import gated_linear_reference, linear_reference, quantize_activations
-from pixtral.ops.native.library import ISAS, kernels
 from pixtral.ops.packing import packed_shapes
 
 HALVES = (torch.bfloat16, torch.float16)
@@ -28,21 +25,6 @@ def random_weight(bits: int, group: int, rows: int, width: int) -> PackedWeight:
     codes = torch.randint(0 if bits == 4 else 1, 256, shapes["codes"][1], dtype=torch.uint8)
     scales = torch.randint(-127 if bits == 4 else 0, 128, shapes["scales"][1], dtype=torch.int8)
     return PackedWeight(bits, group, rows, width, codes, scales, torch.rand(shapes["row_scales"][1]) * 1e-3)
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set that this CPU and this build have."""
-    library = kernels()
-    if library is None:
-        pytest.skip("the kernels are not built")
-    choose = library.function("px_set_isa", [ctypes.c_int], ctypes.c_int)
-    if not choose(ISAS.index(request.param)):
-        pytest.skip(f"no {request.param} here")
-    try:
-        yield request.param
-    finally:
-        choose(-1)
 
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 64, 300)

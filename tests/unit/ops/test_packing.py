@@ -22,21 +22,6 @@ from pixtral.ops.scale_search import pack_reference
 TENSORS = ("codes", "scales", "row_scales")
 
 
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set that this CPU and this build have."""
-    library = kernels()
-    if library is None:
-        pytest.skip("the kernels are not built")
-    choose = library.function("px_set_isa", [ctypes.c_int], ctypes.c_int)
-    if not choose(ISAS.index(request.param)):
-        pytest.skip(f"no {request.param} here")
-    try:
-        yield request.param
-    finally:
-        choose(-1)
-
-
 def error(weight: Tensor, bits: int, group: int) -> float:
     """Squared, relative to the weights'."""
     found = unpack(pack(weight, bits, group), torch.float32)
@@ -187,7 +172,9 @@ def test_the_variable_chooses_the_instruction_set(monkeypatch: pytest.MonkeyPatc
         x = torch.randn(2, 64)
         assert torch.equal(linear(x, [weight])[0], linear_reference(x, weight))
         monkeypatch.setenv("PIXTRAL_ISA", "sse9")
-        with pytest.raises(ValueError, match="PIXTRAL_ISA is 'sse9'; expected one of portable, avx2, avx512, avx512_bf16"):
+        with pytest.raises(
+            ValueError, match="PIXTRAL_ISA is 'sse9'; expected one of portable, avx2, avx512, avx512_bf16"
+        ):
             native_library.Kernels(library.path)
     finally:
         library.function("px_set_isa", [ctypes.c_int], ctypes.c_int)(ISAS.index(before))

@@ -2,30 +2,13 @@
 
 from __future__ import annotations
 
-import ctypes
-from collections.abc import Iterator
-
 import pytest
 import torch
 from torch import Tensor
 
-from pixtral.ops.native.library import ISAS, kernels_if_built
 from pixtral.ops.rowwise import MIN_ADD, add, rms_norm, rms_norm_reference, rotate_pair, rotate_reference
 
 BF16 = torch.bfloat16
-
-
-@pytest.fixture(params=ISAS)
-def isa(request: pytest.FixtureRequest) -> Iterator[str]:
-    """Each instruction set that this CPU has."""
-    library = kernels_if_built()
-    if library is None:
-        pytest.skip("the kernels are not built")
-    choose = library.function("px_set_isa", [ctypes.c_int], ctypes.c_int)
-    if not choose(ISAS.index(request.param)):
-        pytest.skip(f"this CPU has no {request.param}")
-    yield request.param
-    choose(-1)
 
 
 def exact_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
