@@ -15,7 +15,7 @@ namespace px {
 constexpr int kDenseLanes = 16;                // rows of activations in a register
 constexpr int kDensePanel = 3 * kDenseLanes;   // rows of activations of a panel
 constexpr int kDenseColumns = 8;               // rows of weights of a tile
-constexpr int kDenseMostPanels = 2;            // of a task
+constexpr int kDenseMostPanels = 4;            // of a task
 constexpr int kDenseFew = 8;                   // rows of activations up to which weights are turned
 
 struct DenseWeight {

@@ -1,5 +1,5 @@
 // Products of bfloat16 with AVX-512 where it multiplies float32 only: activations are packed as float32, weights become
-// float32 some columns at a time, in the first cache, for two panels.
+// float32 some columns at a time, in the first cache, for four panels.
 #ifdef PX_X86
 #include "dense_tiles_avx512.h"
 
@@ -9,7 +9,7 @@ namespace {
 
 struct Singles {
   using Load = LoadWide;
-  static constexpr int kUnit = 1, kStrip = 128, kPanels = 2;
+  static constexpr int kUnit = 1, kStrip = 128, kPanels = 4;
   static constexpr int64_t kBlock = 512;  // of weights 16 KB, of activations 96 KB a panel
 
   struct Tile {
