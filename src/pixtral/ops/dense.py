@@ -1,8 +1,8 @@
 """Linear layers on bfloat16 weights by the native kernels: a row has the same bits alone and among others.
 
-At one row they read weights at the speed of memory, at many they reach nine tenths of what the CPU's instructions can
-do. PyTorch's products are slower in both (half the speed at one row), sum one row in another order than several, make
-and keep code for every number of rows, and leave threads behind that wait actively and hold up everybody else's.
+Where the CPU has no instruction for bfloat16 they multiply float32. PyTorch is slower at one row and at many
+(docs/performance.md), sums one row in another order than several, makes and keeps code for every number of rows, and
+leaves threads behind that wait actively and hold up everybody else's.
 """
 
 from __future__ import annotations
