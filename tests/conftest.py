@@ -42,8 +42,8 @@ def isa(request: pytest.FixtureRequest) -> Iterator[str]:
         yield request.param
 
 
-@pytest.fixture(params=[name for name in ISAS if name.startswith("avx512")])
-def avx512(request: pytest.FixtureRequest) -> Iterator[str]:
+@pytest.fixture(params=[name for name in ISAS if name != "portable"])
+def vector_isa(request: pytest.FixtureRequest) -> Iterator[str]:
     """Each that has kernels for attention and for products of bfloat16."""
     with using_isa(request.param):
         yield request.param

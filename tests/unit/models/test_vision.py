@@ -20,7 +20,7 @@ from pixtral.models.vision import PixtralVisionModel, crop_images
 from pixtral.ops.native.library import kernels_if_built
 
 KERNELS = kernels_if_built()
-BFLOAT16 = KERNELS is not None and KERNELS.isa.startswith("avx512")
+BFLOAT16 = KERNELS is not None and KERNELS.isa != "portable"
 
 
 def tower(**fields: Any) -> PixtralVisionModel:

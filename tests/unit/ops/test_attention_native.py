@@ -11,7 +11,7 @@ from pixtral.ops.attention_native import attends_natively
 from pixtral.ops.layer_cache import LayerCache, hadamard
 from pixtral.ops.sequences import Packing
 
-needs_kernel = pytest.mark.usefixtures("avx512")
+needs_kernel = pytest.mark.usefixtures("vector_isa")
 F32, BF16, INT8 = torch.float32, torch.bfloat16, torch.int8
 KINDS = [(F32, F32, 3e-6), (BF16, BF16, 6e-3), (BF16, INT8, 2e-2), (F32, INT8, 2e-2)]
 

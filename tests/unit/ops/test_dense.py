@@ -13,7 +13,7 @@ from torch.nn import functional as F
 
 from pixtral.ops.dense import dense_gated_linear, dense_linear, runs_dense
 
-needs_kernel = pytest.mark.usefixtures("avx512")
+needs_kernel = pytest.mark.usefixtures("vector_isa")
 
 
 @pytest.fixture(autouse=True)
@@ -102,5 +102,5 @@ def test_what_is_left_to_pytorch():
 
 @needs_kernel
 def test_another_instruction_set_is_left_to_pytorch():
-    with using_isa("avx2"):
+    with using_isa("portable"):
         assert not runs_dense(drawn(20, 64), drawn(20, 64))

@@ -19,6 +19,7 @@ const AttendKernels* kernels() {
 #ifdef PX_X86
   if (isa() == Isa::Avx512Bf16) return &attend_avx512_bf16;
   if (isa() == Isa::Avx512) return &attend_avx512;
+  if (isa() == Isa::Avx2) return &attend_avx2;
 #endif
   return nullptr;
 }

@@ -59,6 +59,6 @@ struct AttendKernels {
   void (*merge)(const AttendCall&, const Sequence&, const AttendTask&);
 };
 
-extern const AttendKernels attend_avx512, attend_avx512_bf16;
+extern const AttendKernels attend_avx2, attend_avx512, attend_avx512_bf16;
 
 }  // namespace px

@@ -1,6 +1,8 @@
 // Attention with AVX-512 and VNNI; bfloat16 is multiplied as float32.
 #ifdef PX_X86
-#include "attend_engine_avx512.h"
+#include "attend_stored_avx512.h"
+
+#include "attend_engine.h"
 
 namespace px {
 

@@ -1,68 +1,21 @@
-// What differs between caches of float32, bfloat16 and bytes, for attention with AVX-512.
+// What AVX-512 has of its own for the caches of attention: products of bytes, and of pairs of bfloat16.
 #pragma once
 
-#include "attend_store.h"
-#include "attend_tiles_avx512.h"
+#include "vectors_avx512.h"
+
+#include "attend_stored.h"
 
 namespace px {
 namespace {
 
-constexpr float kLog2E = 1.4426950408889634f;
-
-// What belongs to one query while a chunk is worked out.
-struct Query {
-  uint32_t* scores;     // kParts * kChunk
-  uint32_t* weights;    // kParts * kChunk / kPerUnit
-  uint32_t* sums;       // kParts * channels
-  float factor;         // of scores, to base 2
-  int32_t offset;       // I8: what the keys' offset of 128 adds to a score
-  float unit;           // I8: of the 16-bit weights
-};
-
-// I8: scales of a chunk's keys and values, and of each value the largest scale up to it.
-struct Scales {
-  float keys[kChunk], values[kChunk], largest[kChunk];
-};
-
-struct Plain {
-  static constexpr int kParts = 1, kUnitsOfWord = 1;
-  static constexpr bool kScaled = false;
-
-  static __m512i key(__m512i x, int) { return x; }
-
-  // Raw scores of 16 keys; the factor comes later.
-  static __m512 score(const Query& q, const Scales&, int j) { return _mm512_loadu_ps(q.scores + j); }
-
-  static void set_unit(Query&, const Scales&, int) {}
-};
-
-struct StoredF32 : Plain {
-  static constexpr int kPerUnit = 1, kBytes = 4;
-  using ScoreDot = DotF32;
-  using ValueDot = DotF32;
-
-  static void read_query(const AttendCall& call, int64_t at, uint32_t* to, int, Query& q) {
-    std::memcpy(to, static_cast<const float*>(call.q) + at, call.dim * 4);
-    q.factor = call.scale * kLog2E;
-  }
-
-  // Up to 64 channels from `channel` on, of kPerUnit rows, as units; a row has `left` channels from there.
-  static void unpack(const char* const* rows, int64_t channel, int left, __m512i (&x)[4]) {
-#pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) x[i] = LoadUnits::load(rows[0] + (channel + 16 * i) * LoadUnits::kBytes, first_lanes(left - 16 * i));
-  }
-
-  static void put_weights(const Query& q, const Scales&, int j, __m512 p) { _mm512_storeu_ps(q.weights + j, p); }
-
-  static void finish(const Query& q, int64_t, int dim, float* to) { std::memcpy(to, q.sums, dim * sizeof(float)); }
-};
-
 #ifdef __AVX512BF16__
 
-struct StoredBF16 : Plain {
+struct StoredBF16 : Singles {
   static constexpr int kPerUnit = 2, kBytes = 2;
   using ScoreDot = DotBF16;
   using ValueDot = DotBF16;
+
+  static Units key(Units x, int) { return x; }
 
   static void read_query(const AttendCall& call, int64_t at, uint32_t* to, int, Query& q) {
     std::memcpy(to, static_cast<const uint16_t*>(call.q) + at, call.dim * 2);
@@ -72,16 +25,16 @@ struct StoredBF16 : Plain {
   static void unpack(const char* const* rows, int64_t channel, int left, __m512i (&x)[4]) {
 #pragma GCC unroll 2
     for (int i = 0; i < 2; i++) {
-      const __mmask16 mask = first_lanes(left / 2 - 16 * i);
-      const __m512i even = LoadUnits::load(rows[0] + 2 * channel + 64 * i, mask);
-      const __m512i odd = LoadUnits::load(rows[1] + 2 * channel + 64 * i, mask);
+      const int count = left / 2 - 16 * i;
+      const __m512i even = load_units(rows[0] + 2 * channel + 64 * i, count);
+      const __m512i odd = load_units(rows[1] + 2 * channel + 64 * i, count);
       x[2 * i] = _mm512_unpacklo_epi16(even, odd);
       x[2 * i + 1] = _mm512_unpackhi_epi16(even, odd);
     }
   }
 
   static void put_weights(const Query& q, const Scales&, int j, __m512 p) {
-    _mm256_storeu_si256(reinterpret_cast<__m256i*>(q.weights + j / 2), narrow(p));
+    store_halves(q.weights + j / 2, narrow(p));
   }
 
   // Unpacking left channels 8 i + 0-3 of each 32 in one register and 8 i + 4-7 in the next.
@@ -98,42 +51,24 @@ struct StoredBF16 : Plain {
 
 #else
 
-// Without an instruction for products of bfloat16, everything is a float32 from the moment that it is read.
-struct StoredBF16 : StoredF32 {
-  static constexpr int kBytes = 2, kUnitsOfWord = 2;
-
-  static void read_query(const AttendCall& call, int64_t at, uint32_t* to, int, Query& q) {
-    read_row(call.type, call.q, at, call.dim, reinterpret_cast<float*>(to));
-    q.factor = call.scale * kLog2E;
-  }
-
-  // The lower or the upper one of two channels, as a float.
-  static __m512i key(__m512i x, int part) {
-    return part ? _mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000))) : _mm512_slli_epi32(x, 16);
-  }
-
-  // Leaves the even channels of each 32 in one register and the odd ones in the next.
-  static void unpack(const char* const* rows, int64_t channel, int left, __m512i (&x)[4]) {
-#pragma GCC unroll 2
-    for (int i = 0; i < 2; i++) {
-      const __m512i y = LoadUnits::load(rows[0] + 2 * channel + 64 * i, first_lanes(left / 2 - 16 * i));
-      x[2 * i] = key(y, 0);
-      x[2 * i + 1] = key(y, 1);
-    }
-  }
-
-  static void finish(const Query& q, int64_t, int dim, float* to) {
-    const __m512i first = _mm512_setr_epi32(0, 16, 1, 17, 2, 18, 3, 19, 4, 20, 5, 21, 6, 22, 7, 23);
-    const __m512i second = _mm512_setr_epi32(8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31);
-    for (int d = 0; d < dim; d += 32) {
-      const __m512 even = _mm512_loadu_ps(q.sums + d), odd = _mm512_loadu_ps(q.sums + d + 16);
-      _mm512_storeu_ps(to + d, _mm512_permutex2var_ps(even, first, odd));
-      if (dim - d > 16) _mm512_storeu_ps(to + d + 16, _mm512_permutex2var_ps(even, second, odd));
-    }
-  }
-};
+using StoredBF16 = WideBF16;
 
 #endif
+
+struct DotI32 {
+  using Sum = __m512i;
+  static __m512i zero() { return _mm512_setzero_si512(); }
+  static __m512i get(const void* from) { return _mm512_loadu_si512(from); }
+  static void put(void* to, __m512i sum) { _mm512_storeu_si512(to, sum); }
+};
+
+struct DotSignedA : DotI32 {  // signed bytes of A, unsigned bytes of B
+  static __m512i add(__m512i sum, __m512i a, __m512i b) { return _mm512_dpbusd_epi32(sum, b, a); }
+};
+
+struct DotUnsignedA : DotI32 {
+  static __m512i add(__m512i sum, __m512i a, __m512i b) { return _mm512_dpbusd_epi32(sum, a, b); }
+};
 
 // Queries and weights as 16-bit numbers in two parts of a byte, keys and values as bytes: sums of products are exact.
 struct StoredI8 {
@@ -165,7 +100,7 @@ struct StoredI8 {
   static void unpack(const char* const* rows, int64_t channel, int left, __m512i (&x)[4]) {
     __m512i y[4];
 #pragma GCC unroll 4
-    for (int i = 0; i < 4; i++) y[i] = LoadUnits::load(rows[i] + channel, first_lanes(left / 4));
+    for (int i = 0; i < 4; i++) y[i] = load_units(rows[i] + channel, left / 4);
     const __m512i a = _mm512_unpacklo_epi8(y[0], y[1]), b = _mm512_unpackhi_epi8(y[0], y[1]);
     const __m512i c = _mm512_unpacklo_epi8(y[2], y[3]), d = _mm512_unpackhi_epi8(y[2], y[3]);
     x[0] = _mm512_unpacklo_epi16(a, c);
@@ -181,6 +116,21 @@ struct StoredI8 {
   static __m512 score(const Query& q, const Scales& scales, int j) {
     const __m512i x = _mm512_sub_epi32(whole(q.scores + j, kChunk), _mm512_set1_epi32(q.offset));
     return _mm512_mul_ps(_mm512_cvtepi32_ps(x), _mm512_loadu_ps(scales.keys + j));
+  }
+
+  // Of each value's scale, none negative, the largest up to it.
+  static void read_scales(Scales& scales) {
+    const __m512i none = _mm512_setzero_si512();  // floats that are not negative are ordered as integers are
+    __m512i before = none;
+    for (int i = 0; i < kChunk; i += 16) {
+      __m512i y = _mm512_max_epi32(_mm512_loadu_si512(scales.values + i), before);
+      y = _mm512_max_epi32(y, _mm512_alignr_epi32(y, none, 15));
+      y = _mm512_max_epi32(y, _mm512_alignr_epi32(y, none, 14));
+      y = _mm512_max_epi32(y, _mm512_alignr_epi32(y, none, 12));
+      y = _mm512_max_epi32(y, _mm512_alignr_epi32(y, none, 8));
+      _mm512_storeu_si512(scales.largest + i, y);
+      before = _mm512_permutexvar_epi32(_mm512_set1_epi32(15), y);
+    }
   }
 
   // The unit follows from the keys that the query sees and from no others.

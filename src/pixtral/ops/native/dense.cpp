@@ -29,6 +29,7 @@ const DenseKernels* kernels() {
 #ifdef PX_X86
   if (isa() == Isa::Avx512Bf16) return &dense_avx512_bf16;
   if (isa() == Isa::Avx512) return &dense_avx512;
+  if (isa() == Isa::Avx2) return &dense_avx2;
 #endif
   return nullptr;
 }
@@ -67,18 +68,18 @@ void run_few(const DenseKernels& kernels, const Call& call, const DenseWeight* w
 
 bool run_many(const DenseKernels& kernels, const Call& call, const DenseWeight* weights) {
   const int threads = static_cast<int>(call.threads);
-  const int64_t units = call.width / kernels.unit, panels = (call.rows + kDensePanel - 1) / kDensePanel;
+  const int64_t units = call.width / kernels.unit, height = kernels.rows, panels = (call.rows + height - 1) / height;
   void* memory = nullptr;
-  if (posix_memalign(&memory, 64, static_cast<size_t>(panels * kDensePanel * units) * 4) != 0) return false;
+  if (posix_memalign(&memory, 64, static_cast<size_t>(panels * height * units) * 4) != 0) return false;
   const std::unique_ptr<void, Free> owner(memory);
   auto* packed = static_cast<uint32_t*>(memory);
   const auto rows_of = [&](int64_t panel) {
-    const int64_t left = call.rows - panel * kDensePanel;
-    return left < kDensePanel ? left : kDensePanel;
+    const int64_t left = call.rows - panel * height;
+    return left < height ? left : height;
   };
   parallel(panels > 1 ? threads : 1, panels, [&](int64_t panel) {
-    const uint16_t* from = call.x + panel * kDensePanel * call.stride;
-    kernels.pack(from, call.stride, rows_of(panel), units, packed + panel * kDensePanel * units);
+    const uint16_t* from = call.x + panel * height * call.stride;
+    kernels.pack(from, call.stride, rows_of(panel), units, packed + panel * height * units);
   });
   const DenseWeight* up = call.gated ? weights + 1 : nullptr;
   const int64_t together = kernels.panels, groups = (panels + together - 1) / together;
@@ -87,8 +88,8 @@ bool run_many(const DenseKernels& kernels, const Call& call, const DenseWeight* 
                DensePanel x[kDenseMostPanels];
                int count = 0;
                for (int64_t i = group * together; i < panels && i < (group + 1) * together; i++) {
-                 const DensePanel panel{packed + i * kDensePanel * units, rows_of(i), i * kDensePanel, units};
-                 if (panel.rows == kDensePanel) x[count++] = panel;
+                 const DensePanel panel{packed + i * height * units, rows_of(i), i * height, units};
+                 if (panel.rows == height) x[count++] = panel;
                  else kernels.multiply(&panel, 1, weight, up, begin, end);
                }
                if (count) kernels.multiply(x, count, weight, up, begin, end);

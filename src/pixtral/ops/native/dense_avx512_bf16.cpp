@@ -1,6 +1,8 @@
 // Products of bfloat16 with AVX-512 BF16.
 #ifdef PX_X86
-#include "dense_tiles_avx512.h"
+#include "vectors_avx512.h"
+
+#include "dense_tiles.h"
 
 namespace px {
 
@@ -20,16 +22,16 @@ struct Pairs {
   };
 
   template <int R>
-  static void multiply(const uint32_t* pairs, int64_t units, const Tile& tile, __m512 (&aside)[R][kWide], bool more) {
+  static void multiply(const uint32_t* pairs, int64_t units, const Tile& tile, Floats (&aside)[R][kWide], bool more) {
     TileSums<R> sums(aside, more);
     const Tile weights = tile;
-    for (int64_t u = 0; u < units; u++, pairs += kDenseLanes * R) {
-      __m512i x[R];
+    for (int64_t u = 0; u < units; u++, pairs += kLanes * R) {
+      Units x[R];
 #pragma GCC unroll 3
-      for (int r = 0; r < R; r++) x[r] = _mm512_load_si512(pairs + kDenseLanes * r);
+      for (int r = 0; r < R; r++) x[r] = load_units(pairs + kLanes * r);
 #pragma GCC unroll 8
       for (int c = 0; c < kWide; c++) {
-        const __m512i both = every_lane(weights.at[c] + u);
+        const Units both = splat_unit(weights.at[c] + u);
 #pragma GCC unroll 3
         for (int r = 0; r < R; r++) sums.of[r][c] = DotBF16::add(sums.of[r][c], x[r], both);
       }

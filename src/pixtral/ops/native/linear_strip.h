@@ -86,20 +86,20 @@ static void strip(const Activations& x, const Weight& weight, const Weight* up, 
 
   const uint8_t* codes[kMostTiles];
   const int8_t* scales[kMostTiles];
-  int64_t bits[kMostTiles];
+  const Weight* of[kMostTiles];
   int count = 0;
   for (int64_t tile = first; tile < last; tile++) {
     for (const Weight* w : {&weight, up}) {
       if (w == nullptr) continue;
       codes[count] = w->codes + tile * x.width * kTile * w->bits / 8;
       scales[count] = w->scales + tile * groups * kTile;
-      bits[count] = w->bits;
+      of[count] = w;
       count++;
     }
   }
 
   alignas(64) float sums[kMostTiles * kRows * kTile];
-  alignas(64) uint8_t panel[kMostTiles * kColumns * kTile];
+  alignas(64) uint8_t panel[kMostTiles * kColumns * kTile * V::kDecodedBytes];
   const int64_t chunk_tiles = direct ? 1 : kRows / x.tile;
   for (int64_t chunk = 0; chunk * chunk_tiles * x.tile < x.rows; chunk++) {
     const int64_t from = chunk * chunk_tiles;
@@ -113,22 +113,22 @@ static void strip(const Activations& x, const Weight& weight, const Weight* up, 
       block.columns = x.width - column < x.block ? x.width - column : x.block;
       for (int j = 0; j < count; j++) {
         block.scales[j] = scales[j] + column / x.group * kTile;
-        block.codes[j] = codes[j] + column * kTile * bits[j] / 8;
-        if (!direct && (bits[j] == 4 || !V::kBytesAreDecoded)) {
-          uint8_t* to = panel + j * kColumns * kTile;
-          V::decode(block.codes[j], bits[j], block.columns, to);
+        block.codes[j] = codes[j] + column * kTile * of[j]->bits / 8;
+        if (!direct && (of[j]->bits == 4 || !V::kBytesAreDecoded)) {
+          uint8_t* to = panel + j * kColumns * kTile * V::kDecodedBytes;
+          V::decode(*of[j], block.codes[j], block.scales[j], block.columns, to);
           block.codes[j] = to;
         }
       }
       for (int64_t tile = from; tile < until; tile++) {
         const int64_t height = rows_of_tile(x, tile);
-        block.levels = x.levels + place_of(x, tile, column, 1);
+        block.levels = x.levels + place_of(x, tile, column, 1) * x.level_bytes;
         block.offsets = x.offsets + place_of(x, tile, column, x.group);
         block.activation_scales = x.scales + place_of(x, tile, column, kActivationGroup);
         block.sums = sums + (tile - from) * x.tile * count * kTile;
         const int64_t ahead = tile - from < count ? tile - from : 0;  // the first rows fetch a tile of weights each
-        block.next_step = 16 * bits[ahead];
-        block.next = codes[ahead] + (column + x.block) * kTile * bits[ahead] / 8;
+        block.next_step = 16 * of[ahead]->bits;
+        block.next = codes[ahead] + (column + x.block) * kTile * of[ahead]->bits / 8;
         if (!direct) {
           multiply<V, typename V::Decoded>(block, height, count);
         } else if (weight.bits == 4) {

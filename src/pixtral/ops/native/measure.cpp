@@ -59,6 +59,7 @@ PX_API double px_measure_bf16(int threads, int64_t rounds) {
 #ifdef PX_X86
   if (px::isa() == px::Isa::Avx512Bf16) return rate(threads, rounds, px::bf16_avx512);
   if (px::isa() == px::Isa::Avx512) return rate(threads, rounds, px::f32_avx512);
+  if (px::isa() == px::Isa::Avx2) return rate(threads, rounds, px::f32_avx2);
 #endif
   (void)threads;
   (void)rounds;

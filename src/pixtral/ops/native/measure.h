@@ -13,6 +13,7 @@ uint64_t read_avx512(const uint8_t* from, int64_t bytes);
 int64_t int8_portable(int64_t rounds, int64_t* out);
 int64_t int8_avx2(int64_t rounds, int64_t* out);
 int64_t int8_avx512(int64_t rounds, int64_t* out);
+int64_t f32_avx2(int64_t rounds, int64_t* out);
 int64_t f32_avx512(int64_t rounds, int64_t* out);
 int64_t bf16_avx512(int64_t rounds, int64_t* out);
 

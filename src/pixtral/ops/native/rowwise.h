@@ -9,7 +9,7 @@ namespace px {
 
 namespace {
 
-constexpr int kLanes = 16;
+constexpr int kRun = 16;
 
 inline float wide(uint16_t bits) { return float_of_bits(static_cast<uint32_t>(bits) << 16); }
 
@@ -21,10 +21,10 @@ inline uint16_t narrow(float value) {
 }
 
 [[maybe_unused]] void norm_row(const uint16_t* x, const uint16_t* weight, uint16_t* out, int64_t width, float eps) {
-  float sums[kLanes] = {};
+  float sums[kRun] = {};
   int64_t i = 0;
-  for (; i + kLanes <= width; i += kLanes)
-    for (int j = 0; j < kLanes; j++) sums[j] += wide(x[i + j]) * wide(x[i + j]);
+  for (; i + kRun <= width; i += kRun)
+    for (int j = 0; j < kRun; j++) sums[j] += wide(x[i + j]) * wide(x[i + j]);
   float sum = 0;
   for (; i < width; i++) sum += wide(x[i]) * wide(x[i]);
   for (const float part : sums) sum += part;

@@ -1,39 +1,11 @@
-// Attention with AVX-512 and VNNI, and with BF16 in a file that is compiled for it. Keys are transposed so that 16 of
-// them lie across a register: scores and weighted values are then products of small tiles, and no sum is taken across a
-// register.
+// Attention. Keys are transposed so that they lie across a register: scores and weighted values are then products of
+// small tiles, and no sum is taken across a register. What an instruction set stores and multiplies is included before.
 #pragma once
 
-#include "attend_few_avx512.h"
+#include "attend_few.h"
 
 namespace px {
 namespace {
-
-// 2^x for x <= 0, the vector's twin of exp2_of in attend_rows.h.
-inline __m512 exp2_of(__m512 x) {
-  const __m512 f = _mm512_reduce_ps(x, 0x09);  // x - floor(x)
-  __m512 p = _mm512_set1_ps(1.867130703e-03f);
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(9.017028957e-03f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(5.579991411e-02f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(2.401644499e-01f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(6.931513118e-01f));
-  p = _mm512_fmadd_ps(p, f, _mm512_set1_ps(1.0f));
-  return _mm512_scalef_ps(p, x);
-}
-
-// Of each of kChunk numbers, none negative, the largest up to it.
-inline void running_max(const float* x, float* to) {
-  const __m512i none = _mm512_setzero_si512();  // floats that are not negative are ordered as integers are
-  __m512i before = none;
-  for (int i = 0; i < kChunk; i += 16) {
-    __m512i y = _mm512_max_epi32(_mm512_loadu_si512(x + i), before);
-    y = _mm512_max_epi32(y, _mm512_alignr_epi32(y, none, 15));
-    y = _mm512_max_epi32(y, _mm512_alignr_epi32(y, none, 14));
-    y = _mm512_max_epi32(y, _mm512_alignr_epi32(y, none, 12));
-    y = _mm512_max_epi32(y, _mm512_alignr_epi32(y, none, 8));
-    _mm512_storeu_si512(to + i, y);
-    before = _mm512_permutexvar_epi32(_mm512_set1_epi32(15), y);
-  }
-}
 
 alignas(64) const char nothing[kMaxDim * 4] = {};  // the row of a key that is not there
 
@@ -44,9 +16,9 @@ class Engine {
  public:
   Engine(const AttendCall& call, const Sequence& s, const AttendTask& t, Arena& arena)
       : call_(call), s_(s), t_(t), of_head_(static_cast<int>(t.rows * (call.heads / call.key_heads))),
-        queries_(of_head_ * t.key_heads), units_((call.dim * kBytes / 4 + 15) / 16 * 16 * kUnitsOfWord),
+        queries_(of_head_ * t.key_heads), units_((call.dim * kBytes / 4 + kLanes - 1) / kLanes * kLanes * kUnitsOfWord),
         channels_((call.dim + kColumns - 1) / kColumns * kColumns), few_(of_head_ <= kFewRows),
-        value_panel_(t.key_heads > 1 ? 2 * kPanel : kChunk) {
+        value_panel_(t.key_heads > 1 ? kValuePanel : kChunk) {
     query_ = arena.take<Query>(queries_);
     visible_ = arena.take<int>(of_head_);
     q_ = arena.take<uint32_t>(static_cast<int64_t>(queries_) * kParts * units_);
@@ -97,7 +69,8 @@ class Engine {
  private:
   static constexpr int kParts = Stored::kParts, kPerUnit = Stored::kPerUnit, kBytes = Stored::kBytes;
   static constexpr int kUnitsOfWord = Stored::kUnitsOfWord;
-  static constexpr int kBlock = 12 / kParts;  // queries of a tile of scores
+  static constexpr int kBlock = kSums / 2 / kParts;  // queries of a tile of scores
+  static constexpr int kValuePanel = 64;             // values of several heads that are worked on together
 
   int last_of_block(int i) const {
     const int end = i / kBlock * kBlock + kBlock;
@@ -141,7 +114,7 @@ class Engine {
       for (int i = 0; i < of_head_; i += kBlock) {
         if (visible_[last_of_block(i)] <= j) continue;
         const int block = (of_head_ - i < kBlock ? of_head_ - i : kBlock) * kParts;
-        multiply<typename Stored::ScoreDot, 2, false>(
+        multiply<typename Stored::ScoreDot, kPanel / kLanes, false>(
             block, {q + static_cast<int64_t>(i) * kParts * units_, units_, keys_, kPanel,
                     scores + static_cast<int64_t>(i) * kParts * kChunk, kChunk, units_});
       }
@@ -150,14 +123,14 @@ class Engine {
 
   void pack_keys(const char* const* rows, Fetcher& fetcher) {
     const int words = call_.dim * kBytes / 4;
-    for (int word = 0; word < words; word += 16)
-      for (int half = 0; half < kPanel; half += 16) {
-        __m512i x[16];
-        transpose<LoadUnits>(rows + half, word, first_lanes(words - word), x);
-        for (int i = 0; i < 16; i++)
+    for (int word = 0; word < words; word += kLanes)
+      for (int half = 0; half < kPanel; half += kLanes) {
+        Units x[kLanes];
+        transpose<LoadUnits>(rows + half, word, words - word, x);
+        for (int i = 0; i < kLanes; i++)
           for (int part = 0; part < kUnitsOfWord; part++)
-            _mm512_store_si512(keys_ + ((word + i) * kUnitsOfWord + part) * kPanel + half, Stored::key(x[i], part));
-        fetcher.fetch<16>();
+            store_units(keys_ + ((word + i) * kUnitsOfWord + part) * kPanel + half, Stored::key(x[i], part));
+        fetcher.fetch<kLanes * kLanes * 4 / 64>();
       }
   }
 
@@ -195,8 +168,8 @@ class Engine {
         for (int d = 0; d < channels_; d += kColumns) {
           const Product p{weights + static_cast<int64_t>(i) * kParts * kChunk / kPerUnit, kChunk / kPerUnit,
                           values_ + d, channels_, sums + static_cast<int64_t>(i) * kParts * channels_ + d, channels_, depth};
-          if (j > 0) multiply<typename Stored::ValueDot, 4, true>(block, p);
-          else multiply<typename Stored::ValueDot, 4, false>(block, p);
+          if (j > 0) multiply<typename Stored::ValueDot, kTileColumns, true>(block, p);
+          else multiply<typename Stored::ValueDot, kTileColumns, false>(block, p);
         }
       }
     }
@@ -205,11 +178,11 @@ class Engine {
   void pack_values(const char* const* rows, Fetcher& fetcher) {
     for (int i = 0; i < value_panel_; i += kPerUnit) {
       for (int d = 0; d < channels_; d += kColumns) {
-        __m512i x[4];
+        Units x[kTileColumns];
         Stored::unpack(rows + i, d, call_.dim - d, x);
-        for (int k = 0; k < 4; k++) _mm512_store_si512(values_ + i / kPerUnit * channels_ + d + 16 * k, x[k]);
+        for (int k = 0; k < kTileColumns; k++) store_units(values_ + i / kPerUnit * channels_ + d + kLanes * k, x[k]);
       }
-      for (int d = 0; d < call_.dim; d += kColumns) fetcher.fetch<kPerUnit * kBytes>();
+      for (int d = 0; d < call_.dim; d += 64) fetcher.fetch<kPerUnit * kBytes>();
     }
   }
 
@@ -241,34 +214,34 @@ class Engine {
         scales_[head].values[j] = j < count ? call_.value_scales[at + head] : 0.0f;
       }
     }
-    for (int head = 0; head < t_.key_heads; head++) running_max(scales_[head].values, scales_[head].largest);
+    for (int head = 0; head < t_.key_heads; head++) Stored::read_scales(scales_[head]);
   }
 
   void weigh(int head, int i, const Running& out) {
     Query& q = query_[head * of_head_ + i];
     const Scales& scales = scales_[head];
-    const int visible = visible_[i], padded = (visible_[last_of_block(i)] + 15) / 16 * 16;
-    const __m512 nothing_seen = _mm512_set1_ps(-INFINITY);
+    const int visible = visible_[i], padded = (visible_[last_of_block(i)] + kLanes - 1) / kLanes * kLanes;
+    const Floats nothing_seen = splat(-INFINITY);
     float* scores = reinterpret_cast<float*>(q.scores);
-    __m512 largest = nothing_seen;
-    for (int j = 0; j < visible; j += 16) {
-      const __m512 x = _mm512_mask_mov_ps(nothing_seen, first_lanes(visible - j), Stored::score(q, scales, j));
-      if (Stored::kScaled || j + 16 > visible) _mm512_storeu_ps(scores + j, x);
-      largest = _mm512_max_ps(largest, x);
+    Floats largest = nothing_seen;
+    for (int j = 0; j < visible; j += kLanes) {
+      const Floats x = only_first(visible - j, Stored::score(q, scales, j), nothing_seen);
+      if (Stored::kScaled || j + kLanes > visible) store(scores + j, x);
+      largest = larger(largest, x);
     }
-    const float most = _mm512_reduce_max_ps(largest);
-    const __m512 top = _mm512_set1_ps(most), factor = _mm512_set1_ps(q.factor);
+    const float most = largest_of(largest);
+    const Floats top = splat(most), factor = splat(q.factor);
     Stored::set_unit(q, scales, visible);
-    __m512 sum = _mm512_setzero_ps();
+    Floats sum = splat(0.0f);
     int j = 0;
-    for (; j < visible; j += 16) {
-      const __m512 p = exp2_of(_mm512_mul_ps(_mm512_sub_ps(_mm512_loadu_ps(scores + j), top), factor));
-      sum = _mm512_add_ps(sum, p);
+    for (; j < visible; j += kLanes) {
+      const Floats p = exp2_of((load(scores + j) - top) * factor);
+      sum = sum + p;
       Stored::put_weights(q, scales, j, p);
     }
-    for (; j < padded; j += 16) Stored::put_weights(q, scales, j, _mm512_setzero_ps());
+    for (; j < padded; j += kLanes) Stored::put_weights(q, scales, j, splat(0.0f));
     out.largest[head * of_head_ + i] = most * q.factor;
-    out.sum[head * of_head_ + i] = _mm512_reduce_add_ps(sum);
+    out.sum[head * of_head_ + i] = sum_of(sum);
   }
 
   const char *key_rows_[kChunk], *value_rows_[kChunk], *next_rows_[kPanel];

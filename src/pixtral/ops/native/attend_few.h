@@ -2,7 +2,7 @@
 // from registers. Sums run in the same order as in the tiles for many rows.
 #pragma once
 
-#include "attend_stored_avx512.h"
+#include "attend_stored.h"
 
 namespace px {
 namespace {
@@ -53,26 +53,25 @@ struct FewSizes {
 template <class Stored, int Queries>
 void few_scores(const char* const* rows, Fetcher& fetcher, const uint32_t* q, const FewSizes& size, uint32_t* scores) {
   using Dot = typename Stored::ScoreDot;
-  constexpr int Rows = Queries * Stored::kParts, Units = Stored::kUnitsOfWord;
+  constexpr int Rows = Queries * Stored::kParts, kParts = Stored::kUnitsOfWord;
   const int64_t units = size.units;
   const int words = size.dim * Stored::kBytes / 4;
-  for (int half = 0; half < kPanel; half += 16) {
+  for (int half = 0; half < kPanel; half += kLanes) {
     typename Dot::Sum sums[Rows];
 #pragma GCC unroll 8
     for (int r = 0; r < Rows; r++) sums[r] = Dot::zero();
-    for (int word = 0; word < words; word += 16) {
-      __m512i x[16];
-      if (words - word >= 16) transpose<LoadUnits>(rows + half, word, 0xffff, x);
-      else transpose<LoadUnits>(rows + half, word, first_lanes(words - word), x);
-      fetcher.fetch<16>();
-      const uint32_t* a = q + word * Units;
+    for (int word = 0; word < words; word += kLanes) {
+      Units x[kLanes];
+      transpose<LoadUnits>(rows + half, word, words - word, x);
+      fetcher.fetch<kLanes * kLanes * 4 / 64>();
+      const uint32_t* a = q + word * kParts;
 #pragma GCC unroll 16
-      for (int i = 0; i < 16; i++)
-#pragma GCC unroll 2
-        for (int part = 0; part < Units; part++) {
-          const __m512i key = Stored::key(x[i], part);
+      for (int i = 0; i < kLanes; i++)
+#pragma GCC unroll 4
+        for (int part = 0; part < kParts; part++) {
+          const Units key = Stored::key(x[i], part);
 #pragma GCC unroll 8
-          for (int r = 0; r < Rows; r++) sums[r] = Dot::add(sums[r], every_lane(a + r * units + i * Units + part), key);
+          for (int r = 0; r < Rows; r++) sums[r] = Dot::add(sums[r], splat_unit(a + r * units + i * kParts + part), key);
         }
     }
 #pragma GCC unroll 8
@@ -88,26 +87,26 @@ void few_values(const char* const* rows, Fetcher& fetcher, const uint32_t* weigh
   constexpr int stride = kChunk / Stored::kPerUnit;
   const int64_t channels = size.channels;
   for (int d = 0; d < channels; d += kColumns) {
-    typename Dot::Sum sums[Rows][4];
+    typename Dot::Sum sums[Rows][kTileColumns];
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; r++)
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; j++) sums[r][j] = more ? Dot::get(to + r * channels + d + 16 * j) : Dot::zero();
+      for (int j = 0; j < kTileColumns; j++) sums[r][j] = more ? Dot::get(to + r * channels + d + kLanes * j) : Dot::zero();
     for (int k = 0; k < depth; k++) {
-      __m512i x[4];
+      Units x[kTileColumns];
       Stored::unpack(rows + k * Stored::kPerUnit, d, Whole ? kColumns : size.dim - d, x);
-      fetcher.fetch<Stored::kPerUnit * Stored::kBytes>();
+      if (d % 64 == 0) fetcher.fetch<Stored::kPerUnit * Stored::kBytes>();
 #pragma GCC unroll 4
       for (int r = 0; r < Rows; r++) {
-        const __m512i a = every_lane(weights + r * stride + k);
+        const Units a = splat_unit(weights + r * stride + k);
 #pragma GCC unroll 4
-        for (int j = 0; j < 4; j++) sums[r][j] = Dot::add(sums[r][j], a, x[j]);
+        for (int j = 0; j < kTileColumns; j++) sums[r][j] = Dot::add(sums[r][j], a, x[j]);
       }
     }
 #pragma GCC unroll 4
     for (int r = 0; r < Rows; r++)
 #pragma GCC unroll 4
-      for (int j = 0; j < 4; j++) Dot::put(to + r * channels + d + 16 * j, sums[r][j]);
+      for (int j = 0; j < kTileColumns; j++) Dot::put(to + r * channels + d + kLanes * j, sums[r][j]);
   }
 }
 
