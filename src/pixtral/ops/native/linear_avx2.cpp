@@ -70,6 +70,7 @@ struct V {
   static void multiply_pairs(const Block& block) {
     const uint8_t* weights = block.codes[0];
     const uint8_t* next = block.next;
+    const int64_t next_step = block.next_step / 4;
     const int32_t* levels = reinterpret_cast<const int32_t*>(block.levels);
     const float* activation_scales = block.activation_scales;
     for (int64_t left = block.columns; left > 0; left -= kActivationGroup) {
@@ -83,11 +84,12 @@ struct V {
           const __m256i a = _mm256_set1_epi32(levels[i]);
           sums[i][0] = _mm256_add_epi32(sums[i][0], _mm256_madd_epi16(w0, a));
           sums[i][1] = _mm256_add_epi32(sums[i][1], _mm256_madd_epi16(w1, a));
+          asm("" : "+x"(sums[i][0]), "+x"(sums[i][1]));  // or GCC takes all products first, for which registers lack
         }
         weights += 64;
         levels += Rows;
         _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
-        next += block.next_step / 4;
+        next += next_step;
       }
 #pragma GCC unroll 6
       for (int i = 0; i < Rows; i++) {

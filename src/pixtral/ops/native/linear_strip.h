@@ -6,6 +6,7 @@
 #pragma once
 
 #include <initializer_list>
+#include <utility>
 
 #include "linear.h"
 
@@ -13,8 +14,8 @@ namespace px {
 
 // One kernel's work: the rows of one tile of activations, times some columns of some tiles of weights.
 struct Block {
-  const uint8_t* codes[kMostTiles];
-  const int8_t* scales[kMostTiles];
+  const uint8_t* const* codes;  // of each tile of weights
+  const int8_t* const* scales;
   const int8_t* levels;
   const int32_t* offsets;
   const float* activation_scales;
@@ -27,33 +28,31 @@ struct Block {
 
 using Multiply = void (*)(const Block&);
 
-// The kernel for `rows` rows, of those for 1, 2, ... Rows.
-template <class V, class Source, int Count, int Rows>
-static Multiply choose(int64_t rows) {
-  if constexpr (Rows > 0) {
-    if (rows == Rows) return V::template multiply<Source, Rows, Count>;
-    return choose<V, Source, Count, Rows - 1>(rows);
-  }
-  return nullptr;
+// The kernels of `Count` tiles for 1, 2, ... rows.
+template <class V, class Source, int Count, int... Less>
+static Multiply kernel_of(int64_t rows, std::integer_sequence<int, Less...>) {
+  static constexpr Multiply kernels[] = {nullptr, V::template multiply<Source, Less + 1, Count>...};
+  return kernels[rows];
+}
+
+template <class V, class Source, int Count>
+static Multiply kernel_of(int64_t rows) {
+  return kernel_of<V, Source, Count>(rows, std::make_integer_sequence<int, V::template most_rows<Source>(Count)>());
 }
 
 // Run a block over `count` tiles, as many at once as the registers hold.
 template <class V, class Source>
 static void multiply(Block block, int64_t rows, int count) {
   const int most = rows <= V::template most_rows<Source>(4) ? 4 : rows <= V::template most_rows<Source>(2) ? 2 : 1;
-  for (int done = 0; done < count;) {
-    const int left = count - done;
-    const int now = left >= 4 && most >= 4 ? 4 : left >= 2 && most >= 2 ? 2 : 1;
-    Block part = block;
-    for (int j = 0; j < now; j++) {
-      part.codes[j] = block.codes[done + j];
-      part.scales[j] = block.scales[done + j];
-    }
-    part.sums = block.sums + done * rows * kTile;
-    (now == 4   ? choose<V, Source, 4, V::template most_rows<Source>(4)>(rows)
-     : now == 2 ? choose<V, Source, 2, V::template most_rows<Source>(2)>(rows)
-                : choose<V, Source, 1, V::template most_rows<Source>(1)>(rows))(part);
-    done += now;
+  while (count > 0) {
+    const int now = count >= 4 && most >= 4 ? 4 : count >= 2 && most >= 2 ? 2 : 1;
+    (now == 4   ? kernel_of<V, Source, 4>(rows)
+     : now == 2 ? kernel_of<V, Source, 2>(rows)
+                : kernel_of<V, Source, 1>(rows))(block);
+    block.codes += now;
+    block.scales += now;
+    block.sums += now * rows * kTile;
+    count -= now;
   }
 }
 
@@ -108,16 +107,20 @@ static void strip(const Activations& x, const Weight& weight, const Weight* up, 
     for (int64_t i = 0; i < rows * count * kTile; i++) sums[i] = 0;
 
     for (int64_t column = 0; column < x.width; column += x.block) {
+      const uint8_t* block_codes[kMostTiles];
+      const int8_t* block_scales[kMostTiles];
       Block block;
+      block.codes = block_codes;
+      block.scales = block_scales;
       block.group = x.group;
       block.columns = x.width - column < x.block ? x.width - column : x.block;
       for (int j = 0; j < count; j++) {
-        block.scales[j] = scales[j] + column / x.group * kTile;
-        block.codes[j] = codes[j] + column * kTile * of[j]->bits / 8;
+        block_scales[j] = scales[j] + column / x.group * kTile;
+        block_codes[j] = codes[j] + column * kTile * of[j]->bits / 8;
         if (!direct && (of[j]->bits == 4 || !V::kBytesAreDecoded)) {
           uint8_t* to = panel + j * kColumns * kTile * V::kDecodedBytes;
-          V::decode(*of[j], block.codes[j], block.scales[j], block.columns, to);
-          block.codes[j] = to;
+          V::decode(*of[j], block_codes[j], block_scales[j], block.columns, to);
+          block_codes[j] = to;
         }
       }
       for (int64_t tile = from; tile < until; tile++) {
