@@ -56,26 +56,34 @@ void few_scores(const char* const* rows, Fetcher& fetcher, const uint32_t* q, co
   constexpr int Rows = Queries * Stored::kParts, kParts = Stored::kUnitsOfWord;
   const int64_t units = size.units;
   const int words = size.dim * Stored::kBytes / 4;
-  for (int half = 0; half < kPanel; half += kLanes) {
-    typename Dot::Sum sums[Rows];
+  for (int first = 0; first < kPanel; first += kLanes * kFewScores) {
+    typename Dot::Sum sums[kFewScores][Rows];
+#pragma GCC unroll 2
+    for (int t = 0; t < kFewScores; t++)
 #pragma GCC unroll 8
-    for (int r = 0; r < Rows; r++) sums[r] = Dot::zero();
+      for (int r = 0; r < Rows; r++) sums[t][r] = Dot::zero();
     for (int word = 0; word < words; word += kLanes) {
-      Units x[kLanes];
-      transpose<LoadUnits>(rows + half, word, words - word, x);
-      fetcher.fetch<kLanes * kLanes * 4 / 64>();
       const uint32_t* a = q + word * kParts;
+#pragma GCC unroll 2
+      for (int t = 0; t < kFewScores; t++) {
+        Units x[kLanes];
+        transpose<LoadUnits>(rows + first + kLanes * t, word, words - word, x);
+        fetcher.fetch<kLanes * kLanes * 4 / 64>();
 #pragma GCC unroll 16
-      for (int i = 0; i < kLanes; i++)
+        for (int i = 0; i < kLanes; i++)
 #pragma GCC unroll 4
-        for (int part = 0; part < kParts; part++) {
-          const Units key = Stored::key(x[i], part);
+          for (int part = 0; part < kParts; part++) {
+            const Units key = Stored::key(x[i], part);
 #pragma GCC unroll 8
-          for (int r = 0; r < Rows; r++) sums[r] = Dot::add(sums[r], splat_unit(a + r * units + i * kParts + part), key);
-        }
+            for (int r = 0; r < Rows; r++)
+              sums[t][r] = Dot::add(sums[t][r], splat_unit(a + r * units + i * kParts + part), key);
+          }
+      }
     }
+#pragma GCC unroll 2
+    for (int t = 0; t < kFewScores; t++)
 #pragma GCC unroll 8
-    for (int r = 0; r < Rows; r++) Dot::put(scores + r * kChunk + half, sums[r]);
+      for (int r = 0; r < Rows; r++) Dot::put(scores + r * kChunk + first + kLanes * t, sums[t][r]);
   }
 }
 
@@ -86,27 +94,31 @@ void few_values(const char* const* rows, Fetcher& fetcher, const uint32_t* weigh
   using Dot = typename Stored::ValueDot;
   constexpr int stride = kChunk / Stored::kPerUnit;
   const int64_t channels = size.channels;
-  for (int d = 0; d < channels; d += kColumns) {
-    typename Dot::Sum sums[Rows][kTileColumns];
+  for (int begin = 0; begin < depth; begin += kFewValues) {
+    const int end = depth - begin < kFewValues ? depth : begin + kFewValues;
+    for (int d = 0; d < channels; d += kColumns) {
+      typename Dot::Sum sums[Rows][kTileColumns];
 #pragma GCC unroll 4
-    for (int r = 0; r < Rows; r++)
+      for (int r = 0; r < Rows; r++)
 #pragma GCC unroll 4
-      for (int j = 0; j < kTileColumns; j++) sums[r][j] = more ? Dot::get(to + r * channels + d + kLanes * j) : Dot::zero();
-    for (int k = 0; k < depth; k++) {
-      Units x[kTileColumns];
-      Stored::unpack(rows + k * Stored::kPerUnit, d, Whole ? kColumns : size.dim - d, x);
-      if (d % 64 == 0) fetcher.fetch<Stored::kPerUnit * Stored::kBytes>();
+        for (int j = 0; j < kTileColumns; j++)
+          sums[r][j] = more || begin > 0 ? Dot::get(to + r * channels + d + kLanes * j) : Dot::zero();
+      for (int k = begin; k < end; k++) {
+        Units x[kTileColumns];
+        Stored::unpack(rows + k * Stored::kPerUnit, d, Whole ? kColumns : size.dim - d, x);
+        if (d % 64 == 0) fetcher.fetch<Stored::kPerUnit * Stored::kBytes>();
 #pragma GCC unroll 4
-      for (int r = 0; r < Rows; r++) {
-        const Units a = splat_unit(weights + r * stride + k);
+        for (int r = 0; r < Rows; r++) {
+          const Units a = splat_unit(weights + r * stride + k);
 #pragma GCC unroll 4
-        for (int j = 0; j < kTileColumns; j++) sums[r][j] = Dot::add(sums[r][j], a, x[j]);
+          for (int j = 0; j < kTileColumns; j++) sums[r][j] = Dot::add(sums[r][j], a, x[j]);
+        }
       }
+#pragma GCC unroll 4
+      for (int r = 0; r < Rows; r++)
+#pragma GCC unroll 4
+        for (int j = 0; j < kTileColumns; j++) Dot::put(to + r * channels + d + kLanes * j, sums[r][j]);
     }
-#pragma GCC unroll 4
-    for (int r = 0; r < Rows; r++)
-#pragma GCC unroll 4
-      for (int j = 0; j < kTileColumns; j++) Dot::put(to + r * channels + d + kLanes * j, sums[r][j]);
   }
 }
 
