@@ -20,7 +20,7 @@ from torch import Tensor
 from pixtral.errors import QuantizationError
 
 TILE = 16  # rows whose weights lie side by side
-LEVELS4 = (-127, -97, -77, -60, -46, -33, -21, -10, 2, 13, 25, 37, 51, 66, 85, 110)
+LEVELS4 = (-126, -96, -76, -60, -46, -32, -20, -10, 2, 12, 24, 36, 50, 66, 84, 110)
 GROUP_SIZES = (32, 64, 128)
 ZERO_CODE = {4: 8, 8: 128}  # what weights of scale zero are stored as: the level next to zero
 

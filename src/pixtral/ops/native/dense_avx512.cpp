@@ -6,7 +6,8 @@
 
 namespace px {
 
-const DenseKernels dense_avx512 = dense_kernels<DenseSingles<512>>();  // of weights 16 KB, of activations 96 KB a panel
+// In the first cache 16 KB of weights, in the second 96 KB of activations for each panel.
+const DenseKernels dense_avx512 = dense_kernels<DenseSingles<512, 1>>();
 
 }  // namespace px
 #endif

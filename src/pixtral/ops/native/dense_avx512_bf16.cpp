@@ -10,13 +10,13 @@ namespace {
 
 struct Pairs {
   using Load = LoadUnits;
-  static constexpr int kUnit = 2, kStrip = 256, kPanels = 1;
+  static constexpr int kUnit = 2, kStrip = 256, kPanels = 1, kTiles = 1;
   static constexpr int64_t kBlock = 1 << 20;  // a panel stays in the second cache whole
 
   // Weights as they lie in memory.
   struct Tile {
     const uint32_t* at[kWide];
-    Tile(const Rows& rows, int64_t) {
+    void read(const Rows& rows, int64_t) {
       for (int c = 0; c < kWide; c++) at[c] = reinterpret_cast<const uint32_t*>(rows.at[c]);
     }
   };

@@ -1,5 +1,5 @@
 // Products of bfloat16 where the CPU multiplies float32 only: activations are packed as float32, weights become float32
-// some columns at a time, in the first cache, for several panels. The vectors of an instruction set are included before.
+// some columns at a time, for several panels. The vectors of an instruction set are included before.
 #pragma once
 
 #include "dense_tiles.h"
@@ -7,16 +7,16 @@
 namespace px {
 namespace {
 
-// Block: columns of weights that are float32 at a time.
-template <int64_t Block>
+// Block: columns of weights that are float32 at a time; Tiles: tiles of them.
+template <int64_t Block, int Tiles>
 struct DenseSingles {
   using Load = LoadWide;
-  static constexpr int kUnit = 1, kStrip = 128, kPanels = 4;
+  static constexpr int kUnit = 1, kStrip = 128, kPanels = 4, kTiles = Tiles;
   static constexpr int64_t kBlock = Block;
 
   struct Tile {
     alignas(64) float of[kWide][kBlock + kLanes];  // rows of a power of two would meet in few sets of the cache
-    Tile(const Rows& rows, int64_t units) {
+    void read(const Rows& rows, int64_t units) {
       for (int c = 0; c < kWide; c++)
         for (int64_t u = 0; u < units; u += kLanes) {
           const int left = static_cast<int>(units - u < kLanes ? units - u : kLanes);

@@ -1,7 +1,7 @@
 // Products of bfloat16: sums in float32, rounded once. D is what differs between CPUs that multiply pairs of bfloat16 and
 // those that multiply float32: kUnit, columns in a unit; Load, how units of x are read; kBlock, units after which sums
-// are put aside for the next rows of weights; kStrip and kPanels, the sizes of a task; Tile, some rows of weights as
-// multiply() takes them. The vectors of an instruction set are included before.
+// are put aside for the next rows of weights; kStrip and kPanels, the sizes of a task; Tile, kWide rows of weights as
+// multiply() takes them, and kTiles, how many of these a panel meets one after the other. The vectors of an instruction set are included before.
 #pragma once
 
 #include "dense.h"
@@ -84,11 +84,15 @@ void sum_up(const DensePanel* panels, int count, const DenseWeight& weight, int6
   const int64_t all = panels[0].units;
   for (int64_t unit = 0; unit < all; unit += D::kBlock) {
     const int64_t units = all - unit < D::kBlock ? all - unit : D::kBlock;
-    for (int64_t n = begin; n < end; n += kWide) {
-      const typename D::Tile tile(Rows(weight, n, all * D::kUnit, unit * D::kUnit), units);
+    for (int64_t first = begin; first < end; first += D::kTiles * kWide) {
+      const int64_t last = first + D::kTiles * kWide < end ? first + D::kTiles * kWide : end;
+      typename D::Tile tiles[D::kTiles];
+      for (int64_t n = first; n < last; n += kWide)
+        tiles[(n - first) / kWide].read(Rows(weight, n, all * D::kUnit, unit * D::kUnit), units);
       for (int i = 0; i < count; i++)
-        D::template multiply<R>(panels[i].columns + unit * kLanes * R, units, tile, sums[i].of[(n - begin) / kWide],
-                                unit > 0);
+        for (int64_t n = first; n < last; n += kWide)
+          D::template multiply<R>(panels[i].columns + unit * kLanes * R, units, tiles[(n - first) / kWide],
+                                  sums[i].of[(n - begin) / kWide], unit > 0);
     }
   }
   if (weight.bias == nullptr) return;

@@ -65,8 +65,7 @@ void run(const Call& call, const Weight* weights) {
   x.tile = direct ? call.rows : kernels.tile;
   x.block = direct ? ceil_div(call.width, kActivationGroup) * kActivationGroup : kernels.block;
   x.group = weights[0].group;
-  x.level_bytes = direct ? 1 : kernels.level_bytes;
-  const size_t levels = static_cast<size_t>(ceil_div(x.rows * x.width * x.level_bytes, 64) * 64);
+  const size_t levels = static_cast<size_t>(ceil_div(x.rows * x.width, 64) * 64);
   const size_t offsets = static_cast<size_t>(ceil_div(x.rows * (x.width / x.group), 16) * 16);
   const size_t scales = static_cast<size_t>(x.rows * ceil_div(x.width, kActivationGroup));
   char* memory = workspace.reserve(levels + 4 * (offsets + scales));

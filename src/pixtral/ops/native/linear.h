@@ -36,8 +36,7 @@ struct Activations {
   int64_t tile;
   int64_t block;     // a multiple of kActivationGroup
   int64_t group;     // of the weights
-  int64_t level_bytes;  // 1, or 2 where there are many rows and the CPU multiplies 16 bits
-  int8_t* levels;    // (blocks, tiles, columns / run, rows, run), a run being 32 bits
+  int8_t* levels;    // (blocks, tiles, columns / 4, rows, 4)
   int32_t* offsets;  // (blocks, tiles, columns / group, rows): -128 times the sum of a group
   float* scales;     // (blocks, tiles, ceil(columns / 128), rows)
 };
@@ -54,7 +53,7 @@ static inline int64_t rows_of_tile(const Activations& x, int64_t tile) {
   return x.rows - tile * x.tile < x.tile ? x.rows - tile * x.tile : x.tile;
 }
 
-// Where an activation group of one row goes: its run of levels r at levels + 4 * r * height, with `height` rows in the
+// Where an activation group of one row goes: its level k at levels[k / 4 * height * 4 + k % 4], with `height` rows in the
 // tile, and the offset of its weight group g at offsets[g * height].
 struct Places {
   int8_t* levels;
@@ -66,7 +65,7 @@ static inline Places places_of(const Activations& x, int64_t tile, int64_t colum
   const int64_t height = rows_of_tile(x, tile);
   const int64_t block = column / x.block * x.block;
   const int64_t inside = column - block;
-  return {x.levels + (place_of(x, tile, block, 1) + inside * height) * x.level_bytes + 4 * row,
+  return {x.levels + place_of(x, tile, block, 1) + inside * height + 4 * row,
           x.offsets + place_of(x, tile, block, x.group) + inside / x.group * height + row,
           x.scales + place_of(x, tile, block, kActivationGroup) + inside / kActivationGroup * height + row};
 }
@@ -92,7 +91,6 @@ struct LinearKernels {
   int tile;         // rows of activations in the registers of a kernel, when there are many
   int block;        // columns of a panel of decoded weights
   int most_direct;  // up to so many rows, the weights are decoded in registers and not stored
-  int level_bytes;  // of activations where there are more rows
   Quantize quantize;
   Strip strip;
 };

@@ -43,8 +43,8 @@ struct V {
   using Nibbles = px::Nibbles;
   using Bytes = BytesFrom<true>;
   using Decoded = BytesFrom<false>;
+  using DecodedBytes = BytesFrom<false>;
   static constexpr bool kBytesAreDecoded = true;
-  static constexpr int kDecodedBytes = 1;
   static constexpr int kMostDirect = 8;
   static constexpr int kPanelColumns = 256;
   static constexpr int kChunkRows = 1056;
@@ -154,7 +154,7 @@ struct V {
     _mm512_storeu_ps(to, _mm512_fmadd_ps(_mm512_cvtepi32_ps(total), _mm512_set1_ps(scale), _mm512_loadu_ps(to)));
   }
 
-  static void decode(const Weight&, const uint8_t* codes, const int8_t*, int64_t columns, uint8_t* to) {
+  static void decode(const uint8_t* codes, int64_t, int64_t columns, uint8_t* to) {
     const px::Nibbles source;
     for (int64_t step = 0; step < columns / 8; step++) {
       __m512i first, second;
@@ -236,7 +236,7 @@ void quantize(const void* x, Number type, int64_t stride, const Activations& to,
 
 }  // namespace
 
-const LinearKernels linear_avx512 = {6, V::kPanelColumns, V::kMostDirect, 1, quantize, strip<V>};
+const LinearKernels linear_avx512 = {6, V::kPanelColumns, V::kMostDirect, quantize, strip<V>};
 
 }  // namespace px
 #endif

@@ -63,17 +63,6 @@ static inline void finish_gated_plain(const float* gate_sums, const float* up_su
   write_row(g, gate, columns, type, at);
 }
 
-// Levels in runs of 32 bits that begin `height` runs apart.
-template <class Level>
-static inline void put_levels(const int32_t* levels, int64_t count, int64_t height, int8_t* to) {
-  constexpr int64_t kRun = 4 / sizeof(Level);
-  for (int64_t k = 0; k < count; k += kRun, to += 4 * height) {
-    Level run[kRun];
-    for (int64_t i = 0; i < kRun; i++) run[i] = static_cast<Level>(levels[k + i]);
-    std::memcpy(to, run, 4);
-  }
-}
-
 static inline void quantize_plain(const void* x, Number type, int64_t stride, const Activations& to, int64_t tile) {
   const int64_t height = rows_of_tile(to, tile);
   for (int64_t i = 0; i < height; i++) {
@@ -95,8 +84,7 @@ static inline void quantize_plain(const void* x, Number type, int64_t stride, co
         const float level = (values[k] * inverse + 12582912.0f) - 12582912.0f;
         levels[k] = inverse > 0.0f ? static_cast<int32_t>(level) : 0;
       }
-      if (to.level_bytes == 1) put_levels<int8_t>(levels, count, height, places.levels);
-      else put_levels<int16_t>(levels, count, height, places.levels);
+      for (int64_t k = 0; k < count; k++) places.levels[k / 4 * height * 4 + k % 4] = static_cast<int8_t>(levels[k]);
       for (int64_t g = 0; g < count / to.group; g++) {
         int32_t sum = 0;
         for (int64_t k = 0; k < to.group; k++) sum += levels[g * to.group + k];

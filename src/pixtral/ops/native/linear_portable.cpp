@@ -33,8 +33,8 @@ struct V {
   using Nibbles = px::Nibbles;
   using Bytes = px::Bytes;
   using Decoded = px::Decoded;
+  using DecodedBytes = px::Decoded;
   static constexpr bool kBytesAreDecoded = false;
-  static constexpr int kDecodedBytes = 1;
   static constexpr int kMostDirect = 4;
   static constexpr int kMostRows = 4;
   static constexpr int kPanelColumns = 256;
@@ -84,10 +84,10 @@ struct V {
     }
   }
 
-  static void decode(const Weight& weight, const uint8_t* codes, const int8_t*, int64_t columns, uint8_t* to) {
+  static void decode(const uint8_t* codes, int64_t bits, int64_t columns, uint8_t* to) {
     for (int64_t step = 0; step < columns / 8; step++) {
       auto* levels = reinterpret_cast<int8_t*>(to + 128 * step);
-      if (weight.bits == 4) {
+      if (bits == 4) {
         Nibbles::load(codes + Nibbles::kBytes * step, levels);
       } else {
         Bytes::load(codes + Bytes::kBytes * step, levels);
@@ -101,6 +101,6 @@ struct V {
 
 }  // namespace
 
-const LinearKernels linear_portable = {V::kMostRows, V::kPanelColumns, V::kMostDirect, 1, quantize_plain, strip<V>};
+const LinearKernels linear_portable = {V::kMostRows, V::kPanelColumns, V::kMostDirect, quantize_plain, strip<V>};
 
 }  // namespace px

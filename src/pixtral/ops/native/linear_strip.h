@@ -98,7 +98,7 @@ static void strip(const Activations& x, const Weight& weight, const Weight* up, 
   }
 
   alignas(64) float sums[kMostTiles * kRows * kTile];
-  alignas(64) uint8_t panel[kMostTiles * kColumns * kTile * V::kDecodedBytes];
+  alignas(64) uint8_t panel[kMostTiles * kColumns * kTile];
   const int64_t chunk_tiles = direct ? 1 : kRows / x.tile;
   for (int64_t chunk = 0; chunk * chunk_tiles * x.tile < x.rows; chunk++) {
     const int64_t from = chunk * chunk_tiles;
@@ -118,22 +118,24 @@ static void strip(const Activations& x, const Weight& weight, const Weight* up, 
         block_scales[j] = scales[j] + column / x.group * kTile;
         block_codes[j] = codes[j] + column * kTile * of[j]->bits / 8;
         if (!direct && (of[j]->bits == 4 || !V::kBytesAreDecoded)) {
-          uint8_t* to = panel + j * kColumns * kTile * V::kDecodedBytes;
-          V::decode(*of[j], block_codes[j], block_scales[j], block.columns, to);
+          uint8_t* to = panel + j * kColumns * kTile;
+          V::decode(block_codes[j], of[j]->bits, block.columns, to);
           block_codes[j] = to;
         }
       }
       for (int64_t tile = from; tile < until; tile++) {
         const int64_t height = rows_of_tile(x, tile);
-        block.levels = x.levels + place_of(x, tile, column, 1) * x.level_bytes;
+        block.levels = x.levels + place_of(x, tile, column, 1);
         block.offsets = x.offsets + place_of(x, tile, column, x.group);
         block.activation_scales = x.scales + place_of(x, tile, column, kActivationGroup);
         block.sums = sums + (tile - from) * x.tile * count * kTile;
         const int64_t ahead = tile - from < count ? tile - from : 0;  // the first rows fetch a tile of weights each
         block.next_step = 16 * of[ahead]->bits;
         block.next = codes[ahead] + (column + x.block) * kTile * of[ahead]->bits / 8;
-        if (!direct) {
+        if (!direct && weight.bits == 4) {
           multiply<V, typename V::Decoded>(block, height, count);
+        } else if (!direct) {
+          multiply<V, typename V::DecodedBytes>(block, height, count);
         } else if (weight.bits == 4) {
           multiply<V, typename V::Nibbles>(block, height, count);
         } else {

@@ -9,11 +9,11 @@ namespace px {
 
 enum class Number : int64_t { Float32 = 0, BFloat16 = 1, Float16 = 2 };
 
-constexpr int8_t kLevels4[16] = {-127, -97, -77, -60, -46, -33, -21, -10, 2, 13, 25, 37, 51, 66, 85, 110};
+constexpr int8_t kLevels4[16] = {-126, -96, -76, -60, -46, -32, -20, -10, 2, 12, 24, 36, 50, 66, 84, 110};
 
 // Between two levels: above border i, level i + 1 is nearer than level i. The last one makes it 16 numbers.
-constexpr float kBorders4[16] = {-112.0f, -87.0f, -68.5f, -53.0f, -39.5f, -27.0f, -15.5f, -4.0f,
-                                 7.5f,    19.0f,  31.0f,  44.0f,  58.5f,  75.5f,  97.5f,  3e38f};
+constexpr float kBorders4[16] = {-111.0f, -86.0f, -68.0f, -53.0f, -39.0f, -26.0f, -15.0f, -4.0f,
+                                 7.0f, 18.0f, 30.0f, 43.0f, 58.0f, 75.0f, 97.0f, 3e38f};
 
 static inline float float_of_bits(uint32_t bits) {
   float value;
