@@ -25,7 +25,7 @@ class QuantizationConfig:
     """
 
     method: ClassVar[str] = "pixtral"
-    version: ClassVar[int] = 1
+    version: ClassVar[int] = 2  # 1 had other levels, and was never released
 
     bits: int = 4
     group_size: int | None = None
@@ -70,7 +70,7 @@ class QuantizationConfig:
         """Read `quantization_config` of a config.json.
 
         Raises:
-            ConfigError: another method, a newer version, or a field that is not known.
+            ConfigError: another method, another version, or a field that is not known.
         """
         if not isinstance(values, dict):
             raise ConfigError(f"QuantizationConfig needs a JSON object, found {type(values).__name__}")
@@ -81,10 +81,11 @@ class QuantizationConfig:
         version = values.pop("version", cls.version)
         if not isinstance(version, int) or isinstance(version, bool) or version < 1:
             raise ConfigError(f"quantization_config.version is {version!r}; expected an integer from 1")
-        if version > cls.version:
+        if version != cls.version:
+            upgrade = "upgrade pixtral, or " if version > cls.version else ""
             raise ConfigError(
-                f"the weights are quantized in version {version} of pixtral's format; this release reads up to version "
-                f"{cls.version}: upgrade pixtral, or quantize the original checkpoint again"
+                f"the weights are quantized in version {version} of pixtral's format; this release reads version "
+                f"{cls.version}: {upgrade}quantize the original checkpoint again"
             )
         known = [field.name for field in dataclasses.fields(cls)]
         for key in values:

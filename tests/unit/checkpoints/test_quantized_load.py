@@ -291,8 +291,11 @@ def test_a_newer_version_and_another_configuration(packed: Path) -> None:
     def with_(**change: Any) -> None:
         file.write_text(json.dumps(values | {"quantization_config": values["quantization_config"] | change}))
 
-    with_(version=2)
-    with pytest.raises(ConfigError, match="version 2 of pixtral's format; this release reads up to version 1"):
+    with_(version=3)
+    with pytest.raises(ConfigError, match="version 3 of pixtral's format; this release reads version 2: upgrade"):
+        load(packed)
+    with_(version=1)
+    with pytest.raises(ConfigError, match="version 1 of pixtral's format; this release reads version 2: quantize the"):
         load(packed)
     with_(bits=8)
     with pytest.raises(CheckpointError, match=r"q_proj.codes: found \[6, 8, 64\] uint8, expected \[6, 16, 64\] uint8"):

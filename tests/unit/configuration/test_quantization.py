@@ -47,7 +47,7 @@ def test_to_json_and_back() -> None:
     config = QuantizationConfig(8, 32, 16, True, "bf16")
     values = json.loads(json.dumps(config.to_dict()))
     assert values == {
-        "quant_method": "pixtral", "version": 1, "bits": 8, "group_size": 32, "lm_head_bits": 16,
+        "quant_method": "pixtral", "version": 2, "bits": 8, "group_size": 32, "lm_head_bits": 16,
         "quantize_vision": True, "activations": "bf16",
     }  # fmt: skip
     assert QuantizationConfig.from_dict(values) == config
@@ -56,7 +56,8 @@ def test_to_json_and_back() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"version": 2}, r"in version 2 of pixtral's format; this release reads up to version 1: upgrade pixtral"),
+        ({"version": 3}, r"in version 3 of pixtral's format; this release reads version 2: upgrade pixtral, or quantize"),
+        ({"version": 1}, r"in version 1 of pixtral's format; this release reads version 2: quantize the original"),
         ({"version": 0}, "version is 0; expected an integer from 1"),
         ({"version": "1"}, "version is '1'; expected an integer"),
         ({"version": True}, "version is True; expected an integer"),
