@@ -12,7 +12,7 @@
 
 namespace px {
 
-constexpr int kDenseMostPanels = 4;  // of a task
+constexpr int kDenseMostPanels = 8;  // of a task
 constexpr int kDenseFew = 8;         // rows of activations up to which weights are turned
 
 struct DenseWeight {

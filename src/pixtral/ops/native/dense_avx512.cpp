@@ -7,7 +7,7 @@
 namespace px {
 
 // In the first cache 16 KB of weights, in the second 96 KB of activations for each panel.
-const DenseKernels dense_avx512 = dense_kernels<DenseSingles<512, 1>>();
+const DenseKernels dense_avx512 = dense_kernels<DenseSingles<512, 1, 4>>();
 
 }  // namespace px
 #endif

@@ -7,11 +7,11 @@
 namespace px {
 namespace {
 
-// Block: columns of weights that are float32 at a time; Tiles: tiles of them.
-template <int64_t Block, int Tiles>
+// Block: columns of weights that are float32 at a time; Tiles: tiles of them; Panels: that they are used for.
+template <int64_t Block, int Tiles, int Panels>
 struct DenseSingles {
   using Load = LoadWide;
-  static constexpr int kUnit = 1, kStrip = 128, kPanels = 4, kTiles = Tiles;
+  static constexpr int kUnit = 1, kStrip = 128, kPanels = Panels, kTiles = Tiles;
   static constexpr int64_t kBlock = Block;
 
   struct Tile {
