@@ -34,7 +34,7 @@ def close(found: Tensor, expected: Tensor) -> None:
 @needs_kernel
 @pytest.mark.parametrize("rows", [0, 1, 2, 3, 5, 7, 8, 9, 15, 16, 17, 31, 32, 33, 47, 48, 49, 96, 97, 150, 300])
 def test_equals_pytorch(rows):
-    for (width, outputs), bias in itertools.product([(2, 1), (34, 7), (130, 9), (256, 300)], [False, True]):
+    for (width, outputs), bias in itertools.product([(2, 1), (34, 7), (130, 9), (256, 300), (1034, 40)], [False, True]):
         x, weights = drawn(rows, width), [drawn(n, width, seed=n) / width**0.5 for n in (outputs, 8, outputs + 257)]
         biases = [drawn(len(w), seed=3) if bias else None for w in weights]
         assert runs_dense(x, *weights)
@@ -43,6 +43,20 @@ def test_equals_pytorch(rows):
             close(out, F.linear(x.float(), w.float(), None if b is None else b.float()))
         gate, up = weights[0], drawn(outputs, width, seed=9) / width**0.5
         close(dense_gated_linear(x, gate, up), F.silu(x.float() @ gate.float().T) * (x.float() @ up.float().T))
+
+
+@needs_kernel
+@pytest.mark.parametrize("rows", [9, 60])
+def test_many_outputs_are_written_past_the_caches(rows):
+    x, weight = drawn(rows, 16), drawn(1 << 15, 16, seed=1)
+    close(dense_linear(x, [weight], [None])[0], x.float() @ weight.float().T)
+
+
+@needs_kernel
+def test_gates_far_from_zero():
+    x, gate = drawn(12, 32) * 1e15, drawn(8, 32, seed=1)
+    expected = F.silu(x.float() @ gate.float().T) * (x.float() @ gate.float().T)
+    torch.testing.assert_close(dense_gated_linear(x, gate, gate).float(), expected, rtol=2**-7, atol=1e-6)
 
 
 @needs_kernel

@@ -46,6 +46,20 @@ def test_every_instruction_set_equals_the_twin(isa: str, bits: int, group: int) 
 
 
 @pytest.mark.parametrize("bits", [4, 8])
+@pytest.mark.parametrize("group", [32, 128])
+def test_the_largest_sums_do_not_overflow(isa: str, bits: int, group: int) -> None:
+    """Levels at either end with the largest activations of either sign, all scales 127: no step may saturate."""
+    ends = (0x00, 0xFF) if bits == 4 else (1, 255)
+    for end in ends:
+        weight = random_weight(bits, group, 32, 256)
+        weight.codes.fill_(end)
+        weight.scales.fill_(127)
+        for rows in (1, 9):
+            x = torch.full((rows, 256), 3.0) * torch.tensor([1.0, -1.0])[torch.arange(rows) % 2][:, None]
+            torch.testing.assert_close(linear(x, [weight])[0], linear_reference(x, weight, None), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("bits", [4, 8])
 @pytest.mark.parametrize("rows", [1, 2, 7, 33])
 @pytest.mark.parametrize("dtype", [torch.float32, *HALVES])
 def test_gated_equals_the_twin(isa: str, bits: int, rows: int, dtype: torch.dtype) -> None:

@@ -7,8 +7,6 @@
 namespace px {
 namespace {
 
-alignas(64) const char nothing[kMaxDim * 4] = {};  // the row of a key that is not there
-
 // One task: its queries, head by head, against one chunk of keys after another. Keys lie in memory for all heads of a
 // slot together and are read in that order, a panel at a time, the next panel being fetched meanwhile.
 template <class Stored>

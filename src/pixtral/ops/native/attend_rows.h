@@ -12,8 +12,6 @@
 namespace px {
 namespace {
 
-constexpr int kRows = 12;  // query rows that are worked on together
-
 inline float to_float(uint16_t bf16) {
   const uint32_t bits = static_cast<uint32_t>(bf16) << 16;
   float x;

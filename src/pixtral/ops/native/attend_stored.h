@@ -11,8 +11,8 @@ namespace {
 constexpr int kPanel = 2 * kLanes;                // keys of one tile of scores
 constexpr int kFewRows = 4;                       // rows that are not worth transposing keys in memory for
 constexpr int kColumns = kTileColumns * kLanes;   // channels of one tile of values
-// Rows of values that are worked on together: those of other rows meet in few sets of the first cache, which must hold
-// them where a tile's channels are less than a line.
+// Where a tile's channels are less than a line, few rows of values at a time: the first cache, in few of whose sets they
+// meet, then still has their lines for the next tile.
 constexpr int kFewValues = 2 * kColumns >= 64 ? kChunk : 8;
 // Registers of keys whose scores are summed side by side: a few sums alone wait for one another.
 constexpr int kFewScores = kLanes == 8 ? 2 : 1;

@@ -2,10 +2,10 @@
 //
 // Activations are packed once per call: panels of three registers of rows, in a panel units of 32 bits of every row side
 // by side. A unit is two columns where the CPU multiplies pairs of bfloat16, else one column as float32. A register then
-// holds a unit of 8 or 16 rows, and weights, which are read row by row as they are, meet it one unit at a time in all lanes. So weights
-// need no copy in another order, and no sum is taken across a register. Up to 8 rows it is the other way round: weights
-// are turned in registers, and a unit of a row meets as many of their rows. Either way a result is the sum of its columns in
-// their order, and then of the bias: a row is the same alone and among others.
+// holds a unit of 8 or 16 rows, and weights, which are read row by row as they are, meet it one unit at a time in all
+// lanes. So weights need no copy in another order, and no sum is taken across a register. Up to 8 rows it is the other
+// way round: weights are turned in registers, and a unit of a row meets as many of their rows. Either way a result is
+// the sum of its columns in their order, and then of the bias: a row is the same alone and among others.
 #pragma once
 
 #include <cstdint>

@@ -1,7 +1,8 @@
 // Products of bfloat16: sums in float32, rounded once. D is what differs between CPUs that multiply pairs of bfloat16 and
 // those that multiply float32: kUnit, columns in a unit; Load, how units of x are read; kBlock, units after which sums
 // are put aside for the next rows of weights; kStrip and kPanels, the sizes of a task; Tile, kWide rows of weights as
-// multiply() takes them, and kTiles, how many of these a panel meets one after the other. The vectors of an instruction set are included before.
+// multiply() takes them, and kTiles, how many of these a panel meets one after the other. The vectors of an instruction
+// set are included before.
 #pragma once
 
 #include "dense.h"
@@ -42,7 +43,8 @@ inline void write_lines(const uint16_t (&lines)[kPanelRows][kLine], const DenseP
   const bool stream = weight.rows >= kStreamed && weight.rows % kLine == 0 && reinterpret_cast<uintptr_t>(out) % 64 == 0;
   for (int64_t row = 0; row < panel.rows; row++, out += weight.rows) {
     if (left < kLine) {
-      std::memcpy(out, lines[row], 2 * static_cast<size_t>(left));
+      for (int i = 0; i < left; i += kLanes)
+        store_halves(out + i, load_halves(lines[row] + i), static_cast<int>(left - i));
       continue;
     }
     for (int i = 0; i < kLine; i += 2 * kLanes) {
@@ -126,8 +128,6 @@ void strip(const DensePanel* panels, int count, const DenseWeight& weight, const
     }
 }
 
-alignas(64) const char nothing[64] = {};
-
 // sums[r]: row r of x times kLanes rows of the weights from `begin` on.
 template <int R>
 inline void sum_few(const DenseFew& few, const DenseWeight& weight, int64_t begin, Floats (&sums)[R]) {
@@ -144,7 +144,8 @@ inline void sum_few(const DenseFew& few, const DenseWeight& weight, int64_t begi
     const int64_t left = units - u < kLanes ? units - u : kLanes;
     Units turned[kLanes];
     transpose<LoadUnits>(rows, u, static_cast<int>(left), turned);
-    for (int i = 0; i < kLanes; i++) _mm_prefetch(rows[i] + next + 4 * u, _MM_HINT_T1);
+    if (u % 16 == 0)  // a line of each
+      for (int i = 0; i < kLanes; i++) _mm_prefetch(rows[i] + next + 4 * u, _MM_HINT_T1);
     const uint32_t* x[R];
 #pragma GCC unroll 8
     for (int r = 0; r < R; r++) x[r] = reinterpret_cast<const uint32_t*>(few.x + r * few.stride) + u;

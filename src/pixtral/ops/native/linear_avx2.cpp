@@ -21,10 +21,11 @@ alignas(16) constexpr int8_t kHalves4[16] = {half4(0),  half4(1),  half4(2),  ha
 
 __m256i load256(const uint8_t* from) { return _mm256_loadu_si256(reinterpret_cast<const __m256i*>(from)); }
 
-// Where a kernel's weights come from: 8 columns of a tile at a time; of these 4 (`half`) as two vectors of 8 rows.
+// Where a kernel's weights come from: 8 columns of a tile at a time; of these 4 (`half`) as two vectors of 8 rows. From
+// memory they are read once (kStream); from a panel for all rows.
 struct Nibbles {
   static constexpr int kBytes = 64;
-  static constexpr bool kHalves = true;
+  static constexpr bool kHalves = true, kStream = true;
   const __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(kHalves4)));
   const __m256i low = _mm256_set1_epi8(15);
   __m256i load(const uint8_t* from, int half, int rows) const {
@@ -35,13 +36,14 @@ struct Nibbles {
 
 struct Decoded {
   static constexpr int kBytes = 128;
-  static constexpr bool kHalves = true;
+  static constexpr bool kHalves = true, kStream = false;
   __m256i load(const uint8_t* from, int half, int rows) const { return load256(from + 64 * half + 32 * rows); }
 };
 
-struct Bytes {
+template <bool Stream>
+struct BytesFrom {
   static constexpr int kBytes = 128;
-  static constexpr bool kHalves = false;
+  static constexpr bool kHalves = false, kStream = Stream;
   const __m256i flip = _mm256_set1_epi8(-128);
   __m256i load(const uint8_t* from, int half, int rows) const {
     return _mm256_xor_si256(load256(from + 64 * half + 32 * rows), flip);
@@ -50,9 +52,9 @@ struct Bytes {
 
 struct V {
   using Nibbles = px::Nibbles;
-  using Bytes = px::Bytes;
+  using Bytes = BytesFrom<true>;
   using Decoded = px::Decoded;
-  using DecodedBytes = px::Bytes;
+  using DecodedBytes = BytesFrom<false>;
   static constexpr bool kBytesAreDecoded = true;
   static constexpr int kMostDirect = 4;
   static constexpr int kMostRows = 5;
@@ -63,6 +65,8 @@ struct V {
   static constexpr int most_rows(int tiles) {
     return tiles == 1 ? kMostRows : 0;
   }
+
+  static void prefetch(const uint8_t* at) { _mm_prefetch(reinterpret_cast<const char*>(at), _MM_HINT_T0); }
 
   // A scale for each of 8 rows, twice in its lane.
   static __m256i twice(const int8_t* scales) {
@@ -110,8 +114,8 @@ struct V {
           }
           codes += Source::kBytes;
           levels += 8 * Rows;
-          _mm_prefetch(reinterpret_cast<const char*>(codes + 1024), _MM_HINT_T0);
-          _mm_prefetch(reinterpret_cast<const char*>(next), _MM_HINT_T0);
+          prefetch(Source::kStream ? codes + 1024 : next);
+          if (Source::kBytes == 128) prefetch(Source::kStream ? codes + 1024 + 64 : next + 64);
           next += block.next_step;
         }
         scales += kTile;
@@ -137,7 +141,7 @@ struct V {
       const __m256i scale = _mm256_cvtepi8_epi32(_mm_loadl_epi64(reinterpret_cast<const __m128i*>(scales + 8 * j)));
 #pragma GCC unroll 5
       for (int i = 0; i < Rows; i++)
-        sums[i][j] = _mm256_add_epi32(sums[i][j], _mm256_mullo_epi32(scale, _mm256_set1_epi32(offsets[i] / 2)));
+        sums[i][j] = _mm256_add_epi32(sums[i][j], _mm256_mullo_epi32(scale, _mm256_set1_epi32(offsets[i] >> 1)));
     }
   }
 

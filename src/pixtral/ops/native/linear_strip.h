@@ -19,11 +19,11 @@ struct Block {
   const int8_t* levels;
   const int32_t* offsets;
   const float* activation_scales;
-  float* sums;      // (tiles of weights, rows, 16), added to
-  const uint8_t* next;  // what the weights' memory should be asked for meanwhile, for the next block
-  int64_t next_step;    // bytes of it for each 8 columns
-  int64_t columns;  // starting at an activation group
-  int64_t group;    // columns that share a weight scale
+  float* sums;                  // (tiles of weights, rows, 16), added to
+  const uint8_t* next;          // what the weights' memory should be asked for meanwhile, for the next block
+  int64_t next_step;            // bytes of it for each 8 columns
+  int64_t columns;              // starting at an activation group
+  int64_t group;                // columns that share a weight scale
 };
 
 using Multiply = void (*)(const Block&);
@@ -56,7 +56,7 @@ static void multiply(Block block, int64_t rows, int count) {
   }
 }
 
-// Sums of one tile of rows -> results. `tiles` tiles of the weight begin at `first`; with `up`, pairs of sums.
+// Sums of one tile of rows -> results, for the weight's tiles `first` ... `last` - 1; with `up`, pairs of sums.
 template <class V>
 static void finish(const float* sums, int64_t rows, int64_t row, const Weight& weight, const Weight* up, int64_t first,
                    int64_t last, Number type) {

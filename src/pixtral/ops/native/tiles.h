@@ -16,15 +16,9 @@ struct DotF32 {
   static void put(void* to, Sum sum) { store(static_cast<float*>(to), sum); }
 };
 
-// Two bfloat16 in a unit: in one instruction, or the lower ones' product first and then the upper ones'.
+// Two bfloat16 in a unit.
 struct DotBF16 : DotF32 {
-  static Sum add(Sum sum, Units a, Units b) {
-#ifdef __AVX512BF16__
-    return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
-#else
-    return fused(upper_half(a), upper_half(b), fused(lower_half(a), lower_half(b), sum));
-#endif
-  }
+  static Sum add(Sum sum, Units a, Units b) { return add_pairs(sum, a, b); }
 };
 
 // C (rows, kLanes * Columns) = A (rows, depth) x B (depth, kLanes * Columns), or that much more.
@@ -94,6 +88,8 @@ struct LoadWide {
   static Units load(const char* from) { return units_of(wide(load_halves(from))); }
   static Units load(const char* from, int count) { return units_of(wide(load_halves(from, count))); }
 };
+
+alignas(64) const char nothing[1024] = {};  // a row that is not there
 
 // kLanes units of as many rows, from rows to columns: x[unit] has that unit of every row; those from `count` on are
 // zero. As much as a register holds is read of a row at once, because lines at the distance of cache rows fall into few

@@ -29,6 +29,7 @@ inline Floats load(const float* from) { return _mm256_loadu_ps(from); }
 inline void store(float* to, Floats x) { _mm256_storeu_ps(to, x); }
 inline Floats fused(Floats a, Floats b, Floats c) { return _mm256_fmadd_ps(a, b, c); }  // a * b + c, rounded once
 inline Floats larger(Floats a, Floats b) { return _mm256_max_ps(a, b); }
+inline Floats smaller(Floats a, Floats b) { return _mm256_min_ps(a, b); }
 
 inline float sum_of(Floats x) {
   __m128 y = _mm_add_ps(_mm256_castps256_ps128(x), _mm256_extractf128_ps(x, 1));
@@ -52,7 +53,7 @@ inline Floats above_whole(Floats x) {
 
 // p * 2^floor(n), for p of about 1; 0 below the least exponent and infinity above the largest.
 inline Floats times_power(Floats p, Floats n) {
-  n = _mm256_min_ps(splat(128.0f), larger(splat(-127.0f), n));
+  n = smaller(splat(128.0f), larger(splat(-127.0f), n));
   const __m256i exponent = _mm256_add_epi32(_mm256_cvtps_epi32(_mm256_floor_ps(n)), _mm256_set1_epi32(127));
   return p * _mm256_castsi256_ps(_mm256_slli_epi32(exponent, 23));
 }
@@ -62,7 +63,11 @@ inline Floats only_first(int count, Floats x, Floats otherwise) {
   return _mm256_blendv_ps(otherwise, x, _mm256_castsi256_ps(first_lanes(count)));
 }
 
-inline Units splat_unit(const uint32_t* unit) { return _mm256_set1_epi32(static_cast<int>(*unit)); }
+inline Units splat_unit(const void* unit) {
+  int bits;
+  std::memcpy(&bits, unit, 4);
+  return _mm256_set1_epi32(bits);
+}
 inline Units load_units(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
 inline Units load_units(const void* from, int count) {
   if (count >= kLanes) return load_units(from);
@@ -77,6 +82,11 @@ inline Units units_of(Floats x) { return _mm256_castps_si256(x); }
 inline Floats lower_half(Units x) { return floats_of(_mm256_slli_epi32(x, 16)); }
 inline Floats upper_half(Units x) {
   return floats_of(_mm256_and_si256(x, _mm256_set1_epi32(static_cast<int>(0xffff0000))));
+}
+
+// Sums of products of two bfloat16 in a unit: the lower ones' product first and then the upper ones'.
+inline Floats add_pairs(Floats sum, Units a, Units b) {
+  return fused(upper_half(a), upper_half(b), fused(lower_half(a), lower_half(b), sum));
 }
 
 inline Halves load_halves(const void* from) { return _mm_loadu_si128(static_cast<const __m128i*>(from)); }

@@ -7,6 +7,7 @@
 #include <immintrin.h>
 
 #include <cstdint>
+#include <cstring>
 
 namespace px {
 namespace {
@@ -28,6 +29,7 @@ inline Floats load(const float* from) { return _mm512_loadu_ps(from); }
 inline void store(float* to, Floats x) { _mm512_storeu_ps(to, x); }
 inline Floats fused(Floats a, Floats b, Floats c) { return _mm512_fmadd_ps(a, b, c); }  // a * b + c, rounded once
 inline Floats larger(Floats a, Floats b) { return _mm512_max_ps(a, b); }
+inline Floats smaller(Floats a, Floats b) { return _mm512_min_ps(a, b); }
 inline float sum_of(Floats x) { return _mm512_reduce_add_ps(x); }
 inline float largest_of(Floats x) { return _mm512_reduce_max_ps(x); }
 
@@ -40,7 +42,11 @@ inline Floats only_first(int count, Floats x, Floats otherwise) {
   return _mm512_mask_mov_ps(otherwise, first_lanes(count), x);
 }
 
-inline Units splat_unit(const uint32_t* unit) { return _mm512_set1_epi32(static_cast<int>(*unit)); }
+inline Units splat_unit(const void* unit) {
+  int bits;
+  std::memcpy(&bits, unit, 4);
+  return _mm512_set1_epi32(bits);
+}
 inline Units load_units(const void* from) { return _mm512_loadu_si512(from); }
 inline Units load_units(const void* from, int count) { return _mm512_maskz_loadu_epi32(first_lanes(count), from); }
 inline void store_units(void* to, Units x) { _mm512_storeu_si512(to, x); }
@@ -52,6 +58,15 @@ inline Units units_of(Floats x) { return _mm512_castps_si512(x); }
 inline Floats lower_half(Units x) { return floats_of(_mm512_slli_epi32(x, 16)); }
 inline Floats upper_half(Units x) {
   return floats_of(_mm512_and_si512(x, _mm512_set1_epi32(static_cast<int>(0xffff0000))));
+}
+
+// Sums of products of two bfloat16 in a unit: in one instruction, or the lower ones' first and then the upper ones'.
+inline Floats add_pairs(Floats sum, Units a, Units b) {
+#ifdef __AVX512BF16__
+  return _mm512_dpbf16_ps(sum, reinterpret_cast<__m512bh>(a), reinterpret_cast<__m512bh>(b));
+#else
+  return fused(upper_half(a), upper_half(b), fused(lower_half(a), lower_half(b), sum));
+#endif
 }
 
 inline Halves load_halves(const void* from) { return _mm256_loadu_si256(static_cast<const __m256i*>(from)); }
@@ -117,7 +132,7 @@ inline Units pair_up(Floats even, Floats odd) {
   return _mm512_or_si512(low, _mm512_slli_epi32(_mm512_cvtepu16_epi32(narrow(odd)), 16));
 }
 
-// Eight columns of 16 numbers, as rows of bfloat16 that begin `stride` apart.
+// Eight columns of 16 numbers, as rows of bfloat16 that begin `stride` apart, each at a multiple of 16 bytes.
 inline void store_turned(const Floats (&columns)[kSums / 3], uint16_t* out, int stride) {
   const __m512i a = pair_up(columns[0], columns[1]), b = pair_up(columns[2], columns[3]);
   const __m512i c = pair_up(columns[4], columns[5]), d = pair_up(columns[6], columns[7]);

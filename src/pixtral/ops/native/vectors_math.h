@@ -8,6 +8,7 @@ namespace {
 
 // exp(x) to about one unit in the last place: 2^n times a polynomial on +-log(2)/2.
 inline Floats exp_of(Floats x) {
+  x = smaller(splat(89.0f), larger(splat(-104.0f), x));  // past these it is 0 and infinity; in this order a NaN stays one
   const Floats n = nearest_whole(x * splat(1.44269504f));
   Floats r = fused(n, splat(-0.693359375f), x);
   r = fused(n, splat(2.12194440e-4f), r);
