@@ -56,7 +56,10 @@ def test_to_json_and_back() -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"version": 3}, r"in version 3 of pixtral's format; this release reads version 2: upgrade pixtral, or quantize"),
+        (
+            {"version": 3},
+            r"in version 3 of pixtral's format; this release reads version 2: upgrade pixtral, or quantize",
+        ),
         ({"version": 1}, r"in version 1 of pixtral's format; this release reads version 2: quantize the original"),
         ({"version": 0}, "version is 0; expected an integer from 1"),
         ({"version": "1"}, "version is '1'; expected an integer"),
