@@ -185,8 +185,8 @@ def plot(reports: list[dict[str, Any]], path: pathlib.Path) -> None:
     for report in reports:
         numbers = title(report).split(", ", 2)[2]  # without the model's name and whose weights they are
         for name, value, phase in phases(report):
-            kernels = report["machine"]["kernels"]
-            names.append(f"{name}  ({value})" if len(reports) == 1 else f"{name}  ({value}) · {numbers}, {kernels}")
+            best = report["machine"]["features"][-1]
+            names.append(f"{name}  ({value})" if len(reports) == 1 else f"{name}  ({value}) · {numbers}, {best}")
             shares.append(100 * phase["share"])
             limits.append(phase["limit"])
     figure, axes = pyplot.subplots(figsize=(8.5, 0.7 + 0.34 * len(names)))
