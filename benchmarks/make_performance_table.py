@@ -185,7 +185,7 @@ def plot(reports: list[dict[str, Any]], path: pathlib.Path) -> None:
     for report in reports:
         numbers = title(report).split(", ", 2)[2]  # without the model's name and whose weights they are
         for name, value, phase in phases(report):
-            best = report["machine"]["features"][-1]
+            best = (report["machine"]["features"] or ["portable"])[-1]
             names.append(f"{name}  ({value})" if len(reports) == 1 else f"{name}  ({value}) · {numbers}, {best}")
             shares.append(100 * phase["share"])
             limits.append(phase["limit"])
