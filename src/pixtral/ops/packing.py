@@ -5,7 +5,8 @@ A linear layer (N out, K in) is cut into groups of `group_size` weights along K:
     value(n, k) = row_scales[n] * scales[n, k // group_size] * level(code(n, k))
 
 With 8 bits the level is code - 128. With 4 bits it is LEVELS4[code]: sixteen levels fitted to groups of 64 Gaussian
-weights; they are not symmetric, and the scale is signed, so that each group takes them as they are or mirrored.
+weights; they are not symmetric, and the scale is signed, so that each group takes them as they are or mirrored. All
+are even, for AVX2 (native/linear_avx2.cpp) multiplies half of them.
 Rows go in tiles of 16, N padded with rows of scale zero, and the bytes of a tile lie as the kernels read them.
 """
 
