@@ -53,8 +53,8 @@ class Workspace {
 
 thread_local Workspace workspace;
 
-void run(const Call& call, const Weight* weights) {
-  if (call.rows == 0) return;
+// One call whose weights all have as many bits.
+void run_alike(const Call& call, const Weight* weights) {
   const LinearKernels& kernels = px::kernels();
   const auto type = static_cast<Number>(call.type);
   const int threads = static_cast<int>(call.threads);
@@ -65,6 +65,7 @@ void run(const Call& call, const Weight* weights) {
   x.tile = direct ? call.rows : kernels.tile;
   x.block = direct ? ceil_div(call.width, kActivationGroup) * kActivationGroup : kernels.block;
   x.group = weights[0].group;
+  x.flip = !direct && weights[0].bits == 4 ? kernels.panel_flip : 0;
   const size_t levels = static_cast<size_t>(ceil_div(x.rows * x.width, 64) * 64);
   const size_t offsets = static_cast<size_t>(ceil_div(x.rows * (x.width / x.group), 16) * 16);
   const size_t scales = static_cast<size_t>(x.rows * ceil_div(x.width, kActivationGroup));
@@ -89,6 +90,17 @@ void run(const Call& call, const Weight* weights) {
     const int64_t last = (task + 1) * step < all ? (task + 1) * step : all;
     kernels.strip(x, *weight, call.gated ? weights + 1 : nullptr, task * step, last, type);
   });
+}
+
+void run(const Call& call, const Weight* weights) {
+  if (call.rows == 0) return;
+  Call alike = call;
+  for (int64_t first = 0; first < call.weights; first += alike.weights) {
+    alike.weights = 1;
+    while (first + alike.weights < call.weights && weights[first + alike.weights].bits == weights[first].bits)
+      alike.weights++;
+    run_alike(alike, weights + first);
+  }
 }
 
 }  // namespace

@@ -36,6 +36,7 @@ struct Activations {
   int64_t tile;
   int64_t block;     // a multiple of kActivationGroup
   int64_t group;     // of the weights
+  int flip;          // every level is xored with it: 0, or -128, which makes level + 128, an unsigned byte
   int8_t* levels;    // (blocks, tiles, columns / 4, rows, 4)
   int32_t* offsets;  // (blocks, tiles, columns / group, rows): -128 times the sum of a group
   float* scales;     // (blocks, tiles, ceil(columns / 128), rows)
@@ -91,6 +92,7 @@ struct LinearKernels {
   int tile;         // rows of activations in the registers of a kernel, when there are many
   int block;        // columns of a panel of decoded weights
   int most_direct;  // up to so many rows, the weights are decoded in registers and not stored
+  int panel_flip;   // of activations that meet a panel decoded from 4 bits
   Quantize quantize;
   Strip strip;
 };

@@ -47,6 +47,7 @@ struct V {
   static constexpr bool kBytesAreDecoded = true;
   static constexpr int kMostDirect = 8;
   static constexpr int kPanelColumns = 256;
+  static constexpr int kPanelBytes = 16;  // of a column of a tile
   static constexpr int kChunkRows = 1056;
   static constexpr int kMostTotals = 12;  // that stay in registers beside as many sums
 
@@ -87,7 +88,6 @@ struct V {
     const int32_t* offsets = block.offsets;
     const float* activation_scales = block.activation_scales;
     const int64_t steps = block.group / 8;
-    const int64_t most = kActivationGroup / block.group;
     const uint8_t* codes[Count];
     const int8_t* scales[Count];
     for (int j = 0; j < Count; j++) {
@@ -98,8 +98,8 @@ struct V {
     constexpr bool kKept = Rows * Count <= kMostTotals;
     __m512i kept[kKept ? Rows : 1][kKept ? Count : 1];
     alignas(64) int32_t apart[kKept ? 1 : Rows * Count * kTile];
-    for (int64_t left = block.columns / block.group; left > 0; left -= most) {
-      const int64_t groups = left < most ? left : most;
+    for (int64_t left = block.groups; left > 0; left -= block.most) {
+      const int64_t groups = left < block.most ? left : block.most;
       if constexpr (kKept)
         for (int i = 0; i < Rows; i++)
           for (int j = 0; j < Count; j++) kept[i][j] = _mm512_setzero_si512();
@@ -236,7 +236,7 @@ void quantize(const void* x, Number type, int64_t stride, const Activations& to,
 
 }  // namespace
 
-const LinearKernels linear_avx512 = {6, V::kPanelColumns, V::kMostDirect, quantize, strip<V>};
+const LinearKernels linear_avx512 = {6, V::kPanelColumns, V::kMostDirect, 0, quantize, strip<V>};
 
 }  // namespace px
 #endif

@@ -38,6 +38,7 @@ struct V {
   static constexpr int kMostDirect = 4;
   static constexpr int kMostRows = 4;
   static constexpr int kPanelColumns = 256;
+  static constexpr int kPanelBytes = 16;
   static constexpr int kChunkRows = 192;
 
   template <class Source>
@@ -51,11 +52,10 @@ struct V {
     const int8_t* scales = block.scales[0];
     const int8_t* levels = block.levels;
     const float* activation_scales = block.activation_scales;
-    int64_t left = block.columns / block.group;
-    const int64_t most = kActivationGroup / block.group;
-    for (; left > 0; left -= most) {
+    int64_t left = block.groups;
+    for (; left > 0; left -= block.most) {
       int32_t totals[Rows][kTile] = {};
-      for (int64_t g = 0; g < (left < most ? left : most); g++) {
+      for (int64_t g = 0; g < (left < block.most ? left : block.most); g++) {
         int32_t sums[Rows][kTile] = {};
         for (int64_t step = 0; step < block.group / 8; step++) {
           int8_t weights[128];
@@ -101,6 +101,6 @@ struct V {
 
 }  // namespace
 
-const LinearKernels linear_portable = {V::kMostRows, V::kPanelColumns, V::kMostDirect, quantize_plain, strip<V>};
+const LinearKernels linear_portable = {V::kMostRows, V::kPanelColumns, V::kMostDirect, 0, quantize_plain, strip<V>};
 
 }  // namespace px

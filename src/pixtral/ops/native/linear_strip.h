@@ -22,8 +22,9 @@ struct Block {
   float* sums;                  // (tiles of weights, rows, 16), added to
   const uint8_t* next;          // what the weights' memory should be asked for meanwhile, for the next block
   int64_t next_step;            // bytes of it for each 8 columns
-  int64_t columns;              // starting at an activation group
   int64_t group;                // columns that share a weight scale
+  int64_t groups;               // of these, starting at an activation group
+  int64_t most;                 // groups that share an activation scale
 };
 
 using Multiply = void (*)(const Block&);
@@ -78,7 +79,7 @@ static void finish(const float* sums, int64_t rows, int64_t row, const Weight& w
 template <class V>
 static void strip(const Activations& x, const Weight& weight, const Weight* up, int64_t first, int64_t last,
                   Number type) {
-  constexpr int64_t kColumns = V::kPanelColumns;
+  constexpr int64_t kPanel = V::kPanelColumns * V::kPanelBytes;
   constexpr int64_t kRows = V::kChunkRows;  // whose sums are kept at a time
   const int64_t groups = x.width / x.group;
   const bool direct = x.rows <= V::kMostDirect;
@@ -98,7 +99,7 @@ static void strip(const Activations& x, const Weight& weight, const Weight* up, 
   }
 
   alignas(64) float sums[kMostTiles * kRows * kTile];
-  alignas(64) uint8_t panel[kMostTiles * kColumns * kTile];
+  alignas(64) uint8_t panel[kMostTiles * kPanel];
   const int64_t chunk_tiles = direct ? 1 : kRows / x.tile;
   for (int64_t chunk = 0; chunk * chunk_tiles * x.tile < x.rows; chunk++) {
     const int64_t from = chunk * chunk_tiles;
@@ -112,14 +113,16 @@ static void strip(const Activations& x, const Weight& weight, const Weight* up, 
       Block block;
       block.codes = block_codes;
       block.scales = block_scales;
+      const int64_t columns = x.width - column < x.block ? x.width - column : x.block;
       block.group = x.group;
-      block.columns = x.width - column < x.block ? x.width - column : x.block;
+      block.groups = columns / x.group;
+      block.most = kActivationGroup / x.group;
       for (int j = 0; j < count; j++) {
         block_scales[j] = scales[j] + column / x.group * kTile;
         block_codes[j] = codes[j] + column * kTile * of[j]->bits / 8;
         if (!direct && (of[j]->bits == 4 || !V::kBytesAreDecoded)) {
-          uint8_t* to = panel + j * kColumns * kTile;
-          V::decode(block_codes[j], of[j]->bits, block.columns, to);
+          uint8_t* to = panel + j * kPanel;
+          V::decode(block_codes[j], of[j]->bits, columns, to);
           block_codes[j] = to;
         }
       }
