@@ -25,7 +25,7 @@ struct Query {
   uint32_t* sums;       // kParts * channels
   float factor;         // of scores, to base 2
   int32_t offset;       // I8 as integers: what the keys' offset of 128 adds to a score
-  float unit;           // I8 as integers: of the 16-bit weights
+  float unit, per_unit;  // I8 as integers: of the 16-bit weights, and 1 / unit
 };
 
 // I8: scales of a chunk's keys and values, and as integers of each value the largest scale up to it.

@@ -137,10 +137,11 @@ struct StoredI8 {
   static void set_unit(Query& q, const Scales& scales, int visible) {
     const float largest = visible > 0 ? scales.largest[visible - 1] : 0.0f;
     q.unit = largest > 0.0f ? largest / 65535.0f : 1.0f;
+    q.per_unit = 1.0f / q.unit;
   }
 
   static void put_weights(const Query& q, const Scales& scales, int j, __m512 p) {
-    const __m512 factor = _mm512_mul_ps(_mm512_loadu_ps(scales.values + j), _mm512_set1_ps(1.0f / q.unit));
+    const __m512 factor = _mm512_mul_ps(_mm512_loadu_ps(scales.values + j), _mm512_set1_ps(q.per_unit));
     const __m512i x = _mm512_cvtps_epi32(_mm512_mul_ps(p, factor));
     uint8_t* to = reinterpret_cast<uint8_t*>(q.weights) + j;
     _mm_storeu_si128(reinterpret_cast<__m128i*>(to), _mm512_cvtepi32_epi8(_mm512_srli_epi32(x, 8)));
