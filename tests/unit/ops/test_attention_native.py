@@ -12,6 +12,7 @@ from pixtral.ops.layer_cache import LayerCache, hadamard
 from pixtral.ops.sequences import Packing
 
 needs_kernel = pytest.mark.usefixtures("vector_isa")
+NAN, INFINITY = float("nan"), float("inf")
 F32, BF16, INT8 = torch.float32, torch.bfloat16, torch.int8
 KINDS = [(F32, F32, 3e-6), (BF16, BF16, 6e-3), (BF16, INT8, 2e-2), (F32, INT8, 2e-2)]
 
@@ -97,6 +98,38 @@ def test_extreme_scores(size: float) -> None:
     packing = Packing.full([33], causal=True)
     out = attention(q * size, k, v, packing)
     torch.testing.assert_close(out, attention_eager(q * size, k, v, packing)[0], rtol=1e-3, atol=1e-4)
+
+
+@needs_kernel
+@pytest.mark.parametrize(("dtype", "stored", "limit"), KINDS)
+@pytest.mark.parametrize("count", [5, 300])
+def test_a_query_of_zeros(dtype: torch.dtype, stored: torch.dtype, limit: float, count: int) -> None:
+    """It sees all keys alike, also where their number does not fill a register or a chunk."""
+    q, k, v = rows(count, 4, 2, 64, dtype)
+    q[3] = 0
+    q[:, 1] = 0
+    packing = Packing((count,), (count,), True, torch.arange(count), (slice(0, count),))
+    caches = [LayerCache.empty(count, 2, 64, stored, "cpu") for _ in range(2)]
+    expected, _ = attention_eager(q.float(), k.float(), v.float(), packing, caches[0])
+    assert error(attention(q, k, v, packing, caches[1]), expected) < limit
+
+
+@needs_kernel
+@pytest.mark.parametrize(("dtype", "stored"), [(kind[0], kind[1]) for kind in KINDS])
+@pytest.mark.parametrize(("count", "at"), [(1, 0), (5, 3), (300, 3), (300, 270)])
+@pytest.mark.parametrize("dim", [64, 80])
+@pytest.mark.parametrize(("of", "value"), [("q", NAN), ("k", NAN), ("v", NAN), ("v", INFINITY)])
+def test_no_nan_is_lost(
+    dtype: torch.dtype, stored: torch.dtype, count: int, at: int, dim: int, of: str, value: float
+) -> None:
+    """Whoever sees one gets one: a model that is broken must not answer."""
+    parts = dict(zip("qkv", rows(count, 4, 2, dim, dtype), strict=True))
+    parts[of][at, 0, 7] = value
+    packing = Packing((count,), (count,), True, torch.arange(count), (slice(0, count),))
+    out = attention(*parts.values(), packing, LayerCache.empty(count, 2, dim, stored, "cpu"))
+    seen = out[at : at + 1, 0] if of == "q" else out[at:, :2]
+    assert not seen[..., 7].isfinite().any()
+    assert out[:, 2:].isfinite().all()
 
 
 @pytest.mark.parametrize("dim", [1, 2, 64])

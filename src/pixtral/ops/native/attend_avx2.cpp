@@ -1,4 +1,4 @@
-// Attention with AVX2; everything is multiplied as float32.
+// Attention with AVX2.
 #ifdef PX_X86
 #include "attend_stored_avx2.h"
 

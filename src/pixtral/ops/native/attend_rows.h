@@ -104,7 +104,7 @@ inline Running from(const Running& run, int64_t row, int dim) {
 // Bring another chunk of keys into the running softmax.
 inline void merge_rows(const Running& run, const Running& chunk, int64_t rows, int dim) {
   for (int64_t r = 0; r < rows; r++) {
-    if (chunk.largest[r] == -INFINITY) continue;  // it holds no key that the row sees
+    if (chunk.sum[r] == 0.0f) continue;  // it holds no key that the row sees
     const float largest = run.largest[r] > chunk.largest[r] ? run.largest[r] : chunk.largest[r];
     const float ours = exp2_of(run.largest[r] - largest), theirs = exp2_of(chunk.largest[r] - largest);
     run.largest[r] = largest;
@@ -136,7 +136,7 @@ inline void write_rows(const AttendCall& call, const Sequence& s, const AttendTa
     const int64_t head = (t.first_head + i / (t.rows * group)) * group + i % group;
     const int64_t at = (row * call.heads + head) * dim;
     const float* from = run.values + i * dim;
-    const float factor = run.sum[i] > 0.0f ? 1.0f / run.sum[i] : 0.0f;
+    const float factor = run.sum[i] == 0.0f ? 0.0f : 1.0f / run.sum[i];  // a NaN stays one
     if (call.type == Type::F32) {
       float* to = static_cast<float*>(call.out) + at;
       for (int d = 0; d < dim; d++) to[d] = from[d] * factor;

@@ -40,22 +40,35 @@ inline void hadamard(float* x, int dim) {
   for (int d = 0; d < dim; d++) x[d] = from[d] * factor;
 }
 
+// The largest size among `dim` numbers, a multiple of 16; NaN when one of them is.
 inline float largest_of(const float* x, int dim) {
-  float lanes[16] = {};
-  for (int d = 0; d < dim; d += 16)  // dim is a multiple of 16
+  uint32_t lanes[16] = {}, largest = 0;  // as bits, so that NaN counts as larger than infinity
+  for (int d = 0; d < dim; d += 16)
     for (int i = 0; i < 16; i++) {
-      const float size = std::fabs(x[d + i]);
+      uint32_t size;
+      std::memcpy(&size, x + d + i, 4);
+      size &= 0x7fffffff;
       lanes[i] = lanes[i] > size ? lanes[i] : size;
     }
-  float largest = 0.0f;
-  for (const float lane : lanes) largest = largest > lane ? largest : lane;
-  return largest;
+  for (const uint32_t lane : lanes) largest = largest > lane ? largest : lane;
+  float size;
+  std::memcpy(&size, &largest, 4);
+  return size;
+}
+
+// What numbers up to `largest` are multiplied by to become integers up to `most`; 0 where all become 0.
+inline float factor_of(float largest, float most) {
+  return largest > 0.0f && largest < INFINITY ? most / largest : 0.0f;
+}
+
+inline int32_t level_of(float x, float factor) {
+  return factor > 0.0f ? static_cast<int32_t>(std::nearbyint(x * factor)) : 0;  // else x may be NaN or infinite
 }
 
 inline float quantize_row(const float* x, int dim, int8_t* to) {
   const float largest = largest_of(x, dim);
-  const float factor = largest > 0.0f ? 127.0f / largest : 0.0f;
-  for (int d = 0; d < dim; d++) to[d] = static_cast<int8_t>(static_cast<int32_t>(std::nearbyint(x[d] * factor)));
+  const float factor = factor_of(largest, 127.0f);
+  for (int d = 0; d < dim; d++) to[d] = static_cast<int8_t>(level_of(x[d], factor));
   return largest / 127.0f;
 }
 

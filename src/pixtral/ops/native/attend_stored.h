@@ -2,6 +2,9 @@
 // The vectors of one are included before.
 #pragma once
 
+#include <algorithm>
+#include <cfloat>
+
 #include "attend_store.h"
 #include "tiles.h"
 
@@ -11,8 +14,8 @@ namespace {
 constexpr int kPanel = 2 * kLanes;                // keys of one tile of scores
 constexpr int kFewRows = 4;                       // rows that are not worth transposing keys in memory for
 constexpr int kColumns = kTileColumns * kLanes;   // channels of one tile of values
-// Where a tile's channels are less than a line, few rows of values at a time: the first cache, in few of whose sets they
-// meet, then still has their lines for the next tile.
+// Where a tile's channels are less than a line, few units of values at a time: the first cache, in few of whose sets
+// their rows meet, then still has their lines for the next tile.
 constexpr int kFewValues = 2 * kColumns >= 64 ? kChunk : 8;
 // Registers of keys whose scores are summed side by side: a few sums alone wait for one another.
 constexpr int kFewScores = kLanes == 8 ? 2 : 1;
@@ -24,14 +27,27 @@ struct Query {
   uint32_t* weights;    // kParts * kChunk / kPerUnit
   uint32_t* sums;       // kParts * channels
   float factor;         // of scores, to base 2
-  int32_t offset;       // I8 as integers: what the keys' offset of 128 adds to a score
-  float unit, per_unit;  // I8 as integers: of the 16-bit weights, and 1 / unit
+  int32_t offset;       // I8, AVX-512: what the keys' offset of 128 adds to a score
+  float unit, per_unit;  // I8: of the 16-bit weights, and 1 / unit
 };
 
-// I8: scales of a chunk's keys and values, and as integers of each value the largest scale up to it.
+// I8: scales of a chunk's keys and values, and of each value the largest scale up to it.
 struct Scales {
   float keys[kChunk], values[kChunk], largest[kChunk];
 };
+
+// Of scores that are integers up to `most` for the largest of a query. Not 0, by which a masked score must not be
+// multiplied.
+inline float factor_of_scores(const AttendCall& call, float largest, float most) {
+  return std::max(largest / most * call.scale * kLog2E, FLT_MIN);  // in this order a NaN stays one
+}
+
+// The unit of a query's weights, integers up to `most`, follows from the keys that it sees and from no others.
+inline void choose_unit(Query& q, const Scales& scales, int visible, float most) {
+  const float largest = visible > 0 ? scales.largest[visible - 1] : 0.0f;
+  q.unit = largest < 1e-30f ? 1.0f : largest / most;  // a NaN stays one
+  q.per_unit = 1.0f / q.unit;
+}
 
 // Everything is a float32 in a unit of its own.
 struct Singles {

@@ -29,18 +29,18 @@ struct StoredI8 {
   static constexpr float kMost = 32767.0f;
   using ScoreDot = DotI16;
   using ValueDot = DotI16;
-  static_assert(int64_t{kMaxDim} * 32767 * 127 < INT32_MAX && int64_t{kChunk} * 32767 * 127 < INT32_MAX);
+  static_assert(int64_t{std::max(kMaxDim, kChunk)} * int64_t{INT16_MAX} * 127 < INT32_MAX);
 
   // Of the four channels in a word the even ones are a pair, and the odd ones.
   static void read_query(const AttendCall& call, int64_t at, uint32_t* to, int, Query& q) {
     float x[kMaxDim];
     read_row(call.type, call.q, at, call.dim, x);
     if (call.rotate) hadamard(x, call.dim);
-    const float largest = largest_of(x, call.dim), factor = largest > 0.0f ? kMost / largest : 0.0f;
+    const float largest = largest_of(x, call.dim), factor = factor_of(largest, kMost);
     int16_t* pairs = reinterpret_cast<int16_t*>(to);
     for (int d = 0; d < call.dim; d++)
-      pairs[d / 4 * 4 + d % 2 * 2 + d % 4 / 2] = static_cast<int16_t>(std::nearbyint(x[d] * factor));
-    q.factor = largest / kMost * call.scale * kLog2E;
+      pairs[d / 4 * 4 + d % 2 * 2 + d % 4 / 2] = static_cast<int16_t>(level_of(x[d], factor));
+    q.factor = factor_of_scores(call, largest, kMost);
   }
 
   static Units key(Units x, int part) { return _mm256_srai_epi16(part ? x : _mm256_slli_epi16(x, 8), 8); }
@@ -78,15 +78,12 @@ struct StoredI8 {
     return _mm256_max_epi32(x, _mm256_permutevar8x32_epi32(x, lanes));
   }
 
-  // The unit follows from the keys that the query sees and from no others.
-  static void set_unit(Query& q, const Scales& scales, int visible) {
-    const float largest = visible > 0 ? scales.largest[visible - 1] : 0.0f;
-    q.unit = largest > 0.0f ? largest / kMost : 1.0f;
-    q.per_unit = 1.0f / q.unit;
-  }
+  static void set_unit(Query& q, const Scales& scales, int visible) { choose_unit(q, scales, visible, kMost); }
 
   static void put_weights(const Query& q, const Scales& scales, int j, Floats p) {
-    const __m256i x = _mm256_cvtps_epi32(p * (load(scales.values + j) * splat(q.per_unit)));
+    // keys that the query does not see may have scales that the unit is not made for
+    const Floats factor = smaller(splat(kMost), load(scales.values + j) * splat(q.per_unit));
+    const __m256i x = _mm256_cvtps_epi32(p * factor);
     const __m128i both = _mm_packs_epi32(_mm256_castsi256_si128(x), _mm256_extracti128_si256(x, 1));
     _mm_storeu_si128(reinterpret_cast<__m128i*>(reinterpret_cast<int16_t*>(q.weights) + j), both);
   }

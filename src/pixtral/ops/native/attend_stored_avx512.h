@@ -82,17 +82,17 @@ struct StoredI8 {
     float x[kMaxDim];
     read_row(call.type, call.q, at, call.dim, x);
     if (call.rotate) hadamard(x, call.dim);
-    const float largest = largest_of(x, call.dim), factor = largest > 0.0f ? kMost / largest : 0.0f;
+    const float largest = largest_of(x, call.dim), factor = factor_of(largest, kMost);
     int8_t *upper = reinterpret_cast<int8_t*>(to), *lower = upper + 4 * units;
     int32_t total = 0;
     for (int d = 0; d < call.dim; d++) {
-      const int32_t v = static_cast<int32_t>(std::nearbyint(x[d] * factor)), high = (v + 128) >> 8;
+      const int32_t v = level_of(x[d], factor), high = (v + 128) >> 8;
       upper[d] = static_cast<int8_t>(high);
       lower[d] = static_cast<int8_t>(v - 256 * high);
       total += v;
     }
     q.offset = 128 * total;
-    q.factor = largest / kMost * call.scale * kLog2E;
+    q.factor = factor_of_scores(call, largest, kMost);
   }
 
   static __m512i key(__m512i x, int) { return _mm512_xor_si512(x, _mm512_set1_epi8(-128)); }  // plus 128, unsigned
@@ -133,12 +133,7 @@ struct StoredI8 {
     }
   }
 
-  // The unit follows from the keys that the query sees and from no others.
-  static void set_unit(Query& q, const Scales& scales, int visible) {
-    const float largest = visible > 0 ? scales.largest[visible - 1] : 0.0f;
-    q.unit = largest > 0.0f ? largest / 65535.0f : 1.0f;
-    q.per_unit = 1.0f / q.unit;
-  }
+  static void set_unit(Query& q, const Scales& scales, int visible) { choose_unit(q, scales, visible, 65535.0f); }
 
   static void put_weights(const Query& q, const Scales& scales, int j, __m512 p) {
     const __m512 factor = _mm512_mul_ps(_mm512_loadu_ps(scales.values + j), _mm512_set1_ps(q.per_unit));

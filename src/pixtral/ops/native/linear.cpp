@@ -53,7 +53,7 @@ class Workspace {
 
 thread_local Workspace workspace;
 
-// One call whose weights all have as many bits.
+// One call whose weights need the same activations.
 void run_alike(const Call& call, const Weight* weights) {
   const LinearKernels& kernels = px::kernels();
   const auto type = static_cast<Number>(call.type);
@@ -92,8 +92,10 @@ void run_alike(const Call& call, const Weight* weights) {
   });
 }
 
+// Weights of 4 bits and of 8 may need different activations.
 void run(const Call& call, const Weight* weights) {
   if (call.rows == 0) return;
+  if (call.gated || call.rows <= kernels().most_direct || kernels().panel_flip == 0) return run_alike(call, weights);
   Call alike = call;
   for (int64_t first = 0; first < call.weights; first += alike.weights) {
     alike.weights = 1;

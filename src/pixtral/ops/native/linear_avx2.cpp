@@ -2,9 +2,9 @@
 // below 2^15; these are multiplied by the group's scale as they are added up.
 //
 // 4 bits, few rows: half of a level (all are even) plus 64 is an unsigned byte that is small enough; what the 64 adds is
-// taken off by the offsets. 4 bits, many rows: activations are the unsigned bytes, 128 more than they are, and sums of
-// four are taken modulo 2^16 before one multiplication by the scale. What the 128 adds is known when a panel is decoded,
-// and without it a sum of four is at most 4 * 63 * 127, so that nothing is lost. 8 bits: |w| times (a with the sign of w).
+// taken off by the offsets. 4 bits, many rows: activations are the unsigned bytes, 128 more than they are. Of a sum of
+// four, modulo 2^16, is taken off what the 128 added, which lies in the panel; what remains is at most 4 * 63 * 127, so
+// that nothing is lost, and is multiplied by the scale once. 8 bits: |w| times (a with the sign of w).
 #ifdef PX_X86
 #include <immintrin.h>
 
@@ -16,7 +16,10 @@ namespace px {
 namespace {
 
 constexpr int8_t half4(int code) {
-  return kLevels4[code] % 2 == 0 ? static_cast<int8_t>(kLevels4[code] / 2) : throw "an odd level";
+  const int level = kLevels4[code];
+  return level % 2 == 0 && 255 * level <= INT16_MAX && 255 * level >= INT16_MIN
+             ? static_cast<int8_t>(level / 2)
+             : throw "a level that is odd or too large";
 }
 
 alignas(16) constexpr int8_t kHalves4[16] = {half4(0),  half4(1),  half4(2),  half4(3), half4(4),  half4(5),
@@ -40,7 +43,7 @@ void add_scaled(__m256i& sum, __m256i pairs, __m256i scale) {
 // they are read once (kStream); from a panel for all rows.
 struct Nibbles {
   static constexpr int kBytes = 64;
-  static constexpr bool kStream = true, kOffsets = true, kHalves = true;
+  static constexpr bool kStream = true, kOffsets = true, kHalves = true;  // of levels, so the sums are halves
   const __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(kHalves4)));
   const __m256i low = _mm256_set1_epi8(15);
   const __m256i middle = _mm256_set1_epi8(64);
@@ -159,6 +162,7 @@ struct V {
   template <class Source, int Rows, int Count>
   static void multiply(const Block& block) {
     static_assert(Count == 1, "one tile fills the registers");
+    constexpr int kLines = Source::kHalves ? 2 : 4;  // of memory for 16 columns
     const Source source;
     const uint8_t* codes = block.codes[0];
     const uint8_t* next = block.next;
@@ -180,7 +184,7 @@ struct V {
           codes += 2 * Source::kBytes;
           levels += 16 * Rows;
 #pragma GCC unroll 4
-          for (int line = 0; line < (Source::kHalves ? 2 : 4); line++)
+          for (int line = 0; line < kLines; line++)
             prefetch((Source::kStream ? codes + 1024 : next) + 64 * line);
           next += 2 * block.next_step;
         }

@@ -47,7 +47,7 @@ struct V {
   static constexpr bool kBytesAreDecoded = true;
   static constexpr int kMostDirect = 8;
   static constexpr int kPanelColumns = 256;
-  static constexpr int kPanelBytes = 16;  // of a column of a tile
+  static constexpr int kPanelBytes = 16;
   static constexpr int kChunkRows = 1056;
   static constexpr int kMostTotals = 12;  // that stay in registers beside as many sums
 

@@ -84,7 +84,8 @@ static inline void quantize_plain(const void* x, Number type, int64_t stride, co
         const float level = (values[k] * inverse + 12582912.0f) - 12582912.0f;
         levels[k] = inverse > 0.0f ? static_cast<int32_t>(level) : 0;
       }
-      for (int64_t k = 0; k < count; k++) places.levels[k / 4 * height * 4 + k % 4] = static_cast<int8_t>(levels[k] ^ to.flip);
+      for (int64_t k = 0; k < count; k++)
+        places.levels[k / 4 * height * 4 + k % 4] = static_cast<int8_t>(levels[k] ^ to.flip);
       for (int64_t g = 0; g < count / to.group; g++) {
         int32_t sum = 0;
         for (int64_t k = 0; k < to.group; k++) sum += levels[g * to.group + k];

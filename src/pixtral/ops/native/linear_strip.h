@@ -79,7 +79,7 @@ static void finish(const float* sums, int64_t rows, int64_t row, const Weight& w
 template <class V>
 static void strip(const Activations& x, const Weight& weight, const Weight* up, int64_t first, int64_t last,
                   Number type) {
-  constexpr int64_t kPanel = V::kPanelColumns * V::kPanelBytes;
+  constexpr int64_t kPanel = V::kPanelColumns * V::kPanelBytes;  // of a tile; so many bytes for each column
   constexpr int64_t kRows = V::kChunkRows;  // whose sums are kept at a time
   const int64_t groups = x.width / x.group;
   const bool direct = x.rows <= V::kMostDirect;
