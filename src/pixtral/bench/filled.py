@@ -53,20 +53,25 @@ class FilledContext:
         """(R, C) -> (R, V)."""
         return self.model.logits(hidden)
 
-    def forward_packed(self, embeds: Tensor, positions: Tensor, packing: Packing, cache: KVCache | None) -> Tensor:
-        """(N, C) -> (N, C); rows that are not run come back as they are."""
+    def forward_packed(
+        self, embeds: Tensor, positions: Tensor, packing: Packing, cache: KVCache | None, wanted: Tensor | None
+    ) -> Tensor:
+        """(N, C) -> (R, C), the rows `wanted`, in their order; those that are not run come back as they are."""
         assert cache is not None and len(packing.q_lens) == 1, "made for one sequence with a cache"
         assert packing.slots is not None
         computed = packing.kv_lens[0] - len(embeds)
         drawn = min(max(self.drawn - computed, 0), len(embeds))
         if drawn == 0:
-            return self.model.forward_packed(embeds, positions, packing, cache)
+            return self.model.forward_packed(embeds, positions, packing, cache, wanted)
         _draw(cache, packing.slots[:drawn])
+        if wanted is None:
+            wanted = torch.arange(len(embeds), device=embeds.device)
         if drawn == len(embeds):
-            return embeds
+            return embeds[wanted]
+        run = wanted[wanted >= drawn] - drawn
         rest = dataclasses.replace(packing, q_lens=(len(embeds) - drawn,), slots=packing.slots[drawn:])
-        hidden = self.model.forward_packed(embeds[drawn:], positions[drawn:], rest, cache)
-        return torch.cat([embeds[:drawn], hidden])
+        hidden = self.model.forward_packed(embeds[drawn:], positions[drawn:], rest, cache, run)
+        return torch.cat([embeds[wanted[wanted < drawn]], hidden])
 
 
 def _draw(cache: KVCache, slots: Tensor) -> None:

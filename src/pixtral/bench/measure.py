@@ -17,7 +17,7 @@ from pixtral.bench.ceilings import Ceilings, Meter
 from pixtral.bench.filled import FilledContext
 from pixtral.bench.memory import Resident, reset_peak, resident
 from pixtral.bench.settings import Phase, Settings
-from pixtral.bench.work import Work, cache_bytes, decoder_work, image_work
+from pixtral.bench.work import Work, cache_bytes, decoder_work, idle_share, image_work
 from pixtral.engine.loop import Generation, Prompt, SamplingParams, context_length
 from pixtral.images.geometry import expand
 from pixtral.images.processors import PixtralImageProcessorFast
@@ -74,7 +74,7 @@ class Bench:
             inputs = {"input_ids": self._ids(length)}
             runs.append(self._timed(lambda inputs=inputs: self._first_token(inputs)))  # type: ignore[misc]
         work = decoder_work(self.model, length, length, self._cache_bytes())
-        return Phase.of(runs, work, tokens=length, extra=self._left_out(runs))
+        return Phase.of(runs, work, tokens=length, extra=self._left_out(runs, rows=length))
 
     def first_token(self, side: int) -> Phase:
         """From a picture and a question to the first token, with the preparation of the picture."""
@@ -87,7 +87,7 @@ class Bench:
             runs,
             work + image_work(self.model, self._patches(pixels)),
             tokens=tokens,
-            extra=self._left_out(runs, image),
+            extra=self._left_out(runs, image, tokens),
         )
 
     def new(self, context: int) -> Phase:
@@ -179,10 +179,11 @@ class Bench:
         seconds = time.perf_counter() - start
         return seconds, dataclasses.replace(self.ceilings, read=(before + self.meter.read()) / 2)
 
-    def _left_out(self, runs: list[tuple[float, Ceilings]], image: float = 0.0) -> float:
-        """Seconds that the layers which are not there would have added to the median of the runs.
+    def _left_out(self, runs: list[tuple[float, Ceilings]], image: float = 0.0, rows: int = 1) -> float:
+        """Seconds that the layers which are not there would have added to the median of the runs of `rows` tokens.
 
-        What does not belong to the layers (the image, the output layer) is taken off first.
+        What does not belong to the layers (the image, the output layer) is taken off first. The last layer does less
+        than the others for tokens whose logits are not wanted.
         """
         if self.layers == self.of_layers:
             return 0.0
@@ -193,4 +194,4 @@ class Bench:
             self._head_seconds = float(np.median(times))
         median = float(np.median([seconds for seconds, _ in runs]))
         rest = max(median - image - self._head_seconds, 0.0)
-        return rest * (self.of_layers - self.layers) / self.layers
+        return rest * (self.of_layers - self.layers) / (self.layers - idle_share(self.model) * (rows - 1) / rows)

@@ -57,7 +57,7 @@ def linear_work(modules: Iterable[nn.Module], rows: int) -> Work:
 
 
 def decoder_work(model: LlavaForConditionalGeneration, rows: int, keys: int, cache_bytes: int) -> Work:
-    """Of `rows` tokens of one sequence, the last of which sees `keys` keys, with the logits of the last one.
+    """Of `rows` tokens of one sequence, the last of which sees `keys` keys, for the logits of the last one.
 
     Args:
         cache_bytes: that a token takes in the cache, in all layers.
@@ -66,8 +66,22 @@ def decoder_work(model: LlavaForConditionalGeneration, rows: int, keys: int, cac
     assert text.head_dim is not None
     seen = rows * (keys - (rows - 1) / 2)  # keys of all rows together
     attention = 4.0 * seen * text.num_attention_heads * text.head_dim * text.num_hidden_layers
-    work = linear_work(model.decoder.modules(), rows) + linear_work([model.lm_head], 1)
+    once = {id(module) for module in _for_wanted_rows(model)}
+    work = linear_work((module for module in model.decoder.modules() if id(module) not in once), rows)
+    work += linear_work([*_for_wanted_rows(model), model.lm_head], 1)
     return work + Work(bf16=attention, bytes=float(keys * cache_bytes))
+
+
+def _for_wanted_rows(model: LlavaForConditionalGeneration) -> list[nn.Module]:
+    """Of the last layer, what is computed only for rows whose logits are wanted."""
+    last: Any = model.decoder.layers[-1]
+    return [last.self_attn.o_proj, *last.mlp.modules()]
+
+
+def idle_share(model: LlavaForConditionalGeneration) -> float:
+    """Which part of the last layer's linear work is left out for rows whose logits are not wanted."""
+    idle = linear_work(_for_wanted_rows(model), 1).operations
+    return idle / linear_work(model.decoder.layers[-1].modules(), 1).operations
 
 
 def image_work(model: LlavaForConditionalGeneration, patches: int) -> Work:

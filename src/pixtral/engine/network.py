@@ -40,8 +40,10 @@ class PackedModel(Protocol):
         """(N,) int64 -> (N, C)."""
         ...
 
-    def forward_packed(self, embeds: Tensor, positions: Tensor, packing: Packing, cache: KVCache | None) -> Tensor:
-        """(N, C) embeddings at (N,) positions -> (N, C) hidden states after the final norm."""
+    def forward_packed(
+        self, embeds: Tensor, positions: Tensor, packing: Packing, cache: KVCache | None, wanted: Tensor | None
+    ) -> Tensor:
+        """(N, C) embeddings at (N,) positions -> (R, C) hidden states after the final norm, of the rows `wanted`."""
         ...
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from pixtral.engine.network import PackedModel, cache_dtype
 from pixtral.engine.paged import PagedCache
 from pixtral.engine.request import ImageInput, Request
 from pixtral.ops.attention import Packing
+from pixtral.ops.cache import KVCache
 
 
 class Runs(Protocol):
@@ -71,8 +72,7 @@ class Runner:
         """(R, V): the logits that the spans want, in their order."""
         self.cache.follow()
         positions, packing = pack(spans, [self._table(span.request) for span in spans], self.model.device)
-        hidden = self.model.forward_packed(self._embedder.rows(spans), positions, packing, self.cache)
-        return _logits(self.model, hidden, wanted_rows(spans))
+        return _logits(self.model, self._embedder.rows(spans), positions, packing, self.cache, wanted_rows(spans))
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """(from, to): a prompt goes on in several ways."""
@@ -110,8 +110,7 @@ class Recompute:
             return torch.empty(0, self.model.text_config.vocab_size, device=self.model.device)
         positions = torch.cat([torch.arange(length, device=self.model.device) for length in lengths])
         packing = Packing.full(lengths, causal=True)
-        hidden = self.model.forward_packed(self._embedder.rows(whole), positions, packing, None)
-        return _logits(self.model, hidden, wanted_rows(whole))
+        return _logits(self.model, self._embedder.rows(whole), positions, packing, None, wanted_rows(whole))
 
     def copy_blocks(self, copies: Sequence[tuple[int, int]]) -> None:
         """There is nothing to copy."""
@@ -120,10 +119,17 @@ class Recompute:
         """There is nothing to forget."""
 
 
-def _logits(model: PackedModel, hidden: Tensor, rows: list[int] | None) -> Tensor:
+def _logits(
+    model: PackedModel,
+    embeds: Tensor,
+    positions: Tensor,
+    packing: Packing,
+    cache: KVCache | None,
+    rows: list[int] | None,
+) -> Tensor:
     """(R, V) of these rows, or of all."""
-    if rows is None:
-        return model.logits(hidden)
-    if not rows:  # a part of a prompt
+    wanted = None if rows is None else torch.tensor(rows, dtype=torch.int64, device=embeds.device)
+    hidden = model.forward_packed(embeds, positions, packing, cache, wanted)
+    if len(hidden) == 0:  # a part of a prompt
         return hidden.new_empty(0, model.text_config.vocab_size)
-    return model.logits(hidden[torch.tensor(rows, device=hidden.device)])
+    return model.logits(hidden)

@@ -166,10 +166,15 @@ class LlavaForConditionalGeneration(PixtralModule):
         return embeds.masked_scatter(mask[..., None], features)
 
     def forward_packed(
-        self, embeds: Tensor, positions: Tensor, packing: Packing, cache: KVCache | None = None
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        packing: Packing,
+        cache: KVCache | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """(N, C) embeddings -> (N, C) hidden states; see MistralModel.forward."""
-        out: Tensor = self.decoder(embeds, positions, packing, cache)
+        """(N, C) embeddings -> (N, C) hidden states, or those of the `wanted` rows; see MistralModel.forward."""
+        out: Tensor = self.decoder(embeds, positions, packing, cache, wanted)
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -32,13 +32,15 @@ class MistralAttention(nn.Module):
         self.v_proj = nn.Linear(config.hidden_size, kv_size, bias=False)
         self.o_proj = nn.Linear(q_size, config.hidden_size, bias=False)
 
-    def forward(self, x: Tensor, rotation: Rotation, attend: AttentionStep, cache: KVCache | None) -> Tensor:
-        """(N, C) -> (N, C)."""
+    def forward(
+        self, x: Tensor, rotation: Rotation, attend: AttentionStep, cache: KVCache | None, wanted: Tensor | None
+    ) -> Tensor:
+        """(N, C) -> (N, C), or the `wanted` rows of it."""
         rows = project(x, self.q_proj, self.k_proj, self.v_proj)
         q, k, v = (y.view(len(y), y.shape[1] // self.head_dim, self.head_dim) for y in rows)
         layer = None if cache is None else cache.on(self.index, x.device)
         q, k = rotate_pair(q, k, *rotation)
-        return applied(self.o_proj, attend(q, k, v, layer))
+        return applied(self.o_proj, _pick(attend(q, k, v, layer), wanted))
 
 
 class MistralDecoderLayer(nn.Module):
@@ -51,10 +53,22 @@ class MistralDecoderLayer(nn.Module):
         self.input_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
         self.post_attention_layernorm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
-    def forward(self, x: Tensor, rotation: Rotation, attend: AttentionStep, cache: KVCache | None) -> Tensor:
-        """(N, C) -> (N, C)."""
-        x = add(x, self.self_attn(self.input_layernorm(x), rotation, attend, cache))
+    def forward(
+        self,
+        x: Tensor,
+        rotation: Rotation,
+        attend: AttentionStep,
+        cache: KVCache | None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """(N, C) -> (N, C), or (R, C): the `wanted` rows of it."""
+        attended = self.self_attn(self.input_layernorm(x), rotation, attend, cache, wanted)
+        x = add(_pick(x, wanted), attended)
         return add(x, self.mlp(self.post_attention_layernorm(x)))
+
+
+def _pick(x: Tensor, rows: Tensor | None) -> Tensor:
+    return x if rows is None else x[rows]
 
 
 class MistralModel(LayerStack):
@@ -69,7 +83,7 @@ class MistralModel(LayerStack):
 
     def forward(
         self, embeds: Tensor, positions: Tensor, packing: Packing, cache: KVCache | None = None,
-        trace: Trace | None = None,
+        wanted: Tensor | None = None, trace: Trace | None = None,
     ) -> Tensor:  # fmt: skip
         """Hidden states of packed tokens.
 
@@ -78,10 +92,11 @@ class MistralModel(LayerStack):
             positions: (N,) int64 place of each token in its sequence.
             packing: how the rows divide into sequences; from `cache.packing` when there is a cache.
             cache: keys and values of earlier tokens; this call's are written to it.
-            trace: collects hidden states and attention weights.
+            wanted: (R,) int64 rows; for the others the last layer computes keys and values alone. None: all.
+            trace: collects hidden states and attention weights of all rows.
 
         Returns:
-            (N, C) after the final norm.
+            (N, C) after the final norm, or (R, C).
         """
         config = self.config
         assert config.head_dim is not None and config.rope_theta is not None
@@ -91,13 +106,14 @@ class MistralModel(LayerStack):
                 f"{longest} tokens exceed the sliding window of {config.sliding_window} in the model's configuration; "
                 "Pixtral has none: set sliding_window to null, or shorten the prompt"
             )
+        assert wanted is None or trace is None, "a trace is of all rows"
         trace = trace or Trace()
         rotation = line_rotation(positions, config.head_dim, config.rope_theta, embeds.dtype)
         attend = AttentionStep(packing, trace, config.attention_dropout if self.training else 0.0)
         x = embeds
         for layer in self.layers:
             trace.add(x)
-            x = self.run_layer(layer, x, rotation, attend, cache)
+            x = self.run_layer(layer, x, rotation, attend, cache, wanted if layer is self.layers[-1] else None)
         if cache is not None:
             cache.advance(packing.q_lens)
         out: Tensor = self.norm(x)
@@ -145,10 +161,15 @@ class MistralForCausalLM(PixtralModule):
         return out.to(input_ids.device)
 
     def forward_packed(
-        self, embeds: Tensor, positions: Tensor, packing: Packing, cache: KVCache | None = None
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        packing: Packing,
+        cache: KVCache | None = None,
+        wanted: Tensor | None = None,
     ) -> Tensor:
-        """(N, C) embeddings -> (N, C) hidden states; see MistralModel.forward."""
-        out: Tensor = self.model(embeds, positions, packing, cache)
+        """(N, C) embeddings -> (N, C) hidden states, or those of the `wanted` rows; see MistralModel.forward."""
+        out: Tensor = self.model(embeds, positions, packing, cache, wanted)
         return out
 
     def logits(self, hidden: Tensor) -> Tensor:

@@ -69,7 +69,7 @@ def run_padded(
         cache = new_cache(model.text_config, batch, max(padding.lengths, default=0), inputs_embeds)
     packing = Packing.full(padding.lengths, causal=True) if cache is None else cache.packing(padding.lengths)
     positions = padding.positions(earlier, position_ids)
-    hidden = model.decoder(padding.pack(inputs_embeds), positions, packing, cache, trace)
+    hidden = model.decoder(padding.pack(inputs_embeds), positions, packing, cache, trace=trace)
     logits = model.logits(keep_logits(padding.pad(hidden), logits_to_keep))
     states, weights = trace.hidden_states, trace.attentions
     return {

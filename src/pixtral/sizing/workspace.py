@@ -108,9 +108,10 @@ def _prefill(
     while done < len(embeds):
         rows = embeds[done : done + PREFILL_TOKENS].clone()
         q_lens = _shares(len(rows), [tokens - length for length in cache.lengths])
-        hidden = model.forward_packed(rows, torch.arange(len(rows)), cache.packing(q_lens), cache)
+        wanted = torch.arange(min(batch, len(rows)))
+        hidden = model.forward_packed(rows, torch.arange(len(rows)), cache.packing(q_lens), cache, wanted)
         done += len(rows)
-    return model.logits(hidden[:batch]).float()
+    return model.logits(hidden).float()
 
 
 def _shares(rows: int, wanted: Sequence[int]) -> list[int]:

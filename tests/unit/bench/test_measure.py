@@ -45,10 +45,10 @@ def calls(model, monkeypatch):
     seen = []
     real = model.forward_packed
 
-    def forward(embeds, positions, packing, cache=None):
+    def forward(embeds, positions, packing, cache=None, wanted=None):
         assert positions.tolist() == list(range(packing.kv_lens[0] - len(embeds), packing.kv_lens[0]))
         seen.append((len(embeds), packing.kv_lens[0]))
-        return real(embeds, positions, packing, cache)
+        return real(embeds, positions, packing, cache, wanted)
 
     monkeypatch.setattr(model, "forward_packed", forward)
     return seen
@@ -85,10 +85,10 @@ def test_contexts_can_be_computed(model, calls):
 def test_a_drawn_context_is_as_long_and_as_full(model, calls):
     seen = []
 
-    def keep(embeds, positions, packing, cache=None):
+    def keep(embeds, positions, packing, cache=None, wanted=None):
         there = packing.kv_lens[0] - packing.q_lens[0]
         seen.append((there, cache.layers[-1].keys[packing.tables[0]][:there].float().std().item()))
-        return model.decoder(embeds, positions, packing, cache)
+        return model.decoder(embeds, positions, packing, cache, wanted)
 
     filled = FilledContext(model, 50, 5)
     model.forward_packed, real = keep, model.forward_packed

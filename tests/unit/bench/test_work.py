@@ -9,7 +9,7 @@ from pixtral.bench.ceilings import Ceilings, Meter
 from pixtral.bench.random_model import empty_model
 from pixtral.bench.settings import Phase, Settings, limit_of
 from pixtral.bench.shapes import shape_config
-from pixtral.bench.work import Work, cache_bytes, decoder_work, image_work
+from pixtral.bench.work import Work, cache_bytes, decoder_work, idle_share, image_work
 from pixtral.errors import ConfigError
 from pixtral.ops.native.library import ISAS
 from pixtral.quantization import Asked
@@ -22,12 +22,18 @@ LAYER_WEIGHTS = 2 * WIDTH * 256 + 2 * WIDTH * 128 + 3 * WIDTH * WIDE
 def test_a_prompt_counts_every_product_once():
     rows = 10
     model = empty_model(shape_config("tiny"), Asked())
-    linear = 2 * rows * LAYERS * LAYER_WEIGHTS + 2 * WIDTH * VOCABULARY
+    once = WIDTH * 256 + 3 * WIDTH * WIDE  # of the last layer, what only the last token needs
+    linear = 2 * rows * (LAYERS * LAYER_WEIGHTS - once) + 2 * once + 2 * WIDTH * VOCABULARY
     pairs = sum(range(1, rows + 1))  # token i sees i keys, with four heads of 64, once for scores and once for values
     work = decoder_work(model, rows, rows, cache_bytes(model.text_config, None))
     assert work.int8 == 0
     assert work.bf16 == linear + 2 * 2 * pairs * 4 * 64 * LAYERS
     assert work.bytes == 2 * (LAYERS * LAYER_WEIGHTS + WIDTH * VOCABULARY) + rows * 2 * 2 * LAYERS * 2 * 64
+
+
+def test_the_idle_part_of_the_last_layer():
+    idle = WIDTH * 256 + 3 * WIDTH * WIDE
+    assert idle_share(empty_model(shape_config("tiny"), Asked())) == idle / LAYER_WEIGHTS
 
 
 def test_packed_layers_count_as_int8_unless_activations_are_bf16():

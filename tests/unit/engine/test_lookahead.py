@@ -28,10 +28,10 @@ def passes(model, monkeypatch):
     seen = []
     whole = model.forward_packed
 
-    def spy(embeds, positions, packing, cache):
+    def spy(embeds, positions, packing, cache, wanted):
         assert len(embeds) == len(positions) == sum(packing.q_lens)
         seen.append(packing.q_lens)
-        return whole(embeds, positions, packing, cache)
+        return whole(embeds, positions, packing, cache, wanted)
 
     monkeypatch.setattr(model, "forward_packed", spy)
     return seen

@@ -74,9 +74,9 @@ def test_ended_sequences_are_not_computed(model, monkeypatch):
     rows = []
     whole = model.forward_packed
 
-    def spy(embeds, positions, packing, cache):
+    def spy(embeds, positions, packing, cache, wanted):
         rows.append((len(embeds), len(packing.q_lens)))
-        return whole(embeds, positions, packing, cache)
+        return whole(embeds, positions, packing, cache, wanted)
 
     monkeypatch.setattr(model, "forward_packed", spy)
     params = [greedy_params(max_tokens=n) for n in (6, 1, 4, 2, 1)]

@@ -34,6 +34,25 @@ def test_packed_and_padded_agree() -> None:
     assert model.decoder is model.model and model.text_config is model.config
 
 
+@pytest.mark.parametrize("rows", [[0, 3, 6], [5], []])
+def test_only_the_wanted_rows_are_finished(rows: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
+    """They are what they are among all rows, and the cache is as full as with all."""
+    model, seen = decoder(), []
+    mlp = model.model.layers[-1].mlp
+    assert isinstance(mlp, torch.nn.Module)
+    mlp.register_forward_pre_hook(lambda _, inputs: seen.append(len(inputs[0])))
+    embeds, positions = model.embed(IDS.flatten()[:7]), torch.tensor([0, 1, 2, 3, 0, 1, 2])
+    hidden, keys = [], []
+    for wanted in (None, torch.tensor(rows, dtype=torch.int64)):
+        cache = new_cache(model.config, 2, 4, embeds)
+        packing = cache.packing([4, 3])
+        hidden.append(model.forward_packed(embeds, positions, packing, cache, wanted))
+        keys.append(cache.layers[-1].keys[packing.slots])
+    torch.testing.assert_close(hidden[1], hidden[0][rows])
+    assert keys[1].equal(keys[0])
+    assert seen == [7, len(rows)]
+
+
 def test_later_tokens_are_not_seen() -> None:
     model, changed = decoder(), IDS.clone()
     changed[:, 2] = 50
