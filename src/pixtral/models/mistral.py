@@ -92,7 +92,7 @@ class MistralModel(LayerStack):
             positions: (N,) int64 place of each token in its sequence.
             packing: how the rows divide into sequences; from `cache.packing` when there is a cache.
             cache: keys and values of earlier tokens; this call's are written to it.
-            wanted: (R,) int64 rows; for the others the last layer computes keys and values alone. None: all.
+            wanted: (R,) int64 rows; for the others the last layer ends with its attention. None: all.
             trace: collects hidden states and attention weights of all rows.
 
         Returns:
