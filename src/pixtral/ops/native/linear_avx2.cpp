@@ -18,7 +18,7 @@ namespace {
 constexpr int8_t half4(int code) {
   const int level = kLevels4[code];
   return level % 2 == 0 && 255 * level <= INT16_MAX && 255 * level >= INT16_MIN
-             ? static_cast<int8_t>(level / 2)
+             ? static_cast<int8_t>(level / 2 + 64)
              : throw "a level that is odd or too large";
 }
 
@@ -46,7 +46,6 @@ struct Nibbles {
   static constexpr bool kStream = true, kOffsets = true, kHalves = true;  // of levels, so the sums are halves
   const __m256i table = _mm256_broadcastsi128_si256(_mm_load_si128(reinterpret_cast<const __m128i*>(kHalves4)));
   const __m256i low = _mm256_set1_epi8(15);
-  const __m256i middle = _mm256_set1_epi8(64);
 
   __m256i load(const uint8_t* from, int half, int rows) const {
     const __m256i codes = load256(from + 32 * rows);
@@ -57,8 +56,7 @@ struct Nibbles {
   void add_step(const uint8_t* codes, const int8_t* levels, const __m256i (&scale)[2], __m256i (&sums)[Rows][2]) const {
 #pragma GCC unroll 2
     for (int half = 0; half < 2; half++) {
-      const __m256i weights[2] = {_mm256_add_epi8(load(codes, half, 0), middle),
-                                  _mm256_add_epi8(load(codes, half, 1), middle)};
+      const __m256i weights[2] = {load(codes, half, 0), load(codes, half, 1)};
 #pragma GCC unroll 4
       for (int i = 0; i < Rows; i++) {
         const __m256i a = broadcast4(levels + 4 * (half * Rows + i));
@@ -98,8 +96,10 @@ struct Decoded {
 
   static void decode(const Nibbles& source, const uint8_t* codes, uint8_t* to) {
     const __m256i offset = _mm256_set1_epi8(-128);  // an unsigned byte here
+    const __m256i middle = _mm256_set1_epi8(64);
     for (int j = 0; j < 2; j++) {
-      const __m256i weights[2] = {source.load(codes, 0, j), source.load(codes, 1, j)};
+      const __m256i weights[2] = {_mm256_sub_epi8(source.load(codes, 0, j), middle),
+                                  _mm256_sub_epi8(source.load(codes, 1, j), middle)};
       store256(to + 32 * j, weights[0]);
       store256(to + 64 + 32 * j, weights[1]);
       store256(to + 128 + 32 * j, _mm256_add_epi16(_mm256_maddubs_epi16(offset, weights[0]),
