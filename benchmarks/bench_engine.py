@@ -28,12 +28,12 @@ import torch
 
 from pixtral.assets import tiny_path
 from pixtral.configuration import LlavaConfig
-from pixtral.engine.aio import AsyncEngine
+from pixtral.engine.async_engine import AsyncEngine
 from pixtral.engine.config import EngineConfig
 from pixtral.engine.engine import Engine
-from pixtral.engine.params import SamplingParams
-from pixtral.engine.pictures import place_images
+from pixtral.engine.input_processor import place_images
 from pixtral.engine.request import EngineRequest
+from pixtral.engine.sampling_params import SamplingParams
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.pretrained import LlavaForConditionalGeneration as Pretrained
 

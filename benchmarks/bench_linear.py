@@ -24,9 +24,8 @@ from torch import Tensor
 
 from pixtral.bench.ceilings import Meter
 from pixtral.ops.linear import PackedWeight, gated_linear, linear, packed_shapes
-from pixtral.ops.memory import empty_huge
 from pixtral.ops.native.library import kernels
-from pixtral.ops.threads import use_threads
+from pixtral.ops.runtime import empty_huge, use_threads
 
 # bits, output features of each weight, input features, and whether the first two are gate and up
 SHAPES: dict[str, tuple[int, tuple[int, ...], int, bool]] = {

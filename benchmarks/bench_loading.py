@@ -25,12 +25,12 @@ import torch
 from torch import Tensor
 
 import pixtral
-from pixtral.bench.memory import resident
-from pixtral.bench.shapes import shape_config, with_layers
-from pixtral.checkpoints.empty import build_empty
+from pixtral.bench.machine import resident
 from pixtral.checkpoints.names import HF, OURS
-from pixtral.checkpoints.shards import plan_shards, write_index
-from pixtral.checkpoints.tensors import write_file
+from pixtral.checkpoints.opening import build_empty
+from pixtral.checkpoints.safetensors_io import write_file
+from pixtral.checkpoints.save import plan_shards, write_index
+from pixtral.configuration.shapes import shape_config, with_layers
 from pixtral.models.llava import LlavaForConditionalGeneration
 
 POOL = 1 << 26  # random numbers that all weights are taken from

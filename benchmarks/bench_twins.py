@@ -21,13 +21,13 @@ from torch.nn import functional as F
 
 from pixtral.bench.machine import describe
 from pixtral.ops.attention import Packing, attention
-from pixtral.ops.cache import KVCache
 from pixtral.ops.dense import dense_gated_linear, dense_linear
+from pixtral.ops.kv_cache import KVCache
 from pixtral.ops.linear import PackedWeight, gated_linear, pack
-from pixtral.ops.linear_unpacked import unpacked_gated_linear
+from pixtral.ops.linear_reference import unpacked_gated_linear
 from pixtral.ops.native.library import kernels
+from pixtral.ops.quantized_weight import pack_reference
 from pixtral.ops.rowwise import add, rms_norm, rotate_pair
-from pixtral.ops.scale_search import pack_reference
 
 ROWS, WIDTH, WIDE, HEADS, KEY_HEADS, DIM = 1056, 5120, 14336, 32, 8, 128  # a prompt in the decoder
 PATCHES, TOWER, TOWER_WIDE, TOWER_HEADS = 1024, 1024, 4096, 16  # a picture of 512 x 512 in the tower

@@ -24,12 +24,10 @@ from torch.nn.functional import linear as linear_of
 
 from pixtral.ops import attention_native, dense, linear_native, rowwise
 from pixtral.ops.attention import attention
-from pixtral.ops.layer_cache import LayerCache
+from pixtral.ops.kv_cache import LayerCache, Packing
 from pixtral.ops.linear import PackedWeight, gated_linear, linear, packed_shapes
-from pixtral.ops.memory import empty_huge
 from pixtral.ops.native import library
-from pixtral.ops.sequences import Packing
-from pixtral.ops.threads import use_threads
+from pixtral.ops.runtime import empty_huge, use_threads
 
 Run = Callable[[], Tensor]
 

@@ -30,9 +30,9 @@ import torch
 from pixtral.assistant import load
 from pixtral.engine.config import EngineConfig
 from pixtral.engine.engine import Engine
-from pixtral.engine.params import SamplingParams
-from pixtral.engine.pictures import place_images
+from pixtral.engine.input_processor import place_images
 from pixtral.engine.request import EngineRequest
+from pixtral.engine.sampling_params import SamplingParams
 
 SIDES = {"text": 0, "different": 256, "same": 256, "large": 512}
 

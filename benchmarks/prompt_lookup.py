@@ -10,7 +10,7 @@ with weights of any kind, and at every accuracy of the drafts:
     shuffled  words of the document in an order of their own: almost every draft is wrong, which shows what that costs
 
 Each line takes its turns with and without, alternating; medians count. The document is not read first: its keys and
-values are drawn at random (`pixtral.bench.filled`), which takes no time and changes none. Prints a table and one line
+values are drawn at random (`pixtral.bench.work`), which takes no time and changes none. Prints a table and one line
 of JSON.
 """
 
@@ -28,12 +28,12 @@ from typing import Any
 import torch
 
 import pixtral
-from pixtral.bench.filled import FilledContext
+from pixtral.bench.measured_model import random_subject
 from pixtral.bench.settings import Settings
-from pixtral.bench.subject import random_subject
-from pixtral.engine.lookup import PromptLookup
-from pixtral.engine.loop import Generation, Prompt, SamplingParams
+from pixtral.bench.work import FilledContext
+from pixtral.engine.prompt_lookup import PromptLookup
 from pixtral.errors import PixtralError
+from pixtral.generation.loop import Generation, Prompt, SamplingParams
 from pixtral.quantization import Asked
 
 

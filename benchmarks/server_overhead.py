@@ -22,8 +22,8 @@ import load_client
 import pixtral
 from pixtral.engine.config import EngineConfig
 from pixtral.engine.engine import Engine
-from pixtral.engine.params import SamplingParams
 from pixtral.engine.request import EngineRequest
+from pixtral.engine.sampling_params import SamplingParams
 
 
 def requests_of(options: argparse.Namespace, round: int) -> list[bytes]:

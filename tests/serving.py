@@ -13,10 +13,10 @@ from torch import Tensor
 
 from pixtral.engine.config import EngineConfig
 from pixtral.engine.engine import Engine
-from pixtral.engine.output import Output
-from pixtral.engine.params import SamplingParams
-from pixtral.engine.pictures import place_images
+from pixtral.engine.input_processor import place_images
+from pixtral.engine.outputs import Output
 from pixtral.engine.request import EngineRequest
+from pixtral.engine.sampling_params import SamplingParams
 
 CONTEXT = 96
 GREEDY = SamplingParams(temperature=0.0, max_tokens=8)

@@ -20,7 +20,7 @@ Each also inherits the builtin that a program written for Transformers catches.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 
 
 class PixtralError(Exception):
@@ -99,3 +99,16 @@ def refuse_unknown(names: Iterable[str], where: str, known: Collection[str]) -> 
     """
     for name in names:
         raise UnknownArgument(f"{where} got an unknown argument {name!r}; {nearest(name, known)}")
+
+
+# FOLDED pixtral.errors: Refusing arguments in a way that callers of Python and of Transformers both expect.
+
+
+class Refused(UnknownArgument, PromptError):
+    """An argument that is not taken: a TypeError as in Python, and a ValueError as in Transformers."""
+
+
+def refuse(kwargs: Mapping[str, object], where: str) -> None:
+    """Raise Refused if anything is left in `kwargs`."""
+    if kwargs:
+        raise Refused(f"{where} does not take {', '.join(map(repr, kwargs))}; leave it out")

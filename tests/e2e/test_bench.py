@@ -145,7 +145,7 @@ def test_the_comparison_as_a_table():
     ],
 )
 def test_refusals_are_one_line(words, message, monkeypatch):
-    monkeypatch.setattr("pixtral.bench.subject.available_memory", lambda device: 20_000_000_000)
+    monkeypatch.setattr("pixtral.bench.measured_model.available_memory", lambda device: 20_000_000_000)
     said = refusal(command("bench", *words, "--json"))
     assert said.count("\n") == 1
     assert message in said
@@ -223,10 +223,10 @@ def test_a_broken_embedded_model_is_a_problem(monkeypatch, tmp_path):
 
 
 def test_a_torch_that_cannot_be_imported_does_not_hide_the_rest(monkeypatch):
-    from pixtral.cli import doctor_checks
+    from pixtral.cli import doctor
 
     monkeypatch.setitem(sys.modules, "torch", None)
-    found = {check.name: check for check in (doctor_checks._torch(), doctor_checks._memory(), doctor_checks._devices())}
+    found = {check.name: check for check in (doctor._torch(), doctor._memory(), doctor._devices())}
     assert found["torch"].problem
     assert "pip install torch" in found["torch"].advice
     assert found["memory"].found == "unknown without torch"
@@ -234,16 +234,16 @@ def test_a_torch_that_cannot_be_imported_does_not_hide_the_rest(monkeypatch):
 
 
 def test_too_many_threads_and_little_memory_are_warned_of(monkeypatch, tmp_path):
-    from pixtral.cli import doctor_checks
+    from pixtral.cli import doctor
 
     quota = tmp_path / "cpu.max"
     quota.write_text("150000 100000\n")
-    monkeypatch.setattr(doctor_checks, "_QUOTA", quota)
-    monkeypatch.setattr(doctor_checks.machine, "cores", lambda: 8)
+    monkeypatch.setattr(doctor, "_QUOTA", quota)
+    monkeypatch.setattr(doctor.machine, "cores", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    assert "say --threads 2" in doctor_checks._torch().advice
-    assert doctor_checks._processor().facts["quota"] == 2
+    assert "say --threads 2" in doctor._torch().advice
+    assert doctor._processor().facts["quota"] == 2
     quota.write_text("max 100000\n")
-    assert doctor_checks._torch().advice == ""
+    assert doctor._torch().advice == ""
     monkeypatch.setattr("pixtral.checkpoints.memory.available_memory", lambda device: 4 << 30)
-    assert "close other programs" in doctor_checks._memory().advice
+    assert "close other programs" in doctor._memory().advice

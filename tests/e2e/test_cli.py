@@ -475,7 +475,7 @@ def test_the_demonstration_in_a_terminal(expected):
 
 
 def test_ctrl_c_stops_an_answer():
-    from pixtral.cli.streaming import stopped_by_interrupt
+    from pixtral.cli.session import stopped_by_interrupt
 
     before = signal.getsignal(signal.SIGINT)
     stream = pixtral.load(device_map="cpu").chat("Hello", stream=True, temperature=9.0, max_new_tokens=4000)

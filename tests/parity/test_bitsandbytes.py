@@ -26,7 +26,7 @@ from torch import Tensor, nn
 import pixtral
 from pixtral import AutoProcessor, BitsAndBytesConfig, LlavaForConditionalGeneration, MistralForCausalLM
 from pixtral.assets import demo_picture_path, tiny_path
-from pixtral.checkpoints.empty import build_empty
+from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.errors import ConfigError
 from pixtral.pretrained import PixtralVisionModel

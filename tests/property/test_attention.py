@@ -13,8 +13,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pixtral.ops.attention import Packing, attention, attention_eager
-from pixtral.ops.cache import KVCache
-from pixtral.ops.layer_cache import LayerCache
+from pixtral.ops.kv_cache import KVCache, LayerCache
 
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=6)
 CLOSE = {"rtol": 0.0, "atol": 2e-6}

@@ -10,8 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import CONTEXT, ask, build, engine_of, expected, joined, run, small_model
 
-from pixtral.engine.lookup import PromptLookup
-from pixtral.engine.params import SamplingParams
+from pixtral.engine.prompt_lookup import PromptLookup
+from pixtral.engine.sampling_params import SamplingParams
 
 PICTURES = [("a", 1, 2), ("b", 1, 2), ("a", 3, 2)]
 # beginnings that several prompts share, longer than a block, one with a picture in it

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import llava_dict, random_llava
 
-from pixtral.engine.lookup import PromptLookup
-from pixtral.engine.loop import Generation
+from pixtral.engine.prompt_lookup import PromptLookup
 from pixtral.engine.request import Prompt
-from pixtral.engine.sampling import SamplingParams
+from pixtral.generation.loop import Generation
+from pixtral.generation.sampling import SamplingParams
 from pixtral.models.llava import LlavaForConditionalGeneration
 
 WORDS = 24

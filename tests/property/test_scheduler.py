@@ -9,11 +9,10 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pixtral.engine.blocks import BlockPool
-from pixtral.engine.images import ImageCache
-from pixtral.engine.params import SamplingParams
-from pixtral.engine.plan import Budget, Plan
-from pixtral.engine.request import ImageInput, Request, Status
+from pixtral.engine.block_manager import BlockPool
+from pixtral.engine.encoder_cache import ImageCache
+from pixtral.engine.request import Budget, ImageInput, Plan, Request, Status
+from pixtral.engine.sampling_params import SamplingParams
 from pixtral.engine.scheduler import Scheduler
 
 SIZE = 4  # tokens of a block

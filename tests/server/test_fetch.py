@@ -15,9 +15,9 @@ import pytest
 from PIL import Image
 
 from pixtral.errors import ImageError, ImageFetchError, ImageTooLarge
-from pixtral.images import addresses
+from pixtral.images import fetch
 from pixtral.images.limits import ImageLimits
-from pixtral.server.fetch import MEDIA_TYPES, Fetcher
+from pixtral.server.images import MEDIA_TYPES, Fetcher
 
 _BUFFER = io.BytesIO()
 Image.new("RGB", (20, 30), "red").save(_BUFFER, "PNG")
@@ -93,7 +93,7 @@ def public(server: int, monkeypatch: pytest.MonkeyPatch) -> int:
         connected.append(address[0])
         connect(sock, ("127.0.0.1", port))
 
-    monkeypatch.setattr(addresses.socket, "getaddrinfo", lookup)
+    monkeypatch.setattr(fetch.socket, "getaddrinfo", lookup)
     monkeypatch.setattr(socket.socket, "connect", to_loopback)
     lookups.clear()
     connected.clear()

@@ -15,8 +15,8 @@ import httpx
 import pytest
 import uvicorn
 
-from pixtral.server.connections import limited_protocol
 from pixtral.server.guard import Guard, GuardLimits, name_of
+from pixtral.server.run import limited_protocol
 
 Say = Callable[[str], bytes]
 

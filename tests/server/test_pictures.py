@@ -19,8 +19,8 @@ from server.picture_files import bomb, data_uri, drawn_pdf, encoded, hostile, hu
 from pixtral.images.geometry import image_grid
 from pixtral.images.source import load_image
 from pixtral.server.errors import ApiError
+from pixtral.server.images import Picture, PictureLimits, PictureLoader, size_within
 from pixtral.server.pdf import PdfLimits, draw_pages
-from pixtral.server.pictures import Picture, PictureLimits, PictureLoader, size_within
 
 
 def tokens_of(width: int, height: int) -> int:

@@ -8,7 +8,7 @@ import logging
 import pytest
 
 from pixtral.errors import ConfigError
-from pixtral.server.logs import JsonLines, TextLines
+from pixtral.server.run import JsonLines, TextLines
 from pixtral.server.settings import Settings, is_loopback, kind_of, load_settings
 from pixtral.server.state import name_of
 

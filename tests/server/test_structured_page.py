@@ -9,7 +9,7 @@ from pathlib import Path
 import httpx
 import pytest
 
-from pixtral.structured import forms, guide, schemas, tools
+from pixtral.structured import formats, guide, tools
 from pixtral.structured.grammars import Grammars
 
 PAGE = (Path(__file__).parents[2] / "docs" / "structured.md").read_text(encoding="utf-8")
@@ -31,11 +31,11 @@ def test_there_are_examples():
 
 
 def test_numbers(live):
-    assert f"{schemas.MAX_BYTES // 1024} KB, {schemas.MAX_DEPTH} levels, {schemas.MAX_PROPERTIES:,} properties" in PAGE
-    assert f"{forms.MAX_TEXT:,} characters; {forms.MAX_CHOICES:,} choices" in PAGE
+    assert f"{formats.MAX_BYTES // 1024} KB, {formats.MAX_DEPTH} levels, {formats.MAX_PROPERTIES:,} properties" in PAGE
+    assert f"{formats.MAX_TEXT:,} characters; {formats.MAX_CHOICES:,} choices" in PAGE
     assert f"{tools.MAX_TOOLS}; {tools.MAX_CALLS} calls" in PAGE
     steps, spare = 1000 * guide.STEP_SECONDS, 1000 * guide.SPARE_SECONDS
     assert f"{steps:g} ms a step, and {spare:g} ms beyond" in PAGE
     defaults = Grammars.__init__.__kwdefaults__
     assert f"{defaults['max_entries']}, and {defaults['max_chars'] // 2**20} MB" in PAGE
-    assert "up to 16 blanks" in PAGE and "{0,16}" in schemas.WHITE_SPACE
+    assert "up to 16 blanks" in PAGE and "{0,16}" in formats.WHITE_SPACE

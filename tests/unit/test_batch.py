@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pixtral.batch import BatchEncoding, BatchFeature
+from pixtral.batch_feature import BatchEncoding, BatchFeature
 from pixtral.errors import ConfigError, PromptError, UnknownArgument
 
 
@@ -115,5 +115,5 @@ def test_unknown_tensor_type() -> None:
 
 
 def test_importing_loads_no_torch() -> None:
-    code = "import sys, pixtral.batch, pixtral.images.processors; assert 'torch' not in sys.modules"
+    code = "import sys, pixtral.batch_feature, pixtral.images.processors; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

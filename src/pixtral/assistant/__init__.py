@@ -1,8 +1,7 @@
 """Three lines to an answer: load a model, ask it, read the answer."""
 
 from pixtral.assistant.answer import Answer, Estimate, ImageInfo, Timings, Usage
-from pixtral.assistant.chat import Assistant
-from pixtral.assistant.conversation import Conversation
+from pixtral.assistant.chat import Assistant, Conversation
 from pixtral.assistant.loading import load
 from pixtral.assistant.stream import AnswerStream
 

@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, overload
+from typing import TYPE_CHECKING, Any, Literal, overload
 
 from pixtral.assistant.answer import Answer, Estimate
-from pixtral.assistant.conversation import Conversation
 from pixtral.assistant.options import ChatOptions, Images, Messages, how_to_answer
-from pixtral.assistant.prompt import PreparedPrompt, explained, prepare, prepare_raw
+from pixtral.assistant.prompt import PreparedPrompt, compose, explained, prepare, prepare_raw
 from pixtral.assistant.stream import AnswerStream
-from pixtral.engine.loop import context_length
 from pixtral.errors import PromptError
+from pixtral.generation.loop import context_length
 from pixtral.images.limits import ImageLimits
+from pixtral.messages import to_openai
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -20,6 +20,50 @@ if TYPE_CHECKING:
 
     from pixtral.pretrained import LlavaForConditionalGeneration
     from pixtral.processing import PixtralProcessor
+
+
+# FOLDED pixtral.assistant.chat: Conversation: several turns, each knowing what was said before.
+
+
+class Conversation:
+    """Several turns; each `ask` knows what was said before. `messages` is what was said, in OpenAI's form."""
+
+    def __init__(self, assistant: Assistant, system: str | None = None, options: ChatOptions | None = None) -> None:
+        self.assistant = assistant
+        self.system = system
+        self.options: ChatOptions = options or {}
+        self.messages: list[dict[str, Any]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget everything but the system prompt."""
+        self.messages = [] if self.system is None else [{"role": "system", "content": self.system}]
+
+    @overload
+    def ask(
+        self, question: str, images: Images = None, *, stream: Literal[False] = False, **options: Unpack[ChatOptions]
+    ) -> Answer: ...
+    @overload
+    def ask(
+        self, question: str, images: Images = None, *, stream: Literal[True], **options: Unpack[ChatOptions]
+    ) -> AnswerStream: ...
+
+    def ask(
+        self, question: str, images: Images = None, *, stream: bool = False, **options: Unpack[ChatOptions]
+    ) -> Answer | AnswerStream:
+        """The next turn; arguments as in `Assistant.chat`, `options` before those of the conversation.
+
+        The turn becomes part of the conversation when its answer is complete, for a stream when it was read to its
+        end or stopped. After an error the conversation is as it was.
+        """
+        turn = [*self.messages, *to_openai(compose(question, images, None))]
+        merged: ChatOptions = {**self.options, **options}
+        answer = self.assistant.chat(turn, stream=True, **merged)
+        answer.when_done(self._remember)
+        return answer if stream else answer.answer
+
+    def _remember(self, answer: Answer) -> None:
+        self.messages = answer.messages
 
 
 class Assistant:

@@ -82,7 +82,7 @@ def load(
     if layout not in ("auto", "hf", "mistral"):
         raise ConfigError(f"layout is {layout!r}; expected 'auto', 'hf' or 'mistral'")
     if threads is not None:
-        from pixtral.ops.threads import use_threads
+        from pixtral.ops.runtime import use_threads
 
         use_threads(threads)
     how_to_answer({"kv_cache": kv_cache, "prompt_lookup_num_tokens": prompt_lookup_num_tokens}, ())  # refused at once

@@ -8,9 +8,9 @@ from typing import Any, TypeAlias, TypedDict
 
 import torch
 
-from pixtral.engine.lookup import DEFAULT_NGRAM, PromptLookup
-from pixtral.engine.network import cache_dtype
-from pixtral.engine.params import SamplingParams
+from pixtral.engine.model import cache_dtype
+from pixtral.engine.prompt_lookup import DEFAULT_NGRAM, PromptLookup
+from pixtral.engine.sampling_params import SamplingParams
 from pixtral.errors import GenerationError
 from pixtral.images.source import ImageSource
 from pixtral.messages import Message

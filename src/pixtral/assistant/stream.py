@@ -9,10 +9,9 @@ from typing import TYPE_CHECKING
 import torch
 
 from pixtral.assistant.answer import Answer, FinishReason, Timings, Usage
-from pixtral.engine.loop import Generation, Prompt
-from pixtral.engine.text import StopText
 from pixtral.errors import GenerationError
-from pixtral.text.stream import StreamDecoder
+from pixtral.generation.loop import Generation, Prompt
+from pixtral.text.stream import StopText, StreamDecoder
 
 if TYPE_CHECKING:
     from pixtral.assistant.options import HowToAnswer

@@ -14,11 +14,10 @@ from PIL import Image
 from torch import Tensor
 
 from pixtral.bench.ceilings import Ceilings, Meter
-from pixtral.bench.filled import FilledContext
-from pixtral.bench.memory import Resident, reset_peak, resident
+from pixtral.bench.machine import Resident, reset_peak, resident
 from pixtral.bench.settings import Phase, Settings
-from pixtral.bench.work import Work, cache_bytes, decoder_work, idle_share, image_work
-from pixtral.engine.loop import Generation, Prompt, SamplingParams, context_length
+from pixtral.bench.work import FilledContext, Work, cache_bytes, decoder_work, idle_share, image_work
+from pixtral.generation.loop import Generation, Prompt, SamplingParams, context_length
 from pixtral.images.geometry import expand
 from pixtral.images.processors import PixtralImageProcessorFast
 from pixtral.pretrained import LlavaForConditionalGeneration

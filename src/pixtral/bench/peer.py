@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pixtral.bench.measured_model import Subject
 from pixtral.bench.settings import Settings
-from pixtral.bench.subject import Subject
 from pixtral.checkpoints.memory import available_memory, gigabytes
 from pixtral.errors import ConfigError, MissingDependency
 

@@ -17,13 +17,13 @@ import torch
 from torch import Tensor, nn
 
 from pixtral.bench.work import weight_bytes
-from pixtral.checkpoints.empty import build_empty
+from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig
 from pixtral.errors import ConfigError
-from pixtral.models.packed import PackedLinear
-from pixtral.models.rows import FileEmbedding
-from pixtral.ops.memory import empty_huge
-from pixtral.ops.packing import LEVELS4
+from pixtral.models.file_embedding import FileEmbedding
+from pixtral.models.linear import PackedLinear
+from pixtral.ops.quantized_weight import LEVELS4
+from pixtral.ops.runtime import empty_huge
 from pixtral.pretrained import LlavaForConditionalGeneration
 from pixtral.quantization import Asked, choose_quantizer
 

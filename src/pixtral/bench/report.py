@@ -10,11 +10,10 @@ from typing import Any
 import torch
 
 from pixtral.bench.ceilings import Meter
-from pixtral.bench.machine import describe
+from pixtral.bench.machine import Resident, describe
 from pixtral.bench.measure import Bench
-from pixtral.bench.memory import Resident
+from pixtral.bench.measured_model import Subject
 from pixtral.bench.settings import Settings
-from pixtral.bench.subject import Subject
 from pixtral.bench.work import cache_bytes, linear_work
 from pixtral.ops.native.library import kernels
 

@@ -8,7 +8,7 @@ from typing import Any
 
 from pixtral.bench.ceilings import Ceilings
 from pixtral.bench.work import Work
-from pixtral.engine.network import CACHE_DTYPES
+from pixtral.engine.model import CACHE_DTYPES
 from pixtral.errors import ConfigError
 
 

@@ -12,7 +12,7 @@ from torch import nn
 from pixtral.checkpoints import names
 from pixtral.checkpoints.layout import Files
 from pixtral.checkpoints.names import Scheme
-from pixtral.checkpoints.tensors import TensorInfo
+from pixtral.checkpoints.safetensors_io import TensorInfo
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.configuration.base import read_json
 from pixtral.errors import CheckpointError, ConfigError

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
 from pixtral.checkpoints import names
-from pixtral.checkpoints.mapping import Mappings, can_map
 from pixtral.checkpoints.offload import Offloaded
 from pixtral.checkpoints.placement import Placement, device_of
 from pixtral.checkpoints.plan import Contents, Plan
-from pixtral.checkpoints.progress import byte_bar
-from pixtral.checkpoints.tensors import TensorInfo, read_tensor
+from pixtral.checkpoints.safetensors_io import Mappings, TensorInfo, can_map, read_tensor
 from pixtral.errors import CheckpointError, QuantizationError
 from pixtral.quantization import Quantizer
 from pixtral.quantization.base import BLOCK_BYTES, block_rows, replace_module
+
+# FOLDED pixtral.checkpoints.fill: A progress bar over bytes, on a terminal only.
+
+
+@contextmanager
+def byte_bar(wanted: bool, total: int, title: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar over bytes on stderr, or nothing; yields the function that advances it."""
+    if not (wanted and sys.stderr.isatty()):
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)
 
 
 @dataclass(frozen=True)

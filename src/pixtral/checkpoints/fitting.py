@@ -9,11 +9,10 @@ import torch
 from torch import nn
 
 from pixtral.checkpoints import memory
-from pixtral.checkpoints.dispatch import has_accelerate, spread
-from pixtral.checkpoints.empty import build_empty
 from pixtral.checkpoints.fill import Target, rows_only, scratch_bytes
 from pixtral.checkpoints.memory import Setting, check_fits, gigabytes
-from pixtral.checkpoints.opening import Opened
+from pixtral.checkpoints.offload import has_accelerate, spread
+from pixtral.checkpoints.opening import Opened, build_empty
 from pixtral.checkpoints.placement import Place, Placement, Wish, best_device, device_of, explicit, place_of
 from pixtral.checkpoints.plan import Wanted
 from pixtral.configuration.quantization import QuantizationConfig

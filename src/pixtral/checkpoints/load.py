@@ -11,11 +11,10 @@ import torch
 from torch import nn
 
 from pixtral.checkpoints.config import kind_of
-from pixtral.checkpoints.dispatch import attach
 from pixtral.checkpoints.fill import Target, fill, written_bytes
 from pixtral.checkpoints.fitting import check_memory, choose_placement
 from pixtral.checkpoints.layout import Layout, fetch
-from pixtral.checkpoints.offload import Offloaded
+from pixtral.checkpoints.offload import Offloaded, attach
 from pixtral.checkpoints.opening import open_checkpoint
 from pixtral.checkpoints.placement import DeviceMap, MaxMemory, parse_dtype, parse_wish
 from pixtral.checkpoints.plan import refuse, weight_files

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+from torch.overrides import TorchFunctionMode
 
 from pixtral.checkpoints import names
 from pixtral.checkpoints.config import (
@@ -21,12 +22,41 @@ from pixtral.checkpoints.config import (
     stored_quantization,
     whole_config,
 )
-from pixtral.checkpoints.empty import build_empty
 from pixtral.checkpoints.layout import Files
 from pixtral.checkpoints.placement import COMPUTE_DTYPES, parse_dtype
 from pixtral.checkpoints.plan import Contents, Plan, announce, make_plan, read_contents, wanted_by
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.quantization import Asked, Quantizer, choose_quantizer
+
+# FOLDED pixtral.checkpoints.opening: A network without memory: built on the `meta` device, with first weights left out since they will be replaced.
+
+
+M = TypeVar("M", bound=nn.Module)
+
+
+class _NoFirstWeights(TorchFunctionMode):
+    """Turns the functions of torch.nn.init into nothing.
+
+    On `meta` they would compute nothing either, but PyTorch's stand-ins for them import its compiler: over a second.
+    """
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)
+
+
+def build_empty(cls: type[M], config: Config) -> M:
+    """`cls(config)` with every parameter on `meta`: shapes and dtypes, no values."""
+    with torch.device("meta"), _NoFirstWeights():
+        return cls(config)
 
 
 @dataclass(frozen=True)

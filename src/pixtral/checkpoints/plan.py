@@ -13,7 +13,7 @@ from pixtral.checkpoints import names
 from pixtral.checkpoints.config import Kind
 from pixtral.checkpoints.layout import Files
 from pixtral.checkpoints.names import Scheme
-from pixtral.checkpoints.tensors import TensorInfo, read_header
+from pixtral.checkpoints.safetensors_io import TensorInfo, read_header
 from pixtral.errors import CheckpointError
 from pixtral.quantization import Quantizer, Slot
 

@@ -11,18 +11,15 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from pixtral.checkpoints.fill import Filler, Target, reading_order
+from pixtral.checkpoints.fill import Filler, Target, byte_bar, reading_order
 from pixtral.checkpoints.layout import Files
 from pixtral.checkpoints.memory import gigabytes, parse_bytes
 from pixtral.checkpoints.offload import Offloaded
 from pixtral.checkpoints.opening import Opened, open_checkpoint
 from pixtral.checkpoints.placement import Placement
 from pixtral.checkpoints.plan import refuse
-from pixtral.checkpoints.progress import byte_bar
-from pixtral.checkpoints.save import config_json
-from pixtral.checkpoints.shards import Shapes, plan_shards, total_bytes, write_index
-from pixtral.checkpoints.staging import staging
-from pixtral.checkpoints.tensors import FileWriter, aligned
+from pixtral.checkpoints.safetensors_io import FileWriter, aligned
+from pixtral.checkpoints.save import Shapes, config_json, plan_shards, staging, total_bytes, write_index
 from pixtral.configuration.quantization import QuantizationConfig
 from pixtral.errors import CheckpointError
 from pixtral.hub import saving

@@ -11,11 +11,11 @@ import torch
 
 from pixtral.checkpoints import names
 from pixtral.checkpoints.config import KINDS, Kind, read_raw, stored_quantization, whole_config
-from pixtral.checkpoints.empty import build_empty
 from pixtral.checkpoints.layout import Files, Layout, fetch
 from pixtral.checkpoints.memory import gigabytes
+from pixtral.checkpoints.opening import build_empty
 from pixtral.checkpoints.plan import Plan, advice, announce, listed, make_plan, problems, read_contents, wanted_by
-from pixtral.checkpoints.tensors import TensorInfo
+from pixtral.checkpoints.safetensors_io import TensorInfo
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.errors import CheckpointError, ConfigError
 from pixtral.quantization import Asked, Quantizer, choose_quantizer

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import functools
 import json
+import math
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, TypeAlias
 
 import torch
 from torch import Tensor, nn
@@ -19,13 +21,107 @@ from pixtral.checkpoints.layout import weight_names
 from pixtral.checkpoints.memory import gigabytes, parse_bytes
 from pixtral.checkpoints.offload import Offloaded
 from pixtral.checkpoints.opening import head_counts
-from pixtral.checkpoints.shards import plan_shards, write_index
-from pixtral.checkpoints.staging import staging
-from pixtral.checkpoints.tensors import DTYPES, aligned, write_file
+from pixtral.checkpoints.safetensors_io import DTYPES, aligned, write_file
 from pixtral.configuration import Config, GenerationConfig, LlavaConfig, MistralConfig
 from pixtral.errors import CheckpointError, ConfigError
 from pixtral.hub import saving
 from pixtral.quantization import Quantizer
+
+# FOLDED pixtral.checkpoints.save: Which tensor goes into which weight file, and the index that says so.
+
+
+Shapes: TypeAlias = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+
+
+def total_bytes(shapes: Shapes) -> int:
+    """Of all tensors."""
+    return sum(math.prod(shape) * dtype.itemsize for dtype, shape in shapes.values())
+
+
+def plan_shards(shapes: Shapes, stem: str, limit: int) -> dict[str, list[str]]:
+    """File name -> the tensors in it, in their order; a file is larger than the limit only for a single tensor."""
+    groups: list[list[str]] = [[]]
+    size = 0
+    for name in shapes:
+        nbytes = total_bytes({name: shapes[name]})
+        if groups[-1] and size + nbytes > limit:
+            groups.append([])
+            size = 0
+        groups[-1].append(name)
+        size += nbytes
+    if len(groups) == 1:
+        return {f"{stem}.safetensors": groups[0]}
+    count = len(groups)
+    return {f"{stem}-{number:05d}-of-{count:05d}.safetensors": group for number, group in enumerate(groups, 1)}
+
+
+def write_index(folder: Path, stem: str, shards: Mapping[str, list[str]], shapes: Shapes) -> list[str]:
+    """Write the index of several shards; its name in a list, which is empty for a single file."""
+    if len(shards) == 1:
+        return []
+    where = {name: file for file, group in shards.items() for name in group}
+    index = {"metadata": {"total_size": total_bytes(shapes)}, "weight_map": dict(sorted(where.items()))}
+    file = f"{stem}.safetensors.index.json"
+    (folder / file).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+    return [file]
+
+
+# FOLDED pixtral.checkpoints.save: Folders in which a checkpoint comes into being, so that a run that fails or is killed leaves no half one.
+
+
+_LOCK = ".lock"
+
+
+class Staging:
+    """A folder to write into; its finished files are moved out one by one, or all together by `become`."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.moved = False
+
+    def become(self, target: Path) -> None:
+        """Take the name of a folder that is not there or empty; nobody ever sees it half full."""
+        (self.folder / _LOCK).unlink()
+        os.replace(self.folder, target)
+        self.moved = True
+
+
+@contextmanager
+def staging(folder: Path) -> Iterator[Staging]:
+    """A folder to write into that is gone at the end, unless it took another name.
+
+    What a killed run left there is removed first.
+
+    Raises:
+        CheckpointError: another process is writing there.
+    """
+    folder.mkdir(exist_ok=True)
+    with (folder / _LOCK).open("w") as lock:
+        _claim(lock, folder)
+        made = Staging(folder)
+        try:
+            for path in folder.iterdir():
+                if path.name != _LOCK:
+                    path.unlink()
+            yield made
+        finally:
+            if not made.moved:
+                shutil.rmtree(folder, ignore_errors=True)
+
+
+def _claim(lock: IO[str], folder: Path) -> None:
+    """Lock a folder until `lock` is closed or the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two runs at once are not noticed
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise CheckpointError(
+            f"another process is writing into {folder}; wait for it, or choose another place"
+        ) from error
+
 
 _Fetch = dict[str, Callable[[], Tensor]]
 _STEMS = {"hf": "model", "mistral": "consolidated"}

@@ -90,9 +90,9 @@ def bench(
     with_quantization = None if quantization == "none" else quantization
     from pixtral import __version__
     from pixtral.bench import report as reports
+    from pixtral.bench.measured_model import loaded_subject, random_subject
     from pixtral.bench.settings import Settings
-    from pixtral.bench.subject import loaded_subject, random_subject
-    from pixtral.ops.threads import use_threads
+    from pixtral.ops.runtime import use_threads
     from pixtral.quantization import Asked
 
     if threads is not None:

@@ -94,9 +94,8 @@ def chat(
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
         "seed": seed, "stop": stop,
     }  # fmt: skip
-    from pixtral.cli.pictures import open_picture
-    from pixtral.cli.session import Session
-    from pixtral.cli.streaming import show
+    from pixtral.cli.output import open_picture
+    from pixtral.cli.session import Session, show
 
     pictures = [open_picture(source) for source in image or []]
     assistant = choice.load()

@@ -23,9 +23,8 @@ def demo(
     import sys
 
     from pixtral.assets import demo_picture_path
-    from pixtral.cli.output import console, cost
-    from pixtral.cli.pictures import open_picture
-    from pixtral.cli.streaming import show
+    from pixtral.cli.output import console, cost, open_picture
+    from pixtral.cli.session import show
 
     source = image or demo_picture_path()
     picture = open_picture(source)
@@ -33,7 +32,7 @@ def demo(
     if not as_json:
         out.print(f"{source} · {picture.width} x {picture.height} pixels", markup=False, soft_wrap=True)
         if out.is_terminal and out.color_system:
-            from pixtral.cli.halfblocks import half_blocks
+            from pixtral.cli.output import half_blocks
 
             out.print(half_blocks(picture))
     assistant = options.ModelChoice(None).load()

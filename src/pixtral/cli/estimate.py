@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixtral.cli import options
-from pixtral.cli.output import print_json, print_table, waiting
-from pixtral.cli.pictures import open_picture, shortened
+from pixtral.cli.output import open_picture, print_json, print_table, shortened, waiting
 
 if TYPE_CHECKING:
     from pixtral.sizing import MemoryEstimate

@@ -9,11 +9,20 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
+from rich.color import Color
+from rich.style import Style
+from rich.text import Text
+
+from pixtral.errors import ImageError
 
 if TYPE_CHECKING:
+    import os
+
+    from PIL.Image import Image
     from rich.console import Console
 
     from pixtral.assistant import Answer
+    from pixtral.images.limits import ImageLimits
 
 
 def one_line(error: BaseException) -> str:
@@ -102,3 +111,51 @@ def waiting(text: str) -> Iterator[None]:
         return
     with console(stderr=True).status(f"[dim]{text}[/]"):
         yield
+
+
+# FOLDED pixtral.cli.output: A picture in the terminal: every character cell shows two pixels, one above the other.
+
+
+def half_blocks(image: Image, *, max_width: int = 48, max_height: int = 20) -> Text:
+    """The picture scaled to fit into max_width columns and max_height lines."""
+    scale = min(max_width / image.width, 2 * max_height / image.height)
+    width = max(1, round(image.width * scale))
+    height = max(2, round(image.height * scale / 2) * 2)
+    small = image.convert("RGB").resize((width, height))
+    data = small.tobytes()
+    text = Text(no_wrap=True)
+    for top in range(0, height, 2):
+        for x in range(width):
+            upper, lower = 3 * (top * width + x), 3 * ((top + 1) * width + x)
+            style = Style(
+                color=Color.from_rgb(*data[upper : upper + 3]), bgcolor=Color.from_rgb(*data[lower : lower + 3])
+            )
+            text.append("▀", style)
+        text.append("\n")
+    return text
+
+
+# FOLDED pixtral.cli.output: Pictures named on the command line: opened before anything slow begins, and named when they cannot be.
+
+
+def open_picture(source: str | os.PathLike[str], limits: ImageLimits | None = None) -> Image:
+    """The picture of a path or URL.
+
+    Raises:
+        ImageError: it cannot be had or read; the message names the source.
+    """
+    from pixtral.images.limits import ImageLimits
+    from pixtral.images.source import load_image
+
+    try:
+        return load_image(source, limits=limits or ImageLimits())
+    except ImageError as error:
+        name = shortened(str(source))
+        if name in str(error):
+            raise
+        raise type(error)(f"{name}: {error}") from error
+
+
+def shortened(source: str) -> str:
+    """A source fit for a table or a message: data URIs and base64 text can be very long."""
+    return source if len(source) <= 120 else f"{source[:60]}…"

@@ -5,19 +5,62 @@ from __future__ import annotations
 import contextlib
 import os
 import shlex
+import signal
 import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
 from typing import TYPE_CHECKING
 
-from pixtral.cli.output import complain, cost, note
-from pixtral.cli.pictures import open_picture
-from pixtral.cli.streaming import show
+from pixtral.cli.output import complain, cost, note, open_picture, waiting
 from pixtral.errors import PixtralError, PromptError
 
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-    from pixtral.assistant import Assistant
+    from pixtral.assistant import Answer, AnswerStream, Assistant
     from pixtral.assistant.options import ChatOptions
+
+
+# FOLDED pixtral.cli.session: An answer written to the terminal as it comes, which Ctrl-C stops.
+
+
+def show(stream: AnswerStream) -> Answer:
+    """Print the pieces as they come, and a line's end."""
+    with stopped_by_interrupt(stream):
+        with waiting("reading"):
+            first = next(stream, "")
+        _write(first)
+        for piece in stream:
+            _write(piece)
+    _write("\n")
+    return stream.answer
+
+
+@contextmanager
+def stopped_by_interrupt(stream: AnswerStream) -> Iterator[None]:
+    """Ctrl-C ends the answer after the token in work; a second one is an ordinary interrupt."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        stream.stop()
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
 
 _HELP = """\
 /image PATH   show a picture (a path or URL) with the next question; may be given several times

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from pixtral.configuration.base import Config
-from pixtral.configuration.bitsandbytes import BitsAndBytesConfig
-from pixtral.configuration.checks import ACTIVATIONS
+from pixtral.configuration.base import ACTIVATIONS, Config
 from pixtral.configuration.generation import GenerationConfig
 from pixtral.configuration.network import LlavaConfig, MistralConfig, PixtralVisionConfig
-from pixtral.configuration.quantization import QuantizationConfig
+from pixtral.configuration.quantization import BitsAndBytesConfig, QuantizationConfig
 
 __all__ = [
     "ACTIVATIONS",

@@ -69,7 +69,7 @@ UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "compile_config": ((), "leave it out: nothing is compiled"),
     "disable_compile": ((True, False), "leave it out: nothing is compiled"),
     "continuous_batching_config": ((), "leave it out"),
-    "custom_generate": ((), "write the loop over pixtral.engine.loop.Generation"),
+    "custom_generate": ((), "write the loop over pixtral.generation.loop.Generation"),
     "synced_gpus": ((False,), "leave it out"),
     "decoder_start_token_id": ((), "start the prompt with the token"),
     "output_attentions": ((False,), "call the model on the finished sequence with output_attentions=True"),

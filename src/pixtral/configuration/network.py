@@ -6,10 +6,12 @@ import dataclasses
 import pathlib
 from typing import Any, ClassVar
 
-from pixtral.configuration.base import GENERIC_KEYS, Config, read_json
-from pixtral.configuration.checks import (
+from pixtral.configuration.base import (
+    GENERIC_KEYS,
+    Config,
     dtype_name,
     one_side,
+    read_json,
     require_activation,
     require_between,
     require_positive,

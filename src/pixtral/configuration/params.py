@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pixtral.errors import ConfigError, nearest
-
-if TYPE_CHECKING:
-    from pixtral.configuration.network import LlavaConfig
 
 TEXT_FIELDS = {
     "dim": "hidden_size",
@@ -108,8 +105,8 @@ def llava_from_params(params: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-def llava_to_params(config: LlavaConfig) -> dict[str, Any]:
-    """The content of `params.json` for a configuration.
+def llava_to_params(config: Any) -> dict[str, Any]:
+    """The content of `params.json` for a `LlavaConfig` (not imported: `network.py` imports this file).
 
     Raises:
         ConfigError: the network has a part that Mistral's format cannot say.

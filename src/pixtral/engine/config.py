@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import numbers
 
-from pixtral.engine.lookup import PromptLookup
+from pixtral.engine.prompt_lookup import PromptLookup
 from pixtral.errors import ConfigError
 
 MiB = 2**20

@@ -8,12 +8,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from pixtral.engine.batch import Span, spans_of
-from pixtral.engine.lookahead import Drafter
-from pixtral.engine.lookup import PromptLookup
-from pixtral.engine.plan import Plan
-from pixtral.engine.request import FinishReason, Request
-from pixtral.engine.runner import Runs
+from pixtral.engine.model_runner import Runs, Span, spans_of
+from pixtral.engine.prompt_lookup import Drafter, PromptLookup
+from pixtral.engine.request import FinishReason, Plan, Request
 from pixtral.engine.scheduler import Scheduler
 
 

@@ -9,23 +9,20 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from pixtral.engine.admission import Admission
-from pixtral.engine.blocks import BLOCK_SIZE, BlockPool
+from pixtral.engine.block_manager import BLOCK_SIZE, BlockPool
 from pixtral.engine.config import EngineConfig
 from pixtral.engine.core import Core
-from pixtral.engine.images import ImageCache
-from pixtral.engine.network import PackedModel
-from pixtral.engine.output import EngineStats, Output, TokenLogprobs, Usage
-from pixtral.engine.pace import Pace
-from pixtral.engine.plan import Budget, Plan
-from pixtral.engine.request import REQUEST_ERRORS, EngineRequest, FinishReason, Request
-from pixtral.engine.runner import Runner
-from pixtral.engine.sampler import Choice, sample
+from pixtral.engine.encoder_cache import ImageCache
+from pixtral.engine.input_processor import Admission
+from pixtral.engine.model import PackedModel
+from pixtral.engine.model_runner import Runner
+from pixtral.engine.outputs import EngineStats, Output, TokenLogprobs, Usage
+from pixtral.engine.request import REQUEST_ERRORS, Budget, EngineRequest, FinishReason, Plan, Request
+from pixtral.engine.sampler import Choice, Voice, sample
 from pixtral.engine.scheduler import Scheduler
-from pixtral.engine.text import AnswerText
-from pixtral.engine.voice import Voice
+from pixtral.engine.token_budget import Pace
 from pixtral.errors import GenerationError
-from pixtral.text.stream import StreamTokenizer
+from pixtral.text.stream import AnswerText, StreamTokenizer
 
 
 @dataclasses.dataclass

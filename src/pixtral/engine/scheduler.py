@@ -13,10 +13,9 @@ import bisect
 import itertools
 from collections.abc import Sequence
 
-from pixtral.engine.blocks import BlockPool, fork_table, name_blocks, register_full, release_table
-from pixtral.engine.images import ImageCache, ImagePlanner
-from pixtral.engine.plan import Budget, Plan
-from pixtral.engine.request import Request, Status
+from pixtral.engine.block_manager import BlockPool, fork_table, name_blocks, register_full, release_table
+from pixtral.engine.encoder_cache import ImageCache, ImagePlanner
+from pixtral.engine.request import Budget, Plan, Request, Status
 
 
 class Scheduler:

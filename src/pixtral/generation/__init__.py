@@ -1,6 +1,6 @@
 """generate() with Transformers' arguments, over the engine's loop."""
 
 from pixtral.generation.mixin import GenerationMixin
-from pixtral.generation.output import GenerateDecoderOnlyOutput
+from pixtral.generation.run import GenerateDecoderOnlyOutput
 
 __all__ = ["GenerateDecoderOnlyOutput", "GenerationMixin"]

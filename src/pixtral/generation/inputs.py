@@ -9,7 +9,7 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor
 
-from pixtral.engine.network import PackedModel
+from pixtral.engine.model import PackedModel
 from pixtral.engine.request import Prompt, check_prompt_length
 from pixtral.errors import GenerationError, ImageError, PromptError, UnknownArgument
 from pixtral.models.vision import crop_images

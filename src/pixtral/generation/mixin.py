@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from pixtral.configuration import GenerationConfig
-from pixtral.engine.loop import Generation
-from pixtral.engine.network import PackedModel
+from pixtral.engine.model import PackedModel
 from pixtral.errors import GenerationError
-from pixtral.generation.arguments import merge_settings, split_arguments
 from pixtral.generation.inputs import make_prompts, read_inputs
-from pixtral.generation.output import GenerateDecoderOnlyOutput
-from pixtral.generation.run import LogitsProcessor, Run, StoppingCriterion, Streamer
-from pixtral.generation.settings import resolve, special_tokens
+from pixtral.generation.loop import Generation
+from pixtral.generation.run import GenerateDecoderOnlyOutput, LogitsProcessor, Run, StoppingCriterion, Streamer
+from pixtral.generation.settings import merge_settings, resolve, special_tokens, split_arguments
 
 
 class GenerationMixin:

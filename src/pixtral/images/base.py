@@ -10,13 +10,21 @@ from typing import TYPE_CHECKING, Any, ClassVar, TypeVar
 
 import numpy as np
 
-from pixtral.batch import BatchFeature
-from pixtral.images.config_files import read_image_config, write_image_config
+from pixtral.batch_feature import BatchFeature
 from pixtral.images.geometry import Grid, Rounding, image_grid
-from pixtral.images.inputs import ImageInput, LoadedImage, load_all
 from pixtral.images.limits import ImageLimits
-from pixtral.images.options import CONSUMED, DEFAULTS, ImageOptions, Settings, merge, settings_from
+from pixtral.images.options import (
+    CONSUMED,
+    DEFAULTS,
+    ImageOptions,
+    Settings,
+    merge,
+    read_image_config,
+    settings_from,
+    write_image_config,
+)
 from pixtral.images.pixels import pad_batch
+from pixtral.images.source import ImageInput, LoadedImage, load_all
 
 if TYPE_CHECKING:
     import torch

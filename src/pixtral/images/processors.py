@@ -16,13 +16,12 @@ import numpy as np
 from PIL import Image
 
 from pixtral.errors import ConfigError
-from pixtral.images.arrays import pixels_of, to_numpy
 from pixtral.images.base import BaseImageProcessor, effective
+from pixtral.images.convert import pixels_of, to_numpy
 from pixtral.images.geometry import Rounding
-from pixtral.images.inputs import LoadedImage
 from pixtral.images.options import BICUBIC, Settings
 from pixtral.images.pixels import look_up, normalization_table, normalize_float, resize_cubic
-from pixtral.images.source import ImageSource
+from pixtral.images.source import ImageSource, LoadedImage
 
 if TYPE_CHECKING:
     import torch

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 from pixtral.messages.conversation import (
     ROLES,
+    ImagePart,
     Message,
+    Part,
+    TextPart,
+    ToolCall,
     fill_images,
     first_missing,
     image_sources,
@@ -12,7 +16,6 @@ from pixtral.messages.conversation import (
     normalize,
     to_openai,
 )
-from pixtral.messages.parts import ImagePart, Part, TextPart, ToolCall
 
 __all__ = [
     "ROLES",

@@ -10,7 +10,7 @@ from pixtral.configuration import Config
 from pixtral.errors import ConfigError
 from pixtral.models.outputs import Trace
 from pixtral.ops.attention import Packing, attention, attention_eager
-from pixtral.ops.layer_cache import LayerCache
+from pixtral.ops.kv_cache import LayerCache
 
 
 class PixtralModule(nn.Module):

@@ -11,13 +11,13 @@ from pixtral.configuration import LlavaConfig, MistralConfig
 from pixtral.errors import ConfigError, ImageError, PromptError
 from pixtral.models.base import PixtralModule
 from pixtral.models.layers import activation
+from pixtral.models.linear import applied
 from pixtral.models.mistral import MistralModel
 from pixtral.models.outputs import BaseModelOutputWithPooling, LlavaCausalLMOutputWithPast, Trace
 from pixtral.models.padded import run_padded
-from pixtral.models.projections import applied
 from pixtral.models.vision import PixtralVisionModel, crop_images
 from pixtral.ops.attention import Packing
-from pixtral.ops.cache import KVCache
+from pixtral.ops.kv_cache import KVCache
 
 
 class LlavaMultiModalProjector(nn.Module):

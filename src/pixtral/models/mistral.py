@@ -7,13 +7,12 @@ from torch import Tensor, nn
 from pixtral.configuration import MistralConfig
 from pixtral.errors import PromptError
 from pixtral.models.base import AttentionStep, LayerStack, PixtralModule
-from pixtral.models.layers import MLP, RMSNorm
+from pixtral.models.layers import MLP, RMSNorm, Rotation, line_rotation
+from pixtral.models.linear import applied, project
 from pixtral.models.outputs import CausalLMOutputWithPast, Trace
 from pixtral.models.padded import run_padded
-from pixtral.models.projections import applied, project
-from pixtral.models.rope import Rotation, line_rotation
 from pixtral.ops.attention import Packing
-from pixtral.ops.cache import KVCache
+from pixtral.ops.kv_cache import KVCache
 from pixtral.ops.rowwise import add, rotate_pair
 
 

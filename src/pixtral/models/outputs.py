@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pixtral.ops.cache import KVCache
+from pixtral.ops.kv_cache import KVCache
 
 
 class ModelOutput:

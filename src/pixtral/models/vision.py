@@ -12,11 +12,9 @@ from torch.nn import functional as F
 from pixtral.configuration import PixtralVisionConfig
 from pixtral.errors import ImageError
 from pixtral.models.base import AttentionStep, LayerStack, PixtralModule
-from pixtral.models.layers import MLP, RMSNorm
+from pixtral.models.layers import MLP, RMSNorm, Rotation, grid_rotation
+from pixtral.models.linear import PackedLinear, applied, project, takes_kernels
 from pixtral.models.outputs import BaseModelOutputWithPooling, Trace
-from pixtral.models.packed import PackedLinear
-from pixtral.models.projections import applied, project, takes_kernels
-from pixtral.models.rope import Rotation, grid_rotation
 from pixtral.ops.attention import Packing
 from pixtral.ops.dense import dense_linear, runs_dense
 from pixtral.ops.rowwise import add, rotate_pair

@@ -9,8 +9,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixtral.ops.attention_native import attends_natively, native_attention
-from pixtral.ops.layer_cache import LayerCache
-from pixtral.ops.sequences import Packing
+from pixtral.ops.kv_cache import LayerCache, Packing
 
 __all__ = ["Packing", "attention", "attention_eager"]
 

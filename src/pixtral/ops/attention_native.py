@@ -13,9 +13,8 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
-from pixtral.ops.layer_cache import LayerCache
+from pixtral.ops.kv_cache import LayerCache, Packing
 from pixtral.ops.native.library import kernels_if_built
-from pixtral.ops.sequences import Packing
 
 _TYPES = {torch.float32: 0, torch.bfloat16: 1, torch.int8: 2}
 _MAX_DIM = 256

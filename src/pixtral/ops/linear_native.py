@@ -15,9 +15,7 @@ from torch import Tensor
 
 from pixtral.errors import QuantizationError
 from pixtral.ops.native.library import kernels
-from pixtral.ops.packing import PackedWeight
-
-NUMBERS = {torch.float32: 0, torch.bfloat16: 1, torch.float16: 2}
+from pixtral.ops.quantized_weight import NUMBERS, PackedWeight
 
 
 def runs_natively(x: Tensor) -> bool:

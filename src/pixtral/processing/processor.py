@@ -4,20 +4,64 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from pixtral.batch import BatchFeature
+from pixtral.batch_feature import BatchFeature
 from pixtral.errors import PromptError
 from pixtral.images.base import BaseImageProcessor
 from pixtral.images.geometry import Grid
 from pixtral.processing import prompts
-from pixtral.processing.auto import AutoTokenizer
-from pixtral.processing.counts import ImageCounts, ModalData
-from pixtral.processing.expansion import ImageTokens, check_counts, expand_prompts, truncate
-from pixtral.processing.files import ProcessorFiles, default_image_processor
-from pixtral.processing.options import GROUPS, KNOWN, flatten_per_prompt, split_options
+from pixtral.processing.auto import AutoTokenizer, ProcessorFiles, default_image_processor
+from pixtral.processing.expansion import (
+    GROUPS,
+    KNOWN,
+    ImageTokens,
+    check_counts,
+    expand_prompts,
+    flatten_per_prompt,
+    split_options,
+    truncate,
+)
 from pixtral.text.huggingface import HuggingFaceTokenizer
 from pixtral.text.mistral import MistralCommonTokenizer
+
+# FOLDED pixtral.processing.processor: How many tokens images take, known before any is opened.
+
+
+@dataclass(frozen=True)
+class ModalData:
+    """How many tokens and patches images take; entries are found by name or attribute."""
+
+    num_image_tokens: list[int]
+    num_image_patches: list[int]
+
+    def __getitem__(self, key: str) -> list[int]:
+        value: list[int] = getattr(self, key)
+        return value
+
+
+class ImageCounts:
+    """Mixed into PixtralProcessor."""
+
+    image_processor: BaseImageProcessor
+    patch_size: int
+    spatial_merge_size: int
+
+    def num_image_tokens(self, width: int, height: int, **options: Any) -> int:
+        """How many tokens of the prompt an image of width x height pixels takes."""
+        return self._grid(width, height, options).num_tokens
+
+    def _grid(self, width: int, height: int, options: Mapping[str, Any]) -> Grid:
+        side = self.patch_size * self.spatial_merge_size
+        return self.image_processor.grid_of(width, height, **{**options, "patch_size": {"height": side, "width": side}})
+
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> ModalData:
+        """Tokens of images of these (height, width) sizes, without opening any."""
+        sizes = [] if image_sizes is None else list(image_sizes)
+        tokens = [self.num_image_tokens(int(width), int(height), **kwargs) for height, width in sizes]
+        return ModalData(tokens, [1] * len(tokens))
+
 
 __all__ = ["AutoProcessor", "AutoTokenizer", "ModalData", "PixtralProcessor"]
 

@@ -8,7 +8,7 @@ from typing import Any, TypeAlias
 
 from pixtral.errors import PromptError, refuse_unknown
 from pixtral.messages import Message, first_missing, image_sources, is_batch, normalize
-from pixtral.text import huggingface_chat, mistral_chat
+from pixtral.text import mistral_chat, templates
 from pixtral.text.control import TokenFinder
 from pixtral.text.huggingface import HuggingFaceTokenizer
 from pixtral.text.mistral import MistralCommonTokenizer
@@ -103,10 +103,10 @@ def from_conversations(
         mistral_chat.check_opening(conversations, add_generation_prompt, continue_final_message)
         made = [_native(tokenizer, messages, tools, continue_final_message, variables) for messages in conversations]
         return Prompts(batched, made)
-    source = huggingface_chat.template_of(tokenizer, template)
-    readable = huggingface_chat.variables_of(source)
+    source = templates.template_of(tokenizer, template)
+    readable = templates.variables_of(source)
     refuse_unknown((name for name in variables if name not in readable), "apply_chat_template()", {*known, *readable})
-    _, rendered = huggingface_chat.render(
+    _, rendered = templates.render(
         tokenizer,
         conversations,
         template=source,

@@ -8,8 +8,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from pixtral.configuration.bitsandbytes import BitsAndBytesConfig, asks_for_bitsandbytes
-from pixtral.configuration.quantization import QuantizationConfig
+from pixtral.configuration.quantization import BitsAndBytesConfig, QuantizationConfig, asks_for_bitsandbytes
 from pixtral.errors import CheckpointError, ConfigError
 from pixtral.quantization.base import Quantizer
 from pixtral.quantization.bitsandbytes import BitsAndBytesQuantizer

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 
 from pixtral.configuration.quantization import QuantizationConfig
 from pixtral.errors import ConfigError
+from pixtral.models.linear import PackedLinear
 from pixtral.models.llava import LlavaMultiModalProjector
 from pixtral.models.mistral import MistralDecoderLayer
-from pixtral.models.packed import PackedLinear
 from pixtral.models.vision import PixtralVisionModel
 from pixtral.ops.linear import choose_group_size, pack, packed_shapes
-from pixtral.ops.memory import empty_huge
-from pixtral.ops.scale_search import CHUNK
+from pixtral.ops.quantized_weight import CHUNK
+from pixtral.ops.runtime import empty_huge
 from pixtral.quantization.base import BLOCK_BYTES, Quantizer, Slot, WeightSource, replace_module
 
 TILE = 16  # rows that are packed together: blocks of a weight are cut between them

@@ -7,7 +7,7 @@ import json
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, cast
 
-from pixtral.engine.params import SamplingParams
+from pixtral.engine.sampling_params import SamplingParams
 from pixtral.errors import EngineError, ImageError, ImageTooLarge, PixtralError, StructureError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from pixtral.assets import demo_picture_path
 from pixtral.images.geometry import Grid
 from pixtral.server.errors import ApiError
-from pixtral.server.pictures import Detail, Picture, size_within
+from pixtral.server.images import Detail, Picture, size_within
 
 if TYPE_CHECKING:
     from pixtral.server.state import ServerState

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pixtral.engine.pictures import place_images
+from pixtral.engine.input_processor import place_images
 from pixtral.engine.request import ImageInput
 from pixtral.errors import PromptError
 from pixtral.messages import ImagePart, Message, Part, TextPart, ToolCall
@@ -14,9 +14,9 @@ from pixtral.models.vision import crop_images
 from pixtral.processing.prompts import text_to_ids
 from pixtral.server import protocol_chat as chat
 from pixtral.server.errors import ApiError
-from pixtral.server.lengths import check_length
-from pixtral.server.pictures import Picture
-from pixtral.structured.history import check_history
+from pixtral.server.guard import check_length
+from pixtral.server.images import Picture
+from pixtral.structured.tools import check_history
 
 if TYPE_CHECKING:
     from PIL.Image import Image

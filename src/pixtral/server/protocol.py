@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, TypeVar
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
+from pydantic.json_schema import models_json_schema
 
-from pixtral.engine.params import SamplingParams
+from pixtral.engine.sampling_params import SamplingParams
 from pixtral.server.errors import ApiError, validation_error
-from pixtral.server.lengths import check_structure
+from pixtral.server.guard import check_structure
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
+
 
 # Fields of OpenAI's API that ask for something this server does not have: null is the same as leaving them out.
 REFUSED = {
@@ -200,3 +205,105 @@ def parse(kind: type[Model], content_type: str, body: bytes) -> Model:
         return kind.model_validate_json(body)
     except ValidationError as error:
         raise validation_error(error, body, kind.hints) from error
+
+
+# FOLDED pixtral.server.protocol: The body of /v1/completions.
+
+
+Ids = Annotated[Items[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
+DEFAULT_TOKENS = 16  # OpenAI's
+
+
+class CompletionRequest(Sampling):
+    """The body of /v1/completions."""
+
+    prompt: (
+        str
+        | Ids
+        | Annotated[Items[str], Field(min_length=1, max_length=128)]
+        | Annotated[Items[Ids], Field(min_length=1, max_length=128)]
+    )
+    max_tokens: int | None = Field(None, ge=1, description=f"{DEFAULT_TOKENS} if left out, as with OpenAI.")
+    logprobs: int | None = Field(None, ge=0, le=20)
+    add_special_tokens: bool | None = None
+
+    @model_validator(mode="after")
+    def _not_too_many(self) -> CompletionRequest:
+        if len(self.prompts) * (self.n or 1) > 128:
+            raise ValueError("n times the number of prompts is more than 128; send several requests")
+        return self
+
+    @property
+    def prompts(self) -> list[str | list[int]]:
+        """One or more."""
+        if isinstance(self.prompt, str):
+            return [self.prompt]
+        if isinstance(self.prompt[0], int):
+            return [[token for token in self.prompt if isinstance(token, int)]]
+        return [one for one in self.prompt if not isinstance(one, int)]
+
+
+# FOLDED pixtral.server.protocol: The OpenAPI document: bodies that the routes parse themselves are described by their models.
+
+
+_REF = "#/components/schemas/{model}"
+_ERROR: dict[str, Any] = {
+    "type": "object",
+    "required": ["error"],
+    "properties": {
+        "error": {
+            "type": "object",
+            "required": ["message", "type", "param", "code"],
+            "properties": {
+                "message": {"type": "string"},
+                "type": {"type": "string"},
+                "param": {"type": ["string", "null"]},
+                "code": {"type": ["string", "null"]},
+            },
+        }
+    },
+}
+_STATUSES = {
+    "400": "the request cannot be honoured", "401": "no key, or a wrong one", "404": "no such model",
+    "408": "the request took too long", "413": "the body is too large", "415": "the body is not JSON",
+    "429": "too many requests are waiting", "503": "the server is being stopped",
+}  # fmt: skip
+
+
+class Bodies:
+    """Models of bodies, collected while routes are made."""
+
+    def __init__(self) -> None:
+        self._models: dict[str, type[BaseModel]] = {}
+
+    def of(self, model: type[BaseModel]) -> dict[str, Any]:
+        """`openapi_extra` of a route that reads this body."""
+        self._models[model.__name__] = model
+        schema = {"$ref": _REF.format(model=model.__name__)}
+        error = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
+        return {
+            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
+            "responses": {
+                status: {"description": description, "content": error} for status, description in _STATUSES.items()
+            },
+        }
+
+    def schemas(self) -> dict[str, Any]:
+        """The schemas of all of them, and of errors."""
+        pairs: Any = [(model, "validation") for model in self._models.values()]
+        _, document = models_json_schema(pairs, ref_template=_REF)
+        return {**document.get("$defs", {}), "Error": _ERROR}
+
+
+def describe(app: FastAPI, bodies: Bodies) -> None:
+    """Give the application a document that has them; it is made when it is first asked for."""
+    plain = app.openapi
+
+    def document() -> dict[str, Any]:
+        if app.openapi_schema is None:
+            made = plain()
+            made.setdefault("components", {}).setdefault("schemas", {}).update(bodies.schemas())
+            app.openapi_schema = made
+        return app.openapi_schema
+
+    app.openapi = document  # type: ignore[method-assign]

@@ -12,17 +12,15 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pixtral.engine.output import Output, TokenLogprobs
+from pixtral.engine.outputs import Output, TokenLogprobs
 from pixtral.engine.request import EngineRequest
-from pixtral.server.answers import Reader, TextReader, TokenNames, UsageSum
-from pixtral.server.openapi import Bodies
+from pixtral.server.active_request import Running
 from pixtral.server.prompts import check_room, prompt_of
-from pixtral.server.protocol import parse
+from pixtral.server.protocol import Bodies, parse
 from pixtral.server.protocol_chat import ChatCompletionRequest
-from pixtral.server.running import Running
 from pixtral.server.state import ServerState
-from pixtral.server.stream import DONE, Chunks, EventStream, json_response
-from pixtral.server.structure import Structure, structure_of
+from pixtral.server.streaming import DONE, Chunks, EventStream, Reader, TextReader, TokenNames, UsageSum, json_response
+from pixtral.server.structured_outputs import Structure, structure_of
 
 
 def chat_routes(bodies: Bodies) -> APIRouter:

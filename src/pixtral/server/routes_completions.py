@@ -11,17 +11,14 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pixtral.engine.output import Output, TokenLogprobs
+from pixtral.engine.outputs import Output, TokenLogprobs
 from pixtral.engine.request import EngineRequest
-from pixtral.server.answers import TokenNames, UsageSum, finite
-from pixtral.server.openapi import Bodies
+from pixtral.server.active_request import Running
 from pixtral.server.prompts import PromptInput, check_room, raw_prompt
-from pixtral.server.protocol import parse
-from pixtral.server.protocol_completions import DEFAULT_TOKENS, CompletionRequest
-from pixtral.server.running import Running
+from pixtral.server.protocol import DEFAULT_TOKENS, Bodies, CompletionRequest, parse
 from pixtral.server.state import ServerState
-from pixtral.server.stream import DONE, Chunks, EventStream, json_response
-from pixtral.server.structure import guide_of_text
+from pixtral.server.streaming import DONE, Chunks, EventStream, TokenNames, UsageSum, finite, json_response
+from pixtral.server.structured_outputs import guide_of_text
 
 
 def completion_routes(bodies: Bodies) -> APIRouter:

@@ -12,18 +12,16 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pixtral.engine.output import Output
-from pixtral.server.answers import Reader, TextReader, UsageSum
+from pixtral.engine.outputs import Output
+from pixtral.server.active_request import Running
 from pixtral.server.errors import ApiError, validation_error
-from pixtral.server.openapi import Bodies
-from pixtral.server.protocol import parse
+from pixtral.server.protocol import Bodies, parse
 from pixtral.server.protocol_chat import ChatCompletionRequest
 from pixtral.server.protocol_responses import ResponsesRequest
 from pixtral.server.routes_chat import engine_request
-from pixtral.server.running import Running
 from pixtral.server.state import ServerState
-from pixtral.server.stream import EventStream, json_response
-from pixtral.server.structure import structure_of
+from pixtral.server.streaming import EventStream, Reader, TextReader, UsageSum, json_response
+from pixtral.server.structured_outputs import structure_of
 
 
 def response_routes(bodies: Bodies) -> APIRouter:

@@ -5,15 +5,171 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import gc
+import importlib
+import json
 import logging
 import signal
 import socket
 import sys
+import time
+import traceback
 from collections.abc import Sequence
 from types import FrameType
+from typing import Any
 
 from pixtral.errors import ConfigError
+from pixtral.server.errors import ApiError
 from pixtral.server.settings import Settings
+from pixtral.server.state import ServerState, load_state
+
+# FOLDED pixtral.server.run: No connection is held for ever: uvicorn's protocol with time limits on headers and on clients that stop reading.
+
+
+def limited_protocol(header_timeout: float = 15.0, write_timeout: float = 60.0) -> type[asyncio.Protocol]:
+    """A class for `uvicorn.Config(http=...)`.
+
+    Args:
+        header_timeout: seconds from a connection, or the first byte of its next request, to the end of the headers.
+        write_timeout: seconds that a client may leave a full buffer unread.
+    """
+    base: Any = _fastest()
+
+    class LimitedProtocol(base):  # type: ignore[misc]
+        """uvicorn knows a limit between requests only; a client could hold a connection by a byte now and then."""
+
+        _slow_headers: asyncio.TimerHandle | None = None
+        _slow_reader: asyncio.TimerHandle | None = None
+
+        def connection_made(self, transport: asyncio.Transport) -> None:
+            super().connection_made(transport)
+            self._expect_headers()
+
+        def data_received(self, data: bytes) -> None:
+            super().data_received(data)
+            if self._between_requests():
+                self._expect_headers()
+            else:
+                _end(self._slow_headers)
+                self._slow_headers = None
+
+        def connection_lost(self, exc: Exception | None) -> None:
+            _end(self._slow_headers, self._slow_reader)
+            super().connection_lost(exc)
+
+        def pause_writing(self) -> None:
+            super().pause_writing()
+            _end(self._slow_reader)
+            self._slow_reader = self.loop.call_later(write_timeout, self.transport.abort)
+
+        def resume_writing(self) -> None:
+            _end(self._slow_reader)
+            super().resume_writing()
+
+        def _between_requests(self) -> bool:
+            return self.cycle is None or self.cycle.response_complete
+
+        def _expect_headers(self) -> None:
+            if self._slow_headers is None:
+                self._slow_headers = self.loop.call_later(header_timeout, self._give_up)
+
+        def _give_up(self) -> None:
+            self._slow_headers = None
+            if self._between_requests() and not self.transport.is_closing():
+                self.transport.write(_too_slow(header_timeout))
+                self.transport.close()
+
+    return LimitedProtocol
+
+
+def _fastest() -> object:
+    """uvicorn's protocol on httptools where that is installed, else the one in plain Python."""
+    try:
+        importlib.import_module("httptools")
+    except ImportError:
+        return importlib.import_module("uvicorn.protocols.http.h11_impl").H11Protocol
+    return importlib.import_module("uvicorn.protocols.http.httptools_impl").HttpToolsProtocol
+
+
+def _end(*timers: asyncio.TimerHandle | None) -> None:
+    for timer in timers:
+        if timer is not None:
+            timer.cancel()
+
+
+def _too_slow(seconds: float) -> bytes:
+    body = ApiError(
+        408, f"the headers did not come within {seconds:g} seconds; send them again", code="headers_too_slow"
+    ).encoded()
+    head = f"HTTP/1.1 408 Request Timeout\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n"
+    return head.encode() + b"connection: close\r\n\r\n" + body
+
+
+# FOLDED pixtral.server.run: Log lines: one for a request, with its sizes and times and nothing that anybody wrote; as text or as JSON.
+
+
+_USUAL = {*vars(logging.makeLogRecord({})), "message", "asctime", "color_message"}
+
+
+def configure_logs(format: str, level: str) -> None:
+    """One handler on stderr for the server's loggers and uvicorn's.
+
+    Args:
+        format: "text" or "json".
+        level: "debug", "info", "warning" or "error".
+    """
+    handler = logging.StreamHandler()
+    handler.setFormatter(JsonLines() if format == "json" else TextLines())
+    for name in ("pixtral.server", "uvicorn.error"):
+        logger = logging.getLogger(name)
+        logger.handlers, logger.propagate = [handler], False
+        logger.setLevel(level.upper())
+    if level == "info":
+        logging.getLogger("uvicorn.error").setLevel(logging.WARNING)  # it tells of every start and stop
+
+
+class TextLines(logging.Formatter):
+    """`2026-01-01T00:00:00.000Z INFO request method=GET path=/v1/models status=200`."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record, and the place of an error on further lines."""
+        words = [f"{_time(record)} {record.levelname} {record.getMessage()}"]
+        words += [f"{name}={_word(value)}" for name, value in _extra(record).items()]
+        return " ".join(words) + "".join(f"\n    {line}" for line in _places(record))
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """One record."""
+        line: dict[str, Any] = {"time": _time(record), "level": record.levelname, "message": record.getMessage()}
+        line |= _extra(record)
+        if places := _places(record):
+            line["error"] = places
+        return json.dumps(line, default=str)
+
+
+def _extra(record: logging.LogRecord) -> dict[str, Any]:
+    return {name: value for name, value in vars(record).items() if name not in _USUAL}
+
+
+def _time(record: logging.LogRecord) -> str:
+    return f"{time.strftime('%Y-%m-%dT%H:%M:%S', time.gmtime(record.created))}.{int(record.msecs):03d}Z"
+
+
+def _word(value: object) -> str:
+    text = str(value)
+    return text if text.isascii() and text.isprintable() and " " not in text and text else json.dumps(text)
+
+
+def _places(record: logging.LogRecord) -> list[str]:
+    """Where an error came from. Its message is left out: it may quote what a client sent."""
+    if not record.exc_info or record.exc_info[1] is None:
+        return []
+    error = record.exc_info[1]
+    frames = traceback.extract_tb(error.__traceback__)
+    return [f"{frame.filename}:{frame.lineno} {frame.name}" for frame in frames] + [type(error).__name__]
+
 
 try:
     import uvicorn
@@ -25,9 +181,6 @@ except ImportError as error:
     raise MissingDependency(
         f"the server needs the package {error.name!r}, which is not installed; pip install 'pixtral[server]'"
     ) from error
-from pixtral.server.connections import limited_protocol
-from pixtral.server.logs import configure_logs
-from pixtral.server.state import ServerState, load_state
 
 _log = logging.getLogger("pixtral.server")
 _LAST_WORDS = 5.0  # seconds for responses to be written after the last answer has ended

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pixtral.server.errors import ApiError, overloaded, unavailable
+from pixtral.server.images import PictureLimits, PictureLoader
 from pixtral.server.metrics import Metrics
-from pixtral.server.pictures import PictureLimits, PictureLoader
 from pixtral.server.settings import Settings
 from pixtral.structured.grammars import Grammars
 
 if TYPE_CHECKING:
     from pixtral.assistant import Assistant
-    from pixtral.engine.aio import AsyncEngine
+    from pixtral.engine.async_engine import AsyncEngine
     from pixtral.processing import PixtralProcessor
 
 T = TypeVar("T")
@@ -152,10 +152,10 @@ def load_state(settings: Settings) -> ServerState:
 
 def state_of(assistant: Assistant, settings: Settings) -> ServerState:
     """The state around a model that is loaded."""
-    from pixtral.engine.aio import AsyncEngine
+    from pixtral.engine.async_engine import AsyncEngine
     from pixtral.engine.config import EngineConfig, MiB
     from pixtral.engine.engine import Engine
-    from pixtral.engine.lookup import PromptLookup
+    from pixtral.engine.prompt_lookup import PromptLookup
 
     config = EngineConfig(
         max_model_len=settings.max_model_len,

@@ -13,19 +13,18 @@ from pixtral.checkpoints.layout import Layout
 from pixtral.checkpoints.memory import available_memory
 from pixtral.checkpoints.placement import parse_dtype
 from pixtral.configuration import QuantizationConfig
-from pixtral.configuration.bitsandbytes import BitsAndBytesConfig
-from pixtral.engine.network import cache_dtype
+from pixtral.configuration.quantization import BitsAndBytesConfig
+from pixtral.engine.model import cache_dtype
 from pixtral.engine.request import context_length
 from pixtral.errors import ConfigError
 from pixtral.images.limits import ImageLimits
 from pixtral.images.source import ImageSource, load_image
-from pixtral.ops.cache import KVCache
+from pixtral.ops.kv_cache import KVCache
 from pixtral.quantization import Asked
 from pixtral.quantization.base import BLOCK_BYTES
+from pixtral.sizing.described_model import Subject, checkpoint, named_shape
+from pixtral.sizing.memory import part_sizes, swapped, weights_of, work_space
 from pixtral.sizing.result import ImageSize, MemoryEstimate
-from pixtral.sizing.subject import Subject, checkpoint, named_shape
-from pixtral.sizing.weights import part_sizes, swapped, weights_of
-from pixtral.sizing.workspace import work_space
 
 DEFAULT_CONTEXT = 4096
 # Measured: what a process holds before a model is there, and what a tokenizer takes for each entry of its vocabulary.

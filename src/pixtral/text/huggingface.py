@@ -8,15 +8,14 @@ from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixtral.batch import BatchEncoding
-from pixtral.errors import PromptError, nearest
+from pixtral.batch_feature import BatchEncoding
+from pixtral.errors import PromptError, Refused, nearest, refuse
 from pixtral.hub import resolve
-from pixtral.text import huggingface_chat
+from pixtral.text import templates
 from pixtral.text.base import TokenizerBase
-from pixtral.text.huggingface_encoding import HuggingFaceEncoding
-from pixtral.text.huggingface_files import FILES, TokenizerFiles, read_files, write_files
+from pixtral.text.huggingface_vocab import HuggingFaceEncoding
 from pixtral.text.padding import VERY_LARGE
-from pixtral.text.refusals import Refused, refuse
+from pixtral.text.tokenizer_files import FILES, TokenizerFiles, read_files, write_files
 
 if TYPE_CHECKING:
     import tokenizers
@@ -251,7 +250,7 @@ class HuggingFaceTokenizer(HuggingFaceEncoding, TokenizerBase):
         Raises:
             PromptError: there is no template, or it refuses the conversation.
         """
-        batched, rendered = huggingface_chat.render(
+        batched, rendered = templates.render(
             self,
             conversation,
             template=chat_template,

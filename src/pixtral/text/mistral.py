@@ -11,15 +11,14 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pixtral.batch import BatchEncoding
-from pixtral.errors import PromptError
+from pixtral.batch_feature import BatchEncoding
+from pixtral.errors import PromptError, Refused, refuse
 from pixtral.hub import resolve
 from pixtral.text import mistral_chat
 from pixtral.text.base import TokenizerBase
-from pixtral.text.mistral_encoding import MistralEncoding
-from pixtral.text.mistral_files import find_tokenizer_file, load_tokenizer, save_tokenizer_file
+from pixtral.text.mistral_vocab import MistralEncoding
 from pixtral.text.padding import VERY_LARGE
-from pixtral.text.refusals import Refused, refuse
+from pixtral.text.tokenizer_files import find_tokenizer_file, load_tokenizer, save_tokenizer_file
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
-from pixtral.errors import PromptError, nearest
+from pixtral.errors import PromptError, Refused, nearest
 from pixtral.messages import Message, fill_images, first_missing, image_sources, is_batch, normalize, to_openai
 from pixtral.text.mistral_images import PLACEHOLDER, image_entries
-from pixtral.text.refusals import Refused
 from pixtral.text.tools import tool_schemas
 
 if TYPE_CHECKING:
     import numpy as np
 
-    from pixtral.text.mistral import MistralCommonTokenizer
+    from pixtral.images.limits import ImageLimits
 
 
 # Arguments of MistralCommonTokenizer.apply_chat_template itself; others go into mistral-common's request.
@@ -23,6 +22,28 @@ OWN = {
     "tools", "add_generation_prompt", "continue_final_message", "tokenize", "padding", "truncation", "max_length",
     "return_tensors", "return_dict", "keep_order", "images",
 }  # fmt: skip
+
+
+class ChatTokenizer(Protocol):
+    """What is needed of a `MistralCommonTokenizer`: mistral-common's own tokenizer, and how rows of ids are made."""
+
+    @property
+    def tokenizer(self) -> Any:
+        """mistral-common's."""
+        ...
+
+    @property
+    def image_limits(self) -> ImageLimits | None:
+        """What images that are read must keep to."""
+        ...
+
+    def ids_to_text(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
+        """The text of the ids."""
+        ...
+
+    def __call__(self, text: Any, **options: Any) -> Any:
+        """Rows of ids, padded and cut as the options say."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -34,7 +55,7 @@ class Encoded:
 
 
 def apply(
-    tokenizer: MistralCommonTokenizer,
+    tokenizer: ChatTokenizer,
     conversation: Any,
     *,
     images: Sequence[object] | None,
@@ -99,7 +120,7 @@ def hand_out(conversations: list[list[Message]], images: Sequence[object] | None
 
 
 def encode(
-    tokenizer: MistralCommonTokenizer,
+    tokenizer: ChatTokenizer,
     messages: Sequence[Message],
     *,
     tools: Sequence[object] | None = None,
@@ -168,7 +189,7 @@ def _shallow_copy(value: Any) -> Any:
     return made
 
 
-def _load(tokenizer: MistralCommonTokenizer, source: Any) -> Any:
+def _load(tokenizer: ChatTokenizer, source: Any) -> Any:
     from pixtral.images.source import load_image
 
     limits = tokenizer.image_limits

@@ -10,15 +10,18 @@ import datetime
 import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import lru_cache
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from pixtral.errors import PromptError
-from pixtral.messages import Message, to_openai
+from pixtral.messages import Message, is_batch, normalize, to_openai
 from pixtral.text.control import Mask, TokenFinder, mask_for
+from pixtral.text.tools import tool_schemas
 
 if TYPE_CHECKING:
     import jinja2
+
 
 _CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "  # the blank shows whether the template strips the message
 _FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
@@ -236,3 +239,74 @@ def _tojson(
 ) -> str:
     """JSON without the escaping for HTML that Jinja's own filter does."""
     return json.dumps(value, ensure_ascii=ensure_ascii, indent=indent, separators=separators, sort_keys=sort_keys)
+
+
+class TemplateTokenizer(Protocol):
+    """What rendering needs of a `HuggingFaceTokenizer`."""
+
+    chat_template: str | None
+
+    @property
+    def control_tokens(self) -> TokenFinder:
+        """What must not come from the user's strings."""
+        ...
+
+    @property
+    def special_tokens_map(self) -> dict[str, str]:
+        """Variables of the template: bos_token and the like."""
+        ...
+
+
+def render(
+    tokenizer: TemplateTokenizer,
+    conversation: Any,
+    *,
+    template: str | None,
+    tools: Sequence[object] | None,
+    documents: Sequence[Mapping[str, Any]] | None,
+    add_generation_prompt: bool,
+    continue_final_message: bool,
+    variables: Mapping[str, object],
+) -> tuple[bool, list[Rendered]]:
+    """(whether several conversations came, their prompts). Conversations may be normalised already.
+
+    Raises:
+        PromptError: no template, or it refuses a conversation.
+    """
+    source = template_of(tokenizer, template)
+    batched = is_batch(conversation)
+    conversations = [normalize(item) for item in (conversation if batched else [conversation])]
+    compiled = _compiled(source)
+    rendered = [
+        compiled.render(
+            messages,
+            tools=tool_schemas(tools),
+            documents=documents,
+            add_generation_prompt=add_generation_prompt,
+            continue_final_message=continue_final_message,
+            control_tokens=tokenizer.control_tokens,
+            variables={**tokenizer.special_tokens_map, **variables},
+        )
+        for messages in conversations
+    ]
+    return batched, rendered
+
+
+def template_of(tokenizer: TemplateTokenizer, template: str | None) -> str:
+    """The template to use: the one given, else the tokenizer's own."""
+    source = tokenizer.chat_template if template is None else template
+    if source is None:
+        raise PromptError(
+            "the tokenizer has no chat template; pass chat_template=..., or put a chat_template.jinja beside its files"
+        )
+    return source
+
+
+def variables_of(source: str) -> frozenset[str]:
+    """The names that a template reads."""
+    return _compiled(source).variables
+
+
+@lru_cache(maxsize=16)
+def _compiled(source: str) -> ChatTemplate:
+    return ChatTemplate(source)

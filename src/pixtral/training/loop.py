@@ -9,19 +9,61 @@ from __future__ import annotations
 import os
 import pathlib
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import torch
+import torch.distributed as dist
 from torch import nn
 
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.training.batches import Batch, Encoder, make_batch, prefetch
-from pixtral.training.curriculum import LATEST, LESSONS_GOAL, LESSONS_LATEST, STAGES, Plan, State, learning_rate
+from pixtral.training.curriculum import (
+    LATEST,
+    LESSONS_GOAL,
+    LESSONS_LATEST,
+    STAGES,
+    LabelledPictures,
+    Plan,
+    Probe,
+    State,
+    learning_rate,
+    make_labelled,
+    probe_loss,
+)
 from pixtral.training.evaluate import accuracy, forward, training_precision
-from pixtral.training.parallel import average_gradients, place, shared_clock
 from pixtral.training.pointing import pointing_loss, watched
-from pixtral.training.warmup import LabelledPictures, Probe, make_labelled, probe_loss
+
+# FOLDED pixtral.training.loop: Training in several processes of one thread each, which see different pictures and share their gradients.
+
+
+def place() -> tuple[int, int]:
+    """This process's number and how many there are; (0, 1) when it is alone."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Replace every gradient by the mean of all processes'; a parameter without one counts as zero."""
+    world = place()[1]
+    if world == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    packed = torch.cat([gradient.flatten() for gradient in gradients]) / world
+    dist.all_reduce(packed)
+    for gradient, mean in zip(gradients, torch.split(packed, [g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def shared_clock(minutes: float) -> float:
+    """The first process's minutes, so that all change stages and stop together."""
+    if place()[1] == 1:
+        return minutes
+    shared = torch.tensor([minutes], dtype=torch.float64)
+    dist.broadcast(shared, src=0)
+    return float(shared)
 
 
 class Trainer:

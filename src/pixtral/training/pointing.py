@@ -15,9 +15,9 @@ from dataclasses import dataclass
 
 import torch
 
+from pixtral.models.layers import Rotation, rotate
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralAttention, MistralDecoderLayer
-from pixtral.models.rope import Rotation, rotate
 from pixtral.training.pictures import COLOURS, SHAPES
 from pixtral.training.questions import Question
 

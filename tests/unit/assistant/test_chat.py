@@ -13,9 +13,9 @@ from pixtral.assets import demo_picture_path
 from pixtral.assistant import Answer
 from pixtral.assistant.options import sampling
 from pixtral.assistant.prompt import prepare
-from pixtral.engine.lookup import PromptLookup
-from pixtral.engine.loop import Generation
+from pixtral.engine.prompt_lookup import PromptLookup
 from pixtral.errors import GenerationError, ImageError, PromptError
+from pixtral.generation.loop import Generation
 
 QUESTION = "What is in the picture?"
 

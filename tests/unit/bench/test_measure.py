@@ -8,15 +8,15 @@ import pytest
 import torch
 
 from pixtral.bench.ceilings import Ceilings
-from pixtral.bench.filled import FilledContext
+from pixtral.bench.machine import reset_peak, resident
 from pixtral.bench.measure import Bench
-from pixtral.bench.memory import reset_peak, resident
+from pixtral.bench.measured_model import loaded_subject, needed_bytes, random_subject
 from pixtral.bench.random_model import empty_model, fill_random
 from pixtral.bench.settings import Settings
-from pixtral.bench.shapes import shape_config, with_layers
-from pixtral.bench.subject import loaded_subject, needed_bytes, random_subject
-from pixtral.engine.loop import Generation, Prompt, SamplingParams
+from pixtral.bench.work import FilledContext
+from pixtral.configuration.shapes import shape_config, with_layers
 from pixtral.errors import ConfigError
+from pixtral.generation.loop import Generation, Prompt, SamplingParams
 from pixtral.quantization import Asked
 
 SETTINGS = Settings(images=(64,), prompt=40, new=3, contexts=(70,), memory_context=90, repeat=2)
@@ -126,8 +126,8 @@ def test_the_peak_can_begin_anew():
 
 
 def test_too_little_memory_is_refused_with_numbers_before_anything_is_built(monkeypatch):
-    monkeypatch.setattr("pixtral.bench.subject.available_memory", lambda device: 10_000_000_000)
-    monkeypatch.setattr("pixtral.bench.subject.fill_random", lambda model: pytest.fail("it was built"))
+    monkeypatch.setattr("pixtral.bench.measured_model.available_memory", lambda device: 10_000_000_000)
+    monkeypatch.setattr("pixtral.bench.measured_model.fill_random", lambda model: pytest.fail("it was built"))
     with pytest.raises(ConfigError) as refused:
         random_subject("pixtral-12b", Asked(), Settings())
     assert re.fullmatch(
@@ -142,7 +142,7 @@ def test_too_little_memory_is_refused_with_numbers_before_anything_is_built(monk
         for n in (7, 8)
     )
     assert seven <= 10_000_000_000 < eight
-    monkeypatch.setattr("pixtral.bench.subject.available_memory", lambda device: 1_000_000)
+    monkeypatch.setattr("pixtral.bench.measured_model.available_memory", lambda device: 1_000_000)
     with pytest.raises(ConfigError, match="choose a smaller shape"):
         random_subject("mid", Asked("int4"), Settings())
 

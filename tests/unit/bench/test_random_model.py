@@ -12,10 +12,10 @@ import torch
 
 import pixtral
 from pixtral.bench.random_model import empty_model, fill_random, resident_bytes
-from pixtral.bench.shapes import NAMES, shape_config, with_layers
 from pixtral.bench.work import weight_bytes
+from pixtral.configuration.shapes import NAMES, shape_config, with_layers
 from pixtral.errors import ConfigError
-from pixtral.models.packed import PackedLinear
+from pixtral.models.linear import PackedLinear
 from pixtral.quantization import Asked
 
 

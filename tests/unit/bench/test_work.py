@@ -8,8 +8,8 @@ import torch
 from pixtral.bench.ceilings import Ceilings, Meter
 from pixtral.bench.random_model import empty_model
 from pixtral.bench.settings import Phase, Settings, limit_of
-from pixtral.bench.shapes import shape_config
 from pixtral.bench.work import Work, cache_bytes, decoder_work, idle_share, image_work
+from pixtral.configuration.shapes import shape_config
 from pixtral.errors import ConfigError
 from pixtral.ops.native.library import ISAS
 from pixtral.quantization import Asked

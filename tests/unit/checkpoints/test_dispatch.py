@@ -16,11 +16,10 @@ from checkpoint_files import assert_same, native_state, params_json, write_hf, w
 from random_models import llava_dict, random_batch
 
 from pixtral import LlavaForConditionalGeneration, MistralForCausalLM, PixtralVisionModel
-from pixtral.checkpoints.empty import build_empty
 from pixtral.checkpoints.names import HF
+from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig
 from pixtral.errors import CheckpointError, ConfigError, MissingDependency
-from pixtral.models import projections
 
 pytest.importorskip("accelerate")
 
@@ -61,7 +60,7 @@ def test_the_whole_model(
     layout: str, dtype: str | None, devices: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the kernels leave layers with accelerate's hooks to PyTorch, so here they also leave the plain model's
-    monkeypatch.setattr(projections, "runs_dense", lambda *_: False)
+    monkeypatch.setattr(linear, "runs_dense", lambda *_: False)
     WRITERS[layout](tmp_path)
     plain = LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)
     model = LlavaForConditionalGeneration.from_pretrained(
@@ -237,7 +236,7 @@ import sys, warnings
 import torch
 from torch.utils.backend_registration import _setup_privateuseone_for_python_backend
 from torch._subclasses.fake_tensor import FakeTensorMode
-from pixtral.checkpoints.dispatch import attach
+from pixtral.checkpoints.offload import attach
 from pixtral.checkpoints.offload import Offloaded
 from pixtral.checkpoints.placement import Placement, device_of
 from pixtral.configuration import LlavaConfig

@@ -14,8 +14,8 @@ import torch
 
 from pixtral import LlavaForConditionalGeneration, MistralForCausalLM, PixtralVisionModel
 from pixtral.checkpoints import fill, memory
-from pixtral.checkpoints.empty import build_empty
 from pixtral.checkpoints.names import HF
+from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig
 from pixtral.errors import CheckpointError
 

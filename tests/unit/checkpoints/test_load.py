@@ -16,8 +16,8 @@ from checkpoint_files import assert_same, native_state, params_json, prefixed, w
 from random_models import VARIANTS, llava_dict, random_llava
 
 from pixtral.checkpoints import load_model
-from pixtral.checkpoints.empty import build_empty
 from pixtral.checkpoints.names import HF
+from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig
 from pixtral.errors import CheckpointError
 from pixtral.models.llava import LlavaForConditionalGeneration

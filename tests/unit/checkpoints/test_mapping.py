@@ -9,8 +9,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from pixtral.checkpoints.mapping import Mappings, can_map
-from pixtral.checkpoints.tensors import read_header
+from pixtral.checkpoints.safetensors_io import Mappings, can_map, read_header
 
 STATE = {
     "bytes": torch.arange(7, dtype=torch.uint8),

@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from pixtral.checkpoints import names
 from pixtral.checkpoints.config import KINDS, LLAVA
-from pixtral.checkpoints.empty import build_empty
 from pixtral.checkpoints.names import SCHEMES, Scheme
+from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig, MistralConfig, PixtralVisionConfig
 
 MODELS = {  # tower layers, decoder layers, projector bias

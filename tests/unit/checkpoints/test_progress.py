@@ -6,7 +6,7 @@ import sys
 
 import pytest
 
-from pixtral.checkpoints.progress import byte_bar
+from pixtral.checkpoints.fill import byte_bar
 
 
 def test_the_bar_is_shown_on_terminals_only(

@@ -12,10 +12,10 @@ from checkpoint_files import PREFIXES, native_name, prefixed
 
 from pixtral.checkpoints import names
 from pixtral.checkpoints.config import KINDS, whole_config
-from pixtral.checkpoints.empty import build_empty
 from pixtral.checkpoints.layout import Files
+from pixtral.checkpoints.opening import build_empty
 from pixtral.checkpoints.plan import Contents, make_plan, problems, wanted_by
-from pixtral.checkpoints.tensors import TensorInfo
+from pixtral.checkpoints.safetensors_io import TensorInfo
 
 CONFIG_12B: dict[str, Any] = {
     "architectures": ["LlavaForConditionalGeneration"],

@@ -19,7 +19,7 @@ from safetensors.torch import load_file
 from pixtral.checkpoints import load_model, save_model
 from pixtral.checkpoints.layout import find
 from pixtral.checkpoints.quantize import Quantized, quantize_checkpoint
-from pixtral.checkpoints.tensors import FileWriter
+from pixtral.checkpoints.safetensors_io import FileWriter
 from pixtral.configuration import QuantizationConfig
 from pixtral.errors import CheckpointError, ConfigError
 from pixtral.models.llava import LlavaForConditionalGeneration
@@ -177,7 +177,9 @@ from pathlib import Path
 from pixtral.checkpoints import load_model, save_model
 from pixtral.checkpoints.layout import find
 from pixtral.checkpoints.quantize import quantize_checkpoint
-from pixtral.checkpoints import save, staging, tensors
+from pixtral.checkpoints import safetensors_io
+from pixtral.checkpoints import save
+from pixtral.checkpoints import save
 from pixtral.configuration import QuantizationConfig
 from pixtral.errors import CheckpointError
 from pixtral.models.llava import LlavaForConditionalGeneration as Model
@@ -220,7 +222,7 @@ def moments(run, places, look, step):
 plain, out, saved = map(Path, sys.argv[1:])
 quantized = moments(
     lambda: quantize_checkpoint(find(plain), out, QuantizationConfig(8)),
-    [(tensors.FileWriter, "write"), (tensors.os, "fsync"), (staging.os, "replace")],
+    [(safetensors_io.FileWriter, "write"), (safetensors_io.os, "fsync"), (save.os, "replace")],
     lambda: [state(out), sorted(p.name for p in out.parent.iterdir())], 16,
 )
 end = [state(out), sorted(p.name for p in out.parent.iterdir())]
@@ -232,7 +234,7 @@ both = [[float(p.detach().float().sum()) for p in one.parameters()] for one in (
 save_model(first, saved, max_shard_size="100KB")
 overwritten = moments(
     lambda: save_model(second, saved, max_shard_size="100KB"),
-    [(tensors.os, "fsync"), (save.os, "replace"), (Path, "unlink")], lambda: state(saved), 1,
+    [(safetensors_io.os, "fsync"), (save.os, "replace"), (Path, "unlink")], lambda: state(saved), 1,
 )
 result = dict(quantized=quantized, end=end, overwritten=overwritten, both=both, last=state(saved))
 print(json.dumps(dict(result, names=sorted(p.name for p in saved.iterdir()))))

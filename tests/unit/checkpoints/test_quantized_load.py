@@ -17,12 +17,12 @@ from random_models import packable_dict
 from safetensors.torch import load_file, save_file
 
 from pixtral.checkpoints import load_model, save_model
-from pixtral.checkpoints.empty import build_empty
+from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig, QuantizationConfig
 from pixtral.errors import CheckpointError, ConfigError
+from pixtral.models.linear import PackedLinear
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
-from pixtral.models.packed import PackedLinear
 from pixtral.models.vision import PixtralVisionModel
 from pixtral.ops.linear import pack, unpack
 from pixtral.quantization import Asked

@@ -126,7 +126,7 @@ def test_lists_are_whole(tmp_path: Path) -> None:
 def test_no_tensor_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     write_hf(tmp_path)
     monkeypatch.setattr("pixtral.checkpoints.fill.read_tensor", lambda *_: pytest.fail("read"))
-    monkeypatch.setattr("pixtral.checkpoints.tensors.read_tensor", lambda *_: pytest.fail("read"))
+    monkeypatch.setattr("pixtral.checkpoints.safetensors_io.read_tensor", lambda *_: pytest.fail("read"))
     assert inspect_checkpoint(tmp_path).ok
 
 

@@ -15,8 +15,8 @@ from safetensors.torch import load_file
 from torch import nn
 
 from pixtral.checkpoints import load_model, save_model
-from pixtral.checkpoints import tensors as tensors_module
-from pixtral.checkpoints.empty import build_empty
+from pixtral.checkpoints import safetensors_io as tensors_module
+from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import GenerationConfig, LlavaConfig
 from pixtral.errors import CheckpointError, ConfigError
 from pixtral.models.llava import LlavaForConditionalGeneration

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from pixtral.checkpoints.shards import plan_shards, total_bytes, write_index
+from pixtral.checkpoints.save import plan_shards, total_bytes, write_index
 
 SHAPES = {
     "a": (torch.float32, (10,)),

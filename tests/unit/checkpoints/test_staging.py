@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from pixtral.checkpoints.staging import staging
+from pixtral.checkpoints.save import staging
 from pixtral.errors import CheckpointError
 
 

@@ -12,7 +12,7 @@ import torch
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from pixtral.checkpoints.tensors import DTYPES, read_header, read_tensor, write_file
+from pixtral.checkpoints.safetensors_io import DTYPES, read_header, read_tensor, write_file
 from pixtral.errors import CheckpointError
 
 SAMPLES = {

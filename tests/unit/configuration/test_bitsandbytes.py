@@ -14,7 +14,7 @@ import torch
 
 import pixtral
 from pixtral import BitsAndBytesConfig
-from pixtral.configuration.bitsandbytes import asks_for_bitsandbytes
+from pixtral.configuration.quantization import asks_for_bitsandbytes
 from pixtral.errors import ConfigError, UnknownArgument
 
 

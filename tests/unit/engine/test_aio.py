@@ -9,9 +9,9 @@ import time
 import pytest
 from serving import GREEDY, ask, engine_of, expected, joined
 
-from pixtral.engine.aio import AsyncEngine
-from pixtral.engine.params import SamplingParams
+from pixtral.engine.async_engine import AsyncEngine
 from pixtral.engine.request import EngineRequest
+from pixtral.engine.sampling_params import SamplingParams
 from pixtral.errors import EngineError, GenerationError, PromptError
 
 WORDS = tuple(range(33, 63))

@@ -6,12 +6,11 @@ import torch
 from random_models import llava_dict
 
 from pixtral.configuration import LlavaConfig
-from pixtral.engine.batch import SlotTable, Span, pack, spans_of, wanted_rows
-from pixtral.engine.blocks import BlockPool
-from pixtral.engine.paged import PagedCache
-from pixtral.engine.params import SamplingParams
-from pixtral.engine.plan import Plan
-from pixtral.engine.request import Request
+from pixtral.engine.block_manager import BlockPool
+from pixtral.engine.model import PagedCache
+from pixtral.engine.model_runner import SlotTable, Span, pack, spans_of, wanted_rows
+from pixtral.engine.request import Plan, Request
+from pixtral.engine.sampling_params import SamplingParams
 
 CPU = torch.device("cpu")
 

@@ -4,9 +4,17 @@ from __future__ import annotations
 
 import pytest
 
-from pixtral.engine.blocks import ROOT, BlockPool, block_key, fork_table, name_blocks, register_full, release_table
-from pixtral.engine.params import SamplingParams
+from pixtral.engine.block_manager import (
+    ROOT,
+    BlockPool,
+    block_key,
+    fork_table,
+    name_blocks,
+    register_full,
+    release_table,
+)
 from pixtral.engine.request import ImageInput, Request
+from pixtral.engine.sampling_params import SamplingParams
 
 SIZE = 4
 

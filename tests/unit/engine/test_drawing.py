@@ -5,9 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pixtral.engine.drawing import BLOCK, draw, likeliest, pick
-from pixtral.engine.params import SamplingParams
-from pixtral.engine.sampling import warp
+from pixtral.engine.sampler import BLOCK, draw, likeliest, pick
+from pixtral.engine.sampling_params import SamplingParams
+from pixtral.generation.sampling import warp
 
 LARGE = 8 * BLOCK
 

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from pixtral.engine.images import ImageCache, ImagePlanner
-from pixtral.engine.params import SamplingParams
-from pixtral.engine.plan import Budget, Plan
-from pixtral.engine.request import ImageInput, Request
+from pixtral.engine.encoder_cache import ImageCache, ImagePlanner
+from pixtral.engine.request import Budget, ImageInput, Plan, Request
+from pixtral.engine.sampling_params import SamplingParams
 
 
 def filled(limit, **sizes):

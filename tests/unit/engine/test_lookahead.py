@@ -6,11 +6,11 @@ import pytest
 import torch
 from random_models import llava_dict, random_llava
 
-from pixtral.engine.lookup import PromptLookup
-from pixtral.engine.loop import Generation
+from pixtral.engine.prompt_lookup import PromptLookup
 from pixtral.engine.request import Prompt
-from pixtral.engine.sampling import SamplingParams
 from pixtral.errors import GenerationError
+from pixtral.generation.loop import Generation
+from pixtral.generation.sampling import SamplingParams
 from pixtral.ops.native.library import kernels_if_built
 
 STORY = list(range(20, 60))
@@ -238,7 +238,7 @@ def test_every_way_on_a_cache_in_8_bits(model, monkeypatch):
     prompts = [prompt(model, [1, *STORY[:9], 2]), prompt(model, [1, *STORY[4:20], 2]), prompt(model, [5])]
     scripts = [[*STORY[:8], 90, *STORY[:20]], [*STORY[4:9], *STORY[12:20]], [7, 8, 9] * 9]
     plain = list(read_aloud(model, prompts, scripts, kv_cache="int8"))
-    monkeypatch.setattr("pixtral.engine.loop.ROOM", 2)
+    monkeypatch.setattr("pixtral.generation.loop.ROOM", 2)
     for options in ({}, {"prompt_lookup": PromptLookup(5)}, {"prefill_tokens": 4, "prompt_lookup": PromptLookup(9, 1)}):
         steps = list(read_aloud(model, prompts, scripts, kv_cache="int8", **options))
         assert [(step.rows, step.tokens) for step in steps] == [(step.rows, step.tokens) for step in plain]

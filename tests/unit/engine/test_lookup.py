@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixtral.engine.lookup import PromptLookup, Proposer, picture_ids
+from pixtral.engine.prompt_lookup import PromptLookup, Proposer, picture_ids
 from pixtral.errors import GenerationError
 
 IMG, BREAK, END = 10, 12, 13

@@ -7,10 +7,10 @@ import torch
 from oracle import greedy
 from random_models import llava_dict, random_llava
 
-from pixtral.engine.loop import Generation
 from pixtral.engine.request import Prompt, context_length
-from pixtral.engine.sampling import SamplingParams
 from pixtral.errors import GenerationError, PromptError
+from pixtral.generation.loop import Generation
+from pixtral.generation.sampling import SamplingParams
 
 LENGTHS = (5, 1, 17, 9, 3)
 
@@ -146,7 +146,7 @@ def test_the_context_ends_a_sequence(model):
 
 
 def test_the_cache_grows_past_the_room_made_at_first(model, monkeypatch):
-    monkeypatch.setattr("pixtral.engine.loop.ROOM", 2)
+    monkeypatch.setattr("pixtral.generation.loop.ROOM", 2)
     batch, params = prompts(model)[:3], [greedy_params(max_tokens=20)] * 3
     assert run(model, batch, params)[0] == [greedy(model, prompt.ids, [], 20) for prompt in batch]
     copies = run(model, batch, params, copies=2)[0]

@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from pixtral.engine.pace import LEAST, START, Pace
+from pixtral.engine.token_budget import LEAST, START, Pace
 
 
 class Machine:

@@ -7,8 +7,9 @@ import math
 import pytest
 import torch
 
-from pixtral.engine.sampling import SamplingParams, choose, penalize, seeded_generator, warp
+from pixtral.engine.sampler import seeded_generator
 from pixtral.errors import GenerationError
+from pixtral.generation.sampling import SamplingParams, choose, penalize, warp
 
 GREEDY = SamplingParams(temperature=0)
 KINDS = [

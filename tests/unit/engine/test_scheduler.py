@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from pixtral.engine.blocks import BlockPool
-from pixtral.engine.images import ImageCache
-from pixtral.engine.params import SamplingParams
-from pixtral.engine.plan import Budget
-from pixtral.engine.request import Request, Status
+from pixtral.engine.block_manager import BlockPool
+from pixtral.engine.encoder_cache import ImageCache
+from pixtral.engine.request import Budget, Request, Status
+from pixtral.engine.sampling_params import SamplingParams
 from pixtral.engine.scheduler import Scheduler
 
 SIZE = 4

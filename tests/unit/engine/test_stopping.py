@@ -5,7 +5,7 @@ from __future__ import annotations
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixtral.engine.stopping import StopStrings
+from pixtral.generation.sampling import StopStrings
 
 
 class Bytes:

@@ -8,7 +8,7 @@ import torch
 from PIL import Image
 
 from pixtral.errors import ImageError
-from pixtral.images.arrays import image_from_array, is_array, is_float, pixels_of
+from pixtral.images.convert import image_from_array, is_array, is_float, pixels_of
 
 RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
 

@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from pixtral.errors import ImageError
-from pixtral.images.rgb import scale_to_8_bits, to_rgb, upright
+from pixtral.images.convert import scale_to_8_bits, to_rgb, upright
 
 
 def pixel(image: Image.Image) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ from pixtral.errors import PromptError
 from pixtral.models.mistral import MistralForCausalLM
 from pixtral.models.padded import new_cache
 from pixtral.ops.attention import Packing
-from pixtral.ops.cache import KVCache
+from pixtral.ops.kv_cache import KVCache
 
 
 def decoder(**fields: Any) -> MistralForCausalLM:

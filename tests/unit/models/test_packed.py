@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pixtral.models.packed import PackedLinear
+from pixtral.models.linear import PackedLinear
 from pixtral.ops.linear import linear, pack, unpack
 
 

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pixtral.errors import PromptError
-from pixtral.models.padding import Padding, causal_loss, keep_logits
+from pixtral.models.padded import Padding, causal_loss, keep_logits
 
 CPU = torch.device("cpu")
 MASK = torch.tensor([[0, 1, 1], [1, 1, 1], [1, 0, 0], [0, 0, 0]])

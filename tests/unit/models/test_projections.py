@@ -6,8 +6,8 @@ import pytest
 import torch
 from torch import nn
 
-from pixtral.models import projections
-from pixtral.models.projections import applied, project
+from pixtral.models import linear
+from pixtral.models.linear import applied, project
 from pixtral.ops.native.library import kernels_if_built
 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"
@@ -22,7 +22,7 @@ def layer_of(inputs: int, outputs: int, dtype: torch.dtype) -> nn.Linear:
 @torch.no_grad()
 def test_a_row_alone_has_the_bits_it_has_among_others(native, monkeypatch):
     if not native:
-        monkeypatch.setattr(projections, "runs_dense", lambda *_: False)
+        monkeypatch.setattr(linear, "runs_dense", lambda *_: False)
     layer, x = layer_of(4096, 2048, torch.bfloat16), torch.randn(32, 4096).bfloat16()
     alone = torch.cat([applied(layer, row) for row in x.split(1)])
     assert alone.shape == (32, 2048)
@@ -33,7 +33,7 @@ def test_a_row_alone_has_the_bits_it_has_among_others(native, monkeypatch):
 
 @pytest.mark.skipif(not AVX512, reason="nothing is taken twice there")
 def test_only_a_plain_layer_takes_a_row_twice(monkeypatch):
-    monkeypatch.setattr(projections, "runs_dense", lambda *_: False)
+    monkeypatch.setattr(linear, "runs_dense", lambda *_: False)
     seen = []
     forward = nn.Linear.forward
     monkeypatch.setattr(nn.Linear, "forward", lambda self, x: seen.append(tuple(x.shape)) or forward(self, x))
@@ -66,8 +66,8 @@ def test_only_a_plain_layer_takes_a_row_twice(monkeypatch):
 @torch.no_grad()
 def test_the_kernels_take_plain_layers_alone(monkeypatch):
     taken = []
-    real = projections.dense_linear
-    monkeypatch.setattr(projections, "dense_linear", lambda *call: taken.append(1) or real(*call))
+    real = linear.dense_linear
+    monkeypatch.setattr(linear, "dense_linear", lambda *call: taken.append(1) or real(*call))
     layer, x = layer_of(64, 40, torch.bfloat16), torch.randn(30, 64).bfloat16()
     hooked = layer_of(64, 40, torch.bfloat16)
     hooked.register_forward_hook(lambda *_: None)

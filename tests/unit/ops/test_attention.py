@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixtral.ops.attention import Packing, attention, attention_eager
-from pixtral.ops.layer_cache import LayerCache
+from pixtral.ops.kv_cache import LayerCache
 
 
 class LargestTensor(TorchDispatchMode):

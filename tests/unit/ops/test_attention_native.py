@@ -8,8 +8,7 @@ from torch import Tensor
 
 from pixtral.ops.attention import attention, attention_eager
 from pixtral.ops.attention_native import attends_natively
-from pixtral.ops.layer_cache import LayerCache, hadamard
-from pixtral.ops.sequences import Packing
+from pixtral.ops.kv_cache import LayerCache, Packing, hadamard
 
 needs_kernel = pytest.mark.usefixtures("vector_isa")
 NAN, INFINITY = float("nan"), float("inf")

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pixtral.ops.cache import KVCache
+from pixtral.ops.kv_cache import KVCache
 
 
 def cache_of(num_sequences: int, capacity: int, layers: int = 2) -> KVCache:

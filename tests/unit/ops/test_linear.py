@@ -12,7 +12,7 @@ from torch.nn import functional as F
 from pixtral.errors import ConfigError, QuantizationError
 from pixtral.ops.linear import PackedWeight, gated_linear, linear, pack, unpack
 from pixtral.ops.linear_reference import gated_linear_reference, linear_reference, quantize_activations
-from pixtral.ops.packing import packed_shapes
+from pixtral.ops.quantized_weight import packed_shapes
 
 HALVES = (torch.bfloat16, torch.float16)
 # of silu(gate) * up: exponentials differ in their last bit, and results in the last bit of the type

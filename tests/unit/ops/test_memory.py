@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pixtral.ops.memory import empty_huge
+from pixtral.ops.runtime import empty_huge
 
 
 @pytest.mark.parametrize("shape", [(0,), (3, 5), (), (2, 0, 4), (1 << 12, 1 << 11)])

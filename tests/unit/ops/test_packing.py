@@ -11,13 +11,12 @@ import torch
 from torch import Tensor
 
 from pixtral.errors import QuantizationError
-from pixtral.ops import linear_native, packing_native
+from pixtral.ops import linear_native, quantized_weight
 from pixtral.ops.linear import PackedWeight, choose_group_size, linear, pack, packed_shapes, unpack
 from pixtral.ops.linear_reference import linear_reference
 from pixtral.ops.native import library as native_library
 from pixtral.ops.native.library import ISAS, kernels
-from pixtral.ops.packing import LEVELS4, pack_codes, unpack_codes, unpack_reference
-from pixtral.ops.scale_search import pack_reference
+from pixtral.ops.quantized_weight import LEVELS4, pack_codes, pack_reference, unpack_codes, unpack_reference
 
 TENSORS = ("codes", "scales", "row_scales")
 
@@ -137,7 +136,7 @@ def test_sizes() -> None:
 @pytest.fixture
 def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As after an installation without a compiler."""
-    caches = (native_library._open, kernels, linear_native._function, packing_native._function)
+    caches = (native_library._open, kernels, linear_native._function, quantized_weight._function)
     for cache in caches:
         cache.cache_clear()
     monkeypatch.setattr(native_library.importlib.util, "find_spec", lambda name: None)

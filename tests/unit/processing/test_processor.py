@@ -18,7 +18,7 @@ import pytest
 import torch
 from tokens import LARGE, SPECIAL, WEATHER, copy_of, picture, png_data_uri, small_hf, small_tekken
 
-from pixtral.batch import BatchFeature
+from pixtral.batch_feature import BatchFeature
 from pixtral.errors import CheckpointError, ImageError, PromptError, UnknownArgument
 from pixtral.images.limits import ImageLimits
 from pixtral.images.processors import NativeImageProcessor, PixtralImageProcessor, PixtralImageProcessorFast

@@ -27,7 +27,7 @@ KINDS = list(itertools.product(("nf4", "fp4"), (False, True)))
 @pytest.fixture(autouse=True)
 def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """Several pieces in every weight."""
-    monkeypatch.setattr("pixtral.quantization.bitsandbytes_pieces.PIECE", 1000)
+    monkeypatch.setattr("pixtral.quantization.bitsandbytes_layers.PIECE", 1000)
     yield
 
 

@@ -10,12 +10,12 @@ import torch
 from random_models import packable_dict
 from torch import nn
 
-from pixtral.checkpoints.empty import build_empty
+from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig, QuantizationConfig
 from pixtral.errors import ConfigError
+from pixtral.models.linear import PackedLinear
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
-from pixtral.models.packed import PackedLinear
 from pixtral.models.vision import PixtralVisionModel
 from pixtral.ops.linear import pack
 from pixtral.quantization import base

@@ -17,8 +17,8 @@ import pixtral
 from pixtral import LlavaForConditionalGeneration, QuantizationConfig
 from pixtral.assets import demo_picture_path, tiny_path
 from pixtral.errors import CheckpointError, ConfigError, GenerationError
-from pixtral.ops.cache import KVCache
-from pixtral.sizing.workspace import _Live
+from pixtral.ops.kv_cache import KVCache
+from pixtral.sizing.memory import _Live
 
 WIDE = llava_dict(text={"hidden_size": 64, "intermediate_size": 128}, vision={"intermediate_size": 64})
 

@@ -14,8 +14,8 @@ from checkpoint_files import write_hf, write_weights
 from random_models import llava_dict
 
 import pixtral
-from pixtral.checkpoints.empty import build_empty
 from pixtral.checkpoints.names import HF
+from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig
 from pixtral.models.llava import LlavaForConditionalGeneration
 
@@ -33,7 +33,7 @@ PROGRAM = """
 import gc, json, pathlib, sys
 import torch
 from pixtral import LlavaForConditionalGeneration
-from pixtral.engine.loop import Generation, Prompt, SamplingParams
+from pixtral.generation.loop import Generation, Prompt, SamplingParams
 
 def status(key):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()

@@ -10,8 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from serving import Letters
 
-from pixtral.structured.calls import AnswerParser, new_call_id
-from pixtral.structured.scanner import Broken, CallScanner
+from pixtral.structured.tool_parser import AnswerParser, Broken, CallScanner, new_call_id
 
 CALLS, END = 9, 2
 

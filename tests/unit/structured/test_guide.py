@@ -18,11 +18,10 @@ from pixtral.assets import tiny_path
 from pixtral.engine.request import Guide
 from pixtral.errors import StructureError
 from pixtral.processing import AutoProcessor
-from pixtral.structured import forms
-from pixtral.structured.calls import AnswerParser
-from pixtral.structured.grammars import Grammars
+from pixtral.structured import formats
+from pixtral.structured.grammars import Grammars, guide_of
 from pixtral.structured.guide import InString, LaterGuide, WithoutGuide, keep_only
-from pixtral.structured.guiding import guide_of
+from pixtral.structured.tool_parser import AnswerParser
 from pixtral.structured.tools import read_tools
 from pixtral.text.mistral import MistralCommonTokenizer
 from pixtral.text.stream import StreamDecoder
@@ -53,7 +52,7 @@ def say(grammars: Grammars, guide: Guide, text: str) -> None:
         guide.advance(token)
 
 
-def ends(grammars: Grammars, form: forms.Form, text: str) -> bool:
+def ends(grammars: Grammars, form: formats.Form, text: str) -> bool:
     """Whether the text may be said, and the answer may end behind it."""
     guide = grammars.compile(form)()
     say(grammars, guide, text)
@@ -62,7 +61,7 @@ def ends(grammars: Grammars, form: forms.Form, text: str) -> bool:
 
 def test_exactly_the_tokens_that_go_on_a_choice(grammars):
     words = ["one", "on", "тест", "te\nst"]
-    form, said = forms.choice(words), b""
+    form, said = formats.choice(words), b""
     guide = grammars.compile(form)()
     for token in grammars.tokenizer.ordinary_ids("тест"):
         tokens = {i: grammars.tokenizer.id_to_bytes(i) for i in range(640)}
@@ -84,21 +83,21 @@ def test_a_full_vocabulary():
     grammars = Grammars(tokenizer, [END])
     texts = {word: {"const": word} for word in ("Ωмега", "日本語です", "👩‍👩‍👧", "naïve café")}
     for word, schema in texts.items():
-        guide = grammars.compile(forms.json_schema(schema))()
+        guide = grammars.compile(formats.json_schema(schema))()
         for token in tokenizer.ordinary_ids(f'"{word}"'):
             scores = torch.zeros(131_072)
             guide.mask(scores)
             assert scores[token] == 0
             guide.advance(token)
         assert allowed(guide, 131_072) == {END}
-    anything = grammars.compile(forms.json_schema({"type": "string"}))()
+    anything = grammars.compile(formats.json_schema({"type": "string"}))()
     anything.advance(tokenizer.ordinary_ids('"')[0])
     many = allowed(anything, 131_072)
     assert len(many) > 100_000 and many.isdisjoint(tokenizer.all_special_ids)
 
 
 def test_a_choice_that_begins_another(grammars):
-    guide = grammars.compile(forms.choice(["on", "one"]))()
+    guide = grammars.compile(formats.choice(["on", "one"]))()
     say(grammars, guide, "on")
     assert END in allowed(guide)
     say(grammars, guide, "e")
@@ -121,7 +120,7 @@ def test_a_choice_that_begins_another(grammars):
     ],
 )
 def test_json_that_may_be_said(grammars, schema, text):
-    assert ends(grammars, forms.json_schema(schema), text)
+    assert ends(grammars, formats.json_schema(schema), text)
 
 
 @pytest.mark.parametrize(
@@ -140,7 +139,7 @@ def test_json_that_may_be_said(grammars, schema, text):
     ],
 )
 def test_json_that_may_not_be_said(grammars, schema, text, next_one):
-    guide = grammars.compile(forms.json_schema(schema))()
+    guide = grammars.compile(formats.json_schema(schema))()
     say(grammars, guide, text)
     (token,) = grammars.tokenizer.ordinary_ids(next_one)
     assert token not in allowed(guide)
@@ -157,11 +156,11 @@ def test_json_that_may_not_be_said(grammars, schema, text, next_one):
     ],
 )  # fmt: skip
 def test_patterns(grammars, regex, text):
-    assert ends(grammars, forms.pattern(regex), text)
+    assert ends(grammars, formats.pattern(regex), text)
 
 
 def test_the_end_is_forced_whatever_was_done_to_its_score(one):
-    guide = one.compile(forms.choice(["x"]))()
+    guide = one.compile(formats.choice(["x"]))()
     say(one, guide, "x")
     scores = torch.zeros(640)
     scores[END] = -math.inf  # as by a minimum of tokens
@@ -171,7 +170,7 @@ def test_the_end_is_forced_whatever_was_done_to_its_score(one):
 
 def test_a_wish_to_end_closes_what_is_open(one):
     quote, bracket, brace, letter = (one.tokenizer.ordinary_ids(text)[0] for text in ('"', "]", "}", "a"))
-    guide = one.compile(forms.json_schema({"type": "array", "items": {"type": "string"}}))()
+    guide = one.compile(formats.json_schema({"type": "array", "items": {"type": "string"}}))()
 
     def best() -> int:
         scores = torch.zeros(640)
@@ -183,13 +182,13 @@ def test_a_wish_to_end_closes_what_is_open(one):
     assert best() == quote
     say(one, guide, '"')
     assert best() == bracket
-    inside = one.compile(forms.json_object())()
+    inside = one.compile(formats.json_object())()
     say(one, inside, '{"}')
     scores = torch.zeros(640)
     scores[END] = 5.0
     inside.mask(scores)
     assert scores.argmax() == quote and scores[brace] == 0
-    words = one.compile(forms.pattern('"[a-z]+"'))()  # no JSON, no wish
+    words = one.compile(formats.pattern('"[a-z]+"'))()  # no JSON, no wish
     say(one, words, '"a')
     scores = torch.zeros(640)
     scores[letter], scores[END] = 1.0, 5.0
@@ -206,17 +205,17 @@ def test_in_string():
 
 
 def test_control_tokens_never_come(one):
-    assert allowed(one.compile(forms.lark("start: /(.|\\n)*/"))()) >= {END}
-    everything = allowed(one.compile(forms.lark("start: (<[*]>)+"))())
+    assert allowed(one.compile(formats.lark("start: /(.|\\n)*/"))()) >= {END}
+    everything = allowed(one.compile(formats.lark("start: (<[*]>)+"))())
     assert everything.isdisjoint(set(one.tokenizer.all_special_ids) - {END, CALLS})
-    guide = one.compile(forms.lark('start: "a" <[10]>'))()
+    guide = one.compile(formats.lark('start: "a" <[10]>'))()
     say(one, guide, "a")
     with pytest.raises(StructureError, match="control token"):
         guide.mask(torch.zeros(640))
 
 
 def test_scores_beyond_the_vocabulary_are_forbidden(one):
-    assert allowed(one.compile(forms.choice(["a"]))(), 700) == set(one.tokenizer.ordinary_ids("a"))
+    assert allowed(one.compile(formats.choice(["a"]))(), 700) == set(one.tokenizer.ordinary_ids("a"))
 
 
 @pytest.mark.parametrize("size", [3, 8, 9, 20])
@@ -231,7 +230,7 @@ def test_keep_only(size):
 
 
 @pytest.mark.parametrize(
-    "form", [forms.pattern(r"[^\x00-\U0010ffff]"), forms.lark("start: a\na: a"), forms.json_schema({"enum": []})]
+    "form", [formats.pattern(r"[^\x00-\U0010ffff]"), formats.lark("start: a\na: a"), formats.json_schema({"enum": []})]
 )
 def test_what_allows_no_answer(one, form):
     with pytest.raises(StructureError, match=r"no answer|Unsatisfiable.*correct it"):
@@ -239,7 +238,7 @@ def test_what_allows_no_answer(one, form):
 
 
 def test_a_grammar_that_becomes_too_complex(one):
-    form = forms.lark("start: a a a a\na: b b b b b b b b\nb: c c c c c c c c c\nc: /x{1,1000}/{1,1000}")
+    form = formats.lark("start: a a a a\na: b b b b b b b b\nb: c c c c c c c c c\nc: /x{1,1000}/{1,1000}")
     guide = one.compile(form)()
     with pytest.raises(StructureError, match="too complex") as error:
         for _ in range(9):
@@ -248,7 +247,7 @@ def test_a_grammar_that_becomes_too_complex(one):
 
 
 def test_a_grammar_that_takes_too_long(one):
-    form = forms.lark('start: a*\na: (b | c)*\nb: "x" | "xx" | a a\nc: "x" b c | a "x" | ')
+    form = formats.lark('start: a*\na: (b | c)*\nb: "x" | "xx" | a a\nc: "x" b c | a "x" | ')
     guide = one.compile(form)()
     begin = time.thread_time()
     with pytest.raises(StructureError, match="takes too long to follow"):
@@ -260,7 +259,7 @@ def test_a_grammar_that_takes_too_long(one):
 def test_time_that_a_step_may_take_is_not_counted(one, monkeypatch):
     clock = iter(0.004 * n for n in range(100_000))
     monkeypatch.setattr("pixtral.structured.guide.time.thread_time", lambda: next(clock))
-    guide = one.compile(forms.pattern("x*"))()
+    guide = one.compile(formats.pattern("x*"))()
     for _ in range(50):
         guide.mask(torch.zeros(640))  # 4 ms each
     clock = iter(0.05 * n for n in range(100_000))
@@ -304,7 +303,7 @@ def test_no_more_calls_than_the_limit(one):
 
 
 def test_a_form_or_calls(one):
-    guide = guide_of(one, forms.json_schema({"const": 1}), read_tools([CLOCK]))()
+    guide = guide_of(one, formats.json_schema({"const": 1}), read_tools([CLOCK]))()
     assert allowed(guide) == {CALLS, *one.tokenizer.ordinary_ids("1")}
     assert guide_of(one, None, None) is None
 
@@ -354,20 +353,20 @@ def test_tokenizers_without_tools(one):
 def test_the_cache_has_limits(one):
     grammars = Grammars(one.tokenizer, [END], max_entries=3, max_chars=120)
     for n in range(6):
-        grammars.compile(forms.choice([f"text {n}"]))
+        grammars.compile(formats.choice([f"text {n}"]))
         assert len(grammars) <= 3
     assert grammars.num_compiled == 6
-    grammars.compile(forms.choice(["text 5"]))
+    grammars.compile(formats.choice(["text 5"]))
     assert grammars.num_compiled == 6, "it was there"
-    grammars.compile(forms.choice(["text 0"]))
+    grammars.compile(formats.choice(["text 0"]))
     assert grammars.num_compiled == 7, "it had gone"
-    guide = grammars.compile(forms.choice(["x" * 200]))()  # larger than everything: used, not kept
+    guide = grammars.compile(formats.choice(["x" * 200]))()  # larger than everything: used, not kept
     assert len(grammars) == 0 and grammars.num_chars == 0
     say(grammars, guide, "x" * 200)
 
 
 def test_guides_of_one_grammar_go_their_own_ways(one):
-    make = one.compile(forms.choice(["ab", "cd"]))
+    make = one.compile(formats.choice(["ab", "cd"]))
     first, second = make(), make()
     say(one, first, "ab")
     say(one, second, "cd")
@@ -378,7 +377,7 @@ def test_several_threads(one):
     grammars, found = Grammars(one.tokenizer, [END]), []
 
     def work(n):
-        guide = grammars.compile(forms.choice([f"{n % 3}"]))()
+        guide = grammars.compile(formats.choice([f"{n % 3}"]))()
         say(grammars, guide, f"{n % 3}")
         found.append(allowed(guide) == {END})
 
@@ -396,10 +395,10 @@ def test_several_threads(one):
 @pytest.mark.parametrize(
     "form",
     [
-        forms.json_schema({"type": "object", "properties": {"日本": {"enum": ["é", "  two"]}, "t": {"type": "string",
+        formats.json_schema({"type": "object", "properties": {"日本": {"enum": ["é", "  two"]}, "t": {"type": "string",
                            "maxLength": 9}}, "required": ["日本"], "additionalProperties": False}),
-        forms.pattern("[a-zа-я]{3,9} [0-9]{2}"),
-        forms.choice(["cat", " dog", "две кошки", "日本"]),
+        formats.pattern("[a-zа-я]{3,9} [0-9]{2}"),
+        formats.choice(["cat", " dog", "две кошки", "日本"]),
     ],
     ids=["json", "pattern", "choice"],
 )  # fmt: skip

@@ -12,7 +12,7 @@ from pixtral.assets import tiny_path
 from pixtral.errors import PixtralError, StructureError
 from pixtral.messages import normalize
 from pixtral.processing import AutoProcessor
-from pixtral.structured.history import check_history, prompt_id
+from pixtral.structured.tools import check_history, prompt_id
 
 USER = {"role": "user", "content": "hi"}
 

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from pixtral.errors import PixtralError, StructureError
-from pixtral.structured import forms
-from pixtral.structured.schemas import check_schema, grammar_of
+from pixtral.structured import formats
+from pixtral.structured.formats import check_schema, grammar_of
 from pixtral.structured.tools import read_tools
 
 NODE = {"$ref": "#/$defs/node"}
@@ -116,16 +116,16 @@ def test_formats_without_an_end_are_bounded_where_they_are_schemas():
 @pytest.mark.parametrize(
     ("make", "says"),
     [
-        (lambda: forms.pattern(None), "expected a regular expression"),
-        (lambda: forms.pattern(""), "expected a regular expression"),
-        (lambda: forms.pattern("x" * 70_000), "at most 65536"),
-        (lambda: forms.choice("abc"), "expected a list"),
-        (lambda: forms.choice([]), "expected a list"),
-        (lambda: forms.choice(["a", ""]), "not empty"),
-        (lambda: forms.choice(["a", 1]), "is 1"),
-        (lambda: forms.choice(["x"] * 5000), "at most 4096"),
-        (lambda: forms.choice(["x" * 60_000, "y" * 60_000]), "shorten"),
-        (lambda: forms.lark({}), "expected a Lark grammar"),
+        (lambda: formats.pattern(None), "expected a regular expression"),
+        (lambda: formats.pattern(""), "expected a regular expression"),
+        (lambda: formats.pattern("x" * 70_000), "at most 65536"),
+        (lambda: formats.choice("abc"), "expected a list"),
+        (lambda: formats.choice([]), "expected a list"),
+        (lambda: formats.choice(["a", ""]), "not empty"),
+        (lambda: formats.choice(["a", 1]), "is 1"),
+        (lambda: formats.choice(["x"] * 5000), "at most 4096"),
+        (lambda: formats.choice(["x" * 60_000, "y" * 60_000]), "shorten"),
+        (lambda: formats.lark({}), "expected a Lark grammar"),
     ],
 )
 def test_forms_that_are_none(make, says):
@@ -190,4 +190,4 @@ def test_tools_that_are_none(tools, choice, param):
 
 def test_a_grammar_beside_tools_is_refused():
     with pytest.raises(StructureError, match="exclude each other"):
-        read_tools([tool()]).with_content(forms.lark('start: "a"'), 9)
+        read_tools([tool()]).with_content(formats.lark('start: "a"'), 9)

@@ -13,10 +13,10 @@ import pixtral
 from pixtral.assistant.prompt import prepare
 from pixtral.engine.config import EngineConfig
 from pixtral.engine.engine import Engine
-from pixtral.engine.lookup import PromptLookup
-from pixtral.engine.params import SamplingParams
+from pixtral.engine.prompt_lookup import PromptLookup
 from pixtral.engine.request import EngineRequest
-from pixtral.structured.forms import json_schema
+from pixtral.engine.sampling_params import SamplingParams
+from pixtral.structured.formats import json_schema
 from pixtral.structured.grammars import Grammars
 
 SCHEMAS = all_schemas()

@@ -6,7 +6,7 @@ import torch
 import torch.distributed as dist
 from torch.multiprocessing.spawn import spawn
 
-from pixtral.training.parallel import average_gradients, place, shared_clock
+from pixtral.training.loop import average_gradients, place, shared_clock
 
 
 def work(rank: int, folder: str) -> None:

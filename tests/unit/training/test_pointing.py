@@ -7,9 +7,8 @@ import pytest
 import torch
 
 from pixtral.models.llava import LlavaForConditionalGeneration
-from pixtral.training.batches import IMG, Encoder, Stage, make_batch
+from pixtral.training.batches import IMG, Encoder, Stage, make_batch, patch_owners
 from pixtral.training.evaluate import forward
-from pixtral.training.labels import patch_owners
 from pixtral.training.pictures import COLOURS, SHAPES, draw_labelled, sample_scene
 from pixtral.training.pointing import ANSWER, ROUTES, Pointer, pointing_loss, watched
 from pixtral.training.questions import KINDS, vocabulary

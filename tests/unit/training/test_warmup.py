@@ -7,10 +7,10 @@ import pytest
 import torch
 
 from pixtral.models.vision import PixtralVisionModel
-from pixtral.training.labels import IGNORED, SIZES, patch_labels
+from pixtral.training.batches import IGNORED, SIZES, patch_labels
+from pixtral.training.curriculum import Probe, make_labelled, probe_loss
 from pixtral.training.pictures import COLOURS, SHAPES, draw_labelled, sample_scene
 from pixtral.training.tiny import tiny_config
-from pixtral.training.warmup import Probe, make_labelled, probe_loss
 
 
 @pytest.mark.parametrize("size", [(64, 96), (128, 112), (160, 80)])

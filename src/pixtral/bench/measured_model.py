@@ -1,0 +1,134 @@
+"""The model to be measured: one with random weights at a named shape, or one that is loaded."""
+
+from __future__ import annotations
+
+import dataclasses
+import time
+from typing import Any
+
+import torch
+
+from pixtral.bench.ceilings import READ_BYTES
+from pixtral.bench.machine import resident
+from pixtral.bench.random_model import empty_model, fill_random, resident_bytes
+from pixtral.bench.settings import Settings
+from pixtral.bench.work import cache_bytes, weight_bytes
+from pixtral.checkpoints.memory import available_memory, gigabytes
+from pixtral.configuration import LlavaConfig
+from pixtral.configuration.shapes import shape_config, with_layers
+from pixtral.errors import ConfigError
+from pixtral.generation.loop import context_length
+from pixtral.pretrained import LlavaForConditionalGeneration
+from pixtral.quantization import Asked
+
+WORK_SPACE = 1 << 30  # activations, PyTorch itself, and what measures the limits
+
+
+@dataclasses.dataclass(frozen=True)
+class Subject:
+    """A model in memory.
+
+    Attributes:
+        model: the public class, on the CPU.
+        of_layers: layers of the whole decoder, where the model has only some of them.
+        facts: about it, for a report.
+        load: seconds and memory of making or loading it, for a report.
+    """
+
+    model: LlavaForConditionalGeneration
+    of_layers: int
+    facts: dict[str, Any]
+    load: dict[str, Any]
+
+
+def random_subject(shape: str, asked: Asked, settings: Settings, layers: int | None = None) -> Subject:
+    """A model of a named shape with random weights.
+
+    Args:
+        layers: of the decoder, to be made; all of them when left out.
+
+    Raises:
+        ConfigError: no such shape, settings that do not fit it, or not enough memory; nothing has been built then.
+    """
+    whole = shape_config(shape)
+    of_layers = whole.text_config.num_hidden_layers
+    config = whole if layers is None else with_layers(whole, layers)
+    settings.check(context_length(config.text_config))
+    started = time.perf_counter()
+    model = empty_model(config, asked)
+    _check_memory(model, shape, settings, asked)
+    fill_random(model)
+    return _subject(model, of_layers, shape, "random", time.perf_counter() - started)
+
+
+def loaded_subject(path_or_id: str, asked: Asked, settings: Settings, **hub: Any) -> Subject:
+    """A model out of a folder or from the Hub; arguments as of `from_pretrained`.
+
+    Raises:
+        CheckpointError: it cannot be loaded.
+        ConfigError: settings that do not fit it.
+    """
+    started = time.perf_counter()
+    model = LlavaForConditionalGeneration.from_pretrained(
+        path_or_id,
+        device_map="cpu",
+        quantization=asked.quantization,
+        quantize_vision=asked.quantize_vision,
+        activations=asked.activations,
+        **hub,
+    )
+    seconds = time.perf_counter() - started
+    settings.check(context_length(model.text_config))
+    return _subject(model, model.text_config.num_hidden_layers, path_or_id, "loaded", seconds)
+
+
+def _subject(model: LlavaForConditionalGeneration, of_layers: int, name: str, weights: str, seconds: float) -> Subject:
+    quantizer = getattr(model, "quantizer", None)
+    memory = resident()
+    facts = {
+        "name": name,
+        "weights": weights,
+        "layers": model.text_config.num_hidden_layers,
+        "of_layers": of_layers,
+        "dtype": str(model.dtype).removeprefix("torch."),
+        "quantization": None if quantizer is None else quantizer.to_dict(),
+        "weight_gb": round(weight_bytes(model) / 1e9, 3),
+    }
+    peak = None if memory is None else round(memory.peak / 1e9, 3)
+    return Subject(model, of_layers, facts, {"seconds": round(seconds, 2), "peak_gb": peak})
+
+
+def needed_bytes(model: LlavaForConditionalGeneration, settings: Settings) -> int:
+    """Memory for measuring a model: its weights, the longest cache, and work space."""
+    longest = max(settings.prompt, settings.memory_context, *settings.contexts) + settings.new
+    cache = longest * cache_bytes(model.text_config, settings.kv_cache)
+    return resident_bytes(model) + cache + READ_BYTES + WORK_SPACE
+
+
+def _check_memory(model: LlavaForConditionalGeneration, shape: str, settings: Settings, asked: Asked) -> None:
+    """Refuse what does not fit, with what would."""
+    available = available_memory(torch.device("cpu"))
+    need = needed_bytes(model, settings)
+    if available is None or need <= available:
+        return
+    ways = []
+    config = shape_config(shape)
+    layers = model.text_config.num_hidden_layers
+    if asked.quantization != "int4":
+        small = needed_bytes(empty_model(with_layers(config, layers), Asked("int4")), settings)
+        if small <= available:
+            ways.append(f"--quantization int4 ({gigabytes(small)})")
+    fitting = _layers_that_fit(config, asked, settings, available)
+    if fitting:
+        ways.append(f"--layers {fitting} of its {config.text_config.num_hidden_layers}")
+    advice = f"these fit: {', or '.join(ways)}" if ways else "choose a smaller shape"
+    raise ConfigError(
+        f"{shape} with {layers} layers needs {gigabytes(need)}, a context of {settings.memory_context} tokens "
+        f"included, but {gigabytes(available)} are available; {advice}"
+    )
+
+
+def _layers_that_fit(config: LlavaConfig, asked: Asked, settings: Settings, available: int) -> int:
+    """How many layers of the decoder there is room for."""
+    one, two = (needed_bytes(empty_model(with_layers(config, n), asked), settings) for n in (1, 2))
+    return min(max(1 + (available - one) // (two - one), 0), config.text_config.num_hidden_layers)

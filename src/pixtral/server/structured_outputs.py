@@ -1,0 +1,169 @@
+"""What a chat asks of its answer's form and of its tools: for the engine as a guide, for the client as deltas."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+from pixtral.engine.outputs import Output
+from pixtral.engine.request import Guide
+from pixtral.errors import StructureError
+from pixtral.server.protocol import Sampling, StructuredOutputs
+from pixtral.server.protocol_chat import (
+    ChatCompletionRequest,
+    JsonObjectFormat,
+    JsonSchemaFormat,
+    NamedTool,
+    ResponseFormat,
+)
+from pixtral.server.streaming import Delta, Reader
+from pixtral.structured import formats, tool_parser
+from pixtral.structured.grammars import guide_of, tool_calls_id
+from pixtral.structured.tools import read_tools
+
+if TYPE_CHECKING:
+    from pixtral.server.state import ServerState
+
+
+@dataclasses.dataclass(frozen=True)
+class Structure:
+    """What holds for every choice of one request.
+
+    Attributes:
+        guide: makes the engine's guide of each, None where anything may be said.
+        tools: for the prompt.
+        make_reader: makes the reader of each, None where answers are nothing but text.
+    """
+
+    guide: Callable[[], Guide] | None = None
+    tools: Sequence[dict[str, Any]] | None = None
+    make_reader: Callable[[], Reader] | None = None
+
+
+async def structure_of(state: ServerState, body: ChatCompletionRequest) -> Structure:
+    """What a chat asks for, compiled beside the event loop.
+
+    Raises:
+        StructureError: what cannot be honoured.
+    """
+    if body.response_format is None and body.structured_outputs is None and not body.tools and body.tool_choice is None:
+        return Structure()
+    form = _form_of_chat(body)
+    choice = body.tool_choice.model_dump() if isinstance(body.tool_choice, NamedTool) else body.tool_choice
+    tools = read_tools([tool.model_dump() for tool in body.tools or ()], choice, body.parallel_tool_calls)
+    if form is None and tools is None:
+        return Structure()
+    check_ends(body, "response_format" if form is not None else "tools")
+    guide = await state.in_thread(lambda: guide_of(state.grammars, form, tools))
+    if tools is None:
+        return Structure(guide)
+    if tools.choice == "none":
+        return Structure(guide, tools.definitions)
+    return Structure(guide, tools.definitions, _make_reader(state, body))
+
+
+async def guide_of_text(state: ServerState, body: Sampling) -> Callable[[], Guide] | None:
+    """The guide of a completion, which has no tools."""
+    if body.structured_outputs is None:
+        return None
+    form = form_of(body.structured_outputs)
+    check_ends(body, "structured_outputs")
+    return await state.in_thread(lambda: guide_of(state.grammars, form, None))
+
+
+def form_of(given: StructuredOutputs) -> formats.Form:
+    """The form that vLLM's field asks for."""
+    if given.json_ is not None:
+        return formats.json_schema(given.json_, "structured_outputs.json")
+    if given.regex is not None:
+        return formats.pattern(given.regex)
+    if given.choice is not None:
+        return formats.choice(given.choice)
+    if given.grammar is not None:
+        return formats.lark(given.grammar)
+    return formats.json_object("structured_outputs.json_object")
+
+
+def form_of_format(given: ResponseFormat) -> formats.Form | None:
+    """The form that OpenAI's field asks for; None for any text."""
+    if isinstance(given, JsonObjectFormat):
+        return formats.json_object()
+    if not isinstance(given, JsonSchemaFormat):
+        return None
+    schema = given.json_schema
+    if schema.schema_ is None:
+        return formats.json_object()
+    return formats.json_schema(schema.schema_, lenient=schema.strict is False)
+
+
+def check_ends(body: Sampling, param: str) -> None:
+    """Refuse settings that contradict an end that the form gives."""
+    if body.ignore_eos:
+        raise StructureError(f"ignore_eos is true, but {param} says when the answer ends; leave it out", "ignore_eos")
+    if body.min_tokens:
+        raise StructureError(f"min_tokens is {body.min_tokens}, but {param} says when the answer ends; leave it out",
+                             "min_tokens")  # fmt: skip
+
+
+def _form_of_chat(body: ChatCompletionRequest) -> formats.Form | None:
+    form = None if body.response_format is None else form_of_format(body.response_format)
+    if body.structured_outputs is None:
+        return form
+    if form is not None:
+        raise StructureError(
+            "structured_outputs and response_format both say what the answer looks like; keep one", "structured_outputs"
+        )
+    return form_of(body.structured_outputs)
+
+
+def _make_reader(state: ServerState, body: ChatCompletionRequest) -> Callable[[], Reader]:
+    tokenizer = state.processor.tokenizer
+    trigger = tool_calls_id(tokenizer)
+    params = body.sampling(None, None)
+    return lambda: ToolReader(
+        tool_parser.AnswerParser(tokenizer, trigger, stop=params.stop, ends=params.stop_token_ids)
+    )
+
+
+class ToolReader:
+    """An answer that may call tools."""
+
+    def __init__(self, parser: tool_parser.AnswerParser) -> None:
+        self._parser = parser
+        self._content: list[str] = []
+        self._calls: list[dict[str, Any]] = []
+
+    def push(self, output: Output) -> list[Delta]:
+        """Words, names and pieces of arguments."""
+        found = [self._parser.push(output.token_ids)]
+        if output.finish_reason is not None:
+            found.append(self._parser.finish())
+        deltas: list[Delta] = []
+        for delta in found:
+            if delta.content:
+                self._content.append(delta.content)
+                deltas.append({"content": delta.content})
+            if delta.calls:
+                deltas.append({"tool_calls": [self._call(one) for one in delta.calls]})
+        return deltas
+
+    def message(self) -> dict[str, Any]:
+        """Words, if there are any, and calls, if there are any."""
+        content = "".join(self._content)
+        message = {"role": "assistant", "content": content if content or not self._calls else None, "refusal": None}
+        return {**message, "tool_calls": self._calls} if self._calls else message
+
+    def finish_reason(self, output: Output) -> str:
+        """ "tool_calls" when the answer ended by itself with calls, else the engine's own."""
+        assert output.finish_reason is not None
+        return "tool_calls" if self._calls and output.finish_reason == "stop" else output.finish_reason
+
+    def _call(self, delta: tool_parser.CallDelta) -> dict[str, Any]:
+        """OpenAI's delta; the call is kept as well."""
+        if delta.name is None:
+            self._calls[delta.index]["function"]["arguments"] += delta.arguments
+            return {"index": delta.index, "function": {"arguments": delta.arguments}}
+        head = {"id": delta.id, "type": "function"}
+        self._calls.append({**head, "function": {"name": delta.name, "arguments": delta.arguments}})
+        return {"index": delta.index, **head, "function": {"name": delta.name, "arguments": delta.arguments}}
