@@ -6,7 +6,7 @@ PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c const
 
 .PHONY: demo native sanitize test lint types layers check format wheel clean
 
-demo: $(VENV)/.installed            ## run the embedded model on a packaged picture
+demo: $(VENV)/.installed            ## run the embedded model on a packaged image
 	$(BIN)/pixtral demo
 
 native: $(VENV)/.installed-dev      ## build the kernels of this checkout, and use them from now on

@@ -1,4 +1,4 @@
-"""The engine under many requests: its own cost per step, batching, long prompts beside answers, pictures again.
+"""The engine under many requests: its own cost per step, batching, long prompts beside answers, images again.
 
     python benchmarks/bench_engine.py [--size middle|tiny] [--threads 2] [--only overhead batching ...]
 
@@ -7,7 +7,7 @@
     overhead   milliseconds per step at 8 answers that are neither embedding, decoder nor output layer
     batching   seconds of 8 text requests at once, and one after the other
     stretch    gaps between the tokens of 4 running answers while a long prompt is read, and without it
-    picture    seconds to the first token of a first and of a second question about one picture
+    image    seconds to the first token of a first and of a second question about one image
     async      tokens per second of 8 clients of AsyncEngine, and of the bare engine
 
 and ends with one JSON line.
@@ -191,17 +191,17 @@ def stretch(model: Any, answers: int = 4, length: int = 4000) -> dict[str, float
     }  # fmt: skip
 
 
-def picture(model: Any, side: int = 512) -> dict[str, float]:
-    """First tokens of two questions about one picture."""
+def image(model: Any, side: int = 512) -> dict[str, float]:
+    """First tokens of two questions about one image."""
     patch, token = model.config.vision_config.patch_size, model.config.image_token_index
     engine, seconds = engine_for(model), []
     grid = side // patch
-    image = (*([token] * grid + [12]) * grid,)
+    places = (*([token] * grid + [12]) * grid,)
     warm = torch.randn(3, 4 * patch, 4 * patch)
     for number, pixels in enumerate((warm, torch.randn(3, side, side, generator=torch.Generator().manual_seed(1)))):
         rows = pixels.shape[1] // patch
         for question in range(2):
-            ids = (1, *(image if rows == grid else ([token] * rows + [12]) * rows), *prompt(model, 20, question))
+            ids = (1, *(places if rows == grid else ([token] * rows + [12]) * rows), *prompt(model, 20, question))
             begin = time.perf_counter()
             images = place_images(ids, [pixels], image_token=token, patch_size=patch)
             engine.add_request(EngineRequest(f"{number}.{question}", ids, params(1), images))
@@ -239,7 +239,7 @@ def asynchronous(model: Any, clients: int = 8, new: int = 48) -> dict[str, float
     return {"async_tokens_per_s": rate, "bare_tokens_per_s": plain, "share": rate / plain}
 
 
-PARTS = {"overhead": overhead, "batching": batching, "stretch": stretch, "picture": picture, "async": asynchronous}
+PARTS = {"overhead": overhead, "batching": batching, "stretch": stretch, "image": image, "async": asynchronous}
 
 
 def main() -> None:

@@ -162,7 +162,7 @@ def main() -> None:
         for shape in options.shapes:
             least, most = (1, MOST_ROWS_OF_HEAD) if shape == "lm_head" else (1, max(options.rows))
             if shape.startswith(("tower", "projector")):
-                least = 64  # a picture has at least as many patches
+                least = 64  # an image has at least as many patches
             rows = [n for n in options.rows if least <= n <= most]
             lines += measure(shape, rows, limits, options.seconds)
         around = overhead()

@@ -30,7 +30,7 @@ from pixtral.ops.quantized_weight import pack_reference
 from pixtral.ops.rowwise import add, rms_norm, rotate_pair
 
 ROWS, WIDTH, WIDE, HEADS, KEY_HEADS, DIM = 1056, 5120, 14336, 32, 8, 128  # a prompt in the decoder
-PATCHES, TOWER, TOWER_WIDE, TOWER_HEADS = 1024, 1024, 4096, 16  # a picture of 512 x 512 in the tower
+PATCHES, TOWER, TOWER_WIDE, TOWER_HEADS = 1024, 1024, 4096, 16  # an image of 512 x 512 in the tower
 PAUSE = 0.02  # seconds; PyTorch's threads wait actively for about 5 ms
 Run = Callable[[], object]
 
@@ -59,14 +59,14 @@ def rowwise() -> Iterator[tuple[str, Run, Run]]:
 
 
 def attending() -> Iterator[tuple[str, Run, Run]]:
-    """A picture, a prompt, one token."""
+    """An image, a prompt, one token."""
 
     def both(packing: Packing, *qkv: Tensor, cache: KVCache | None = None) -> tuple[Run, Run]:
         layer = None if cache is None else cache.layers[0]
         return lambda: attention(*qkv, packing, layer), lambda: attention(*qkv, packing, layer, native=False)
 
-    picture = [drawn(PATCHES, TOWER_HEADS, TOWER // TOWER_HEADS) for _ in range(3)]
-    yield f"attention, picture of {PATCHES} patches", *both(Packing.full([PATCHES], causal=False), *picture)
+    image = [drawn(PATCHES, TOWER_HEADS, TOWER // TOWER_HEADS) for _ in range(3)]
+    yield f"attention, image of {PATCHES} patches", *both(Packing.full([PATCHES], causal=False), *image)
     prompt = drawn(ROWS, HEADS, DIM), drawn(ROWS, KEY_HEADS, DIM), drawn(ROWS, KEY_HEADS, DIM)
     yield f"attention, prompt of {ROWS}", *both(Packing.full([ROWS], causal=True), *prompt)
     token = [x[:1] for x in prompt]

@@ -2,9 +2,9 @@
 
     python benchmarks/bench_vision.py [--images 1 4] [--side 512] [--runs 5] [--compare transformers] [--memory]
 
-Times one pass of the tower over `--images` pictures of side x side pixels, alternating with Transformers' tower on the
+Times one pass of the tower over `--images` images of side x side pixels, alternating with Transformers' tower on the
 same weights in the same process when it is to be compared, and prints medians. With --memory, a process of its own for
-1, 2, 4 and 8 pictures measures how far the peak memory rises above the loaded model. The last line is JSON.
+1, 2, 4 and 8 images measures how far the peak memory rises above the loaded model. The last line is JSON.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ def seconds(run: Callable[[], object]) -> float:
 
 
 def measure_time(counts: list[int], side: int, runs: int, compare: bool) -> list[dict[str, float]]:
-    """Medians for each number of pictures, the systems taking turns."""
+    """Medians for each number of images, the systems taking turns."""
     ours = build()
     theirs = build_transformers(ours) if compare else None
     rows = []
@@ -82,7 +82,7 @@ def measure_time(counts: list[int], side: int, runs: int, compare: bool) -> list
 
 
 def peak_rise(count: int, side: int) -> float:
-    """MiB by which the peak rises above the loaded model while `count` pictures are encoded; for a fresh process."""
+    """MiB by which the peak rises above the loaded model while `count` images are encoded; for a fresh process."""
     model = build()
     model.encode([torch.zeros(3, 64, 64).bfloat16()])
     before = resident()
@@ -97,7 +97,7 @@ def resident() -> float:
 
 
 def measure_memory(side: int) -> dict[str, object]:
-    """Peaks for several numbers of pictures and their largest distance from a straight line."""
+    """Peaks for several numbers of images and their largest distance from a straight line."""
     peaks = []
     for count in MEMORY_COUNTS:
         command = [sys.executable, __file__, "--peak", str(count), "--side", str(side)]

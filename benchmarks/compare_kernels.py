@@ -69,7 +69,7 @@ def new_token(context: int, stored: torch.dtype) -> Run:
 
 
 def whole(rows: int, heads: int, key_heads: int, dim: int, causal: bool) -> Run:
-    """Attention of a prompt or a picture to itself."""
+    """Attention of a prompt or an image to itself."""
     q, k, v = (torch.randn(rows, count, dim).bfloat16() for count in (heads, key_heads, key_heads))
     return lambda: attention(q, k, v, Packing.full([rows], causal=causal))
 
@@ -78,14 +78,14 @@ CASES: dict[str, Callable[[], Run]] = {
     "one row, gate and up, 4 bits": lambda: products(4, 1, 5120, 14336, gated=True),
     "one row, down, 4 bits": lambda: products(4, 1, 14336, 5120),
     "prompt, gate and up, 4 bits": lambda: products(4, 1056, 5120, 14336, gated=True),
-    "picture, gate and up, 8 bits": lambda: products(8, 1024, 1024, 4096, gated=True, group=128),
-    "picture, q, bfloat16": lambda: dense_products(1024, 1024, 1024),
-    "picture, down, bfloat16": lambda: dense_products(1024, 4096, 1024),
+    "image, gate and up, 8 bits": lambda: products(8, 1024, 1024, 4096, gated=True, group=128),
+    "image, q, bfloat16": lambda: dense_products(1024, 1024, 1024),
+    "image, down, bfloat16": lambda: dense_products(1024, 4096, 1024),
     "token after 1,024, bfloat16": lambda: new_token(1024, torch.bfloat16),
     "token after 16,384, bfloat16": lambda: new_token(16384, torch.bfloat16),
     "token after 16,384, 8 bits": lambda: new_token(16384, torch.int8),
     "prompt, attention": lambda: whole(1056, 32, 8, 128, True),
-    "picture, attention": lambda: whole(1024, 16, 16, 64, False),
+    "image, attention": lambda: whole(1024, 16, 16, 64, False),
 }
 
 

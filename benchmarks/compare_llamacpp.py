@@ -30,9 +30,9 @@ REQUIRED = {
 TITLES = {
     "prompt": "prompt tokens/s",
     "new": "new tokens/s",
-    "image": "picture, bf16, s",
-    "image_8bit": "picture, 8 bits, s",
-    "first_token": "picture to first token, s",
+    "image": "image, bf16, s",
+    "image_8bit": "image, 8 bits, s",
+    "first_token": "image to first token, s",
 }
 
 

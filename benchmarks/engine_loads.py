@@ -5,9 +5,9 @@
 Every request is a prompt of about 92 tokens and is answered with 64, read into text as a server would. The loads:
 
     text       words alone
-    different  a 256x256 picture of its own in each
-    same       one 256x256 picture in all
-    large      a 512x512 picture of its own in each
+    different  a 256x256 image of its own in each
+    same       one 256x256 image in all
+    large      a 512x512 image of its own in each
 
 Prints tokens per second and the time to the first token, then, with --profile, where Python's time goes; ends with one
 JSON line.
@@ -50,8 +50,8 @@ def requests(model: Any, kind: str, count: int, new: int, seed: int) -> Iterator
             continue
         generator = torch.Generator().manual_seed(0 if kind == "same" else 1000 * seed + number)
         pixels = torch.randn(3, side, side, generator=generator)
-        picture = ([token] * grid + [12]) * grid
-        ids = (1, 3, *picture[:-1], 13, *words, 4)
+        image = ([token] * grid + [12]) * grid
+        ids = (1, 3, *image[:-1], 13, *words, 4)
         images = place_images(ids, [pixels], image_token=token, patch_size=patch)
         yield EngineRequest(f"{kind} {seed} {number}", ids, params, images)
 

@@ -26,8 +26,8 @@ IMAGE_CHUNK = 1
 QUESTION = "01234567890123456789"  # twenty tokens: digits stand alone
 
 
-class Pictures:
-    """llama.cpp's side of pictures: the tower, and prompts with a picture."""
+class Images:
+    """llama.cpp's side of images: the tower, and prompts with an image."""
 
     def __init__(self, tower: pathlib.Path, llm: llama_cpp.Llama, threads: int) -> None:
         params = mtmd.mtmd_context_params_default()
@@ -38,7 +38,7 @@ class Pictures:
         self.llm = llm
 
     def chunks(self, side: int, question: str = "") -> Any:
-        """A random picture and a question, cut into chunks."""
+        """A random image and a question, cut into chunks."""
         pixels = np.random.default_rng(side).integers(0, 256, (side, side, 3), dtype=np.uint8)
         bitmap = mtmd.mtmd_bitmap_init(side, side, pixels.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8)))
         words = mtmd.mtmd_default_marker() + question.encode()
@@ -52,16 +52,16 @@ class Pictures:
         return made
 
     def encode(self, side: int) -> float:
-        """Seconds of one picture through tower and projector."""
+        """Seconds of one image through tower and projector."""
         chunks = self.chunks(side)
         for index in range(mtmd.mtmd_input_chunks_size(chunks)):
             chunk = mtmd.mtmd_input_chunks_get(chunks, index)
             if mtmd.mtmd_input_chunk_get_type(chunk) == IMAGE_CHUNK:
                 return seconds(lambda chunk=chunk: mtmd.mtmd_encode_chunk(self.context, chunk))  # type: ignore[misc]
-        raise SystemExit("llama.cpp sees no picture in the prompt")
+        raise SystemExit("llama.cpp sees no image in the prompt")
 
     def first_token(self, side: int) -> tuple[float, int]:
-        """Seconds from a picture and a question to the scores of the first token, and the prompt's tokens."""
+        """Seconds from an image and a question to the scores of the first token, and the prompt's tokens."""
         self.llm.reset()
         llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(self.llm._ctx.ctx), True)
         start = time.perf_counter()
@@ -105,10 +105,10 @@ def main() -> None:
         str(decoder), n_ctx=4096, n_batch=2048, n_ubatch=512, n_threads=args.threads, n_threads_batch=args.threads,
         verbose=False,
     )  # fmt: skip
-    pictures = Pictures(tower, llm, args.threads)
+    images = Images(tower, llm, args.threads)
     load = time.perf_counter() - start
-    pictures.encode(128)
-    image = pictures.encode(args.image)
+    images.encode(128)
+    image = images.encode(args.image)
     ids = np.random.default_rng(0).integers(1000, VOCABULARY, max(args.prompt, args.context) + args.new).tolist()
     llm.eval(ids[:32])
     llm.reset()
@@ -116,7 +116,7 @@ def main() -> None:
     if args.context > args.prompt:
         llm.eval(ids[args.prompt : args.context])
     tokens = [seconds(lambda token=token: llm.eval([token])) for token in ids[-args.new :]]  # type: ignore[misc]
-    first, length = pictures.first_token(args.image)
+    first, length = images.first_token(args.image)
     result = {
         "name": "llama.cpp",
         "version": llama_cpp.__version__,

@@ -1,7 +1,7 @@
 """Put load on an OpenAI-compatible server, and print what it bears. The last line is JSON.
 
 Each of C clients sends its next streamed request as soon as its last one is answered, until all requests were sent.
-Loads: `text`; `image`, a different picture in every request; `same-image`, one picture in all of them.
+Loads: `text`; `image`, a different image in every request; `same-image`, one image in all of them.
 
     python benchmarks/load_client.py --base-url http://127.0.0.1:8000 --clients 1 8 32 --loads text image same-image
 
@@ -44,7 +44,7 @@ class Answer:
         return int(self.usage.get("completion_tokens", len(self.pieces)))
 
 
-def picture(side: int, seed: int) -> str:
+def image(side: int, seed: int) -> str:
     """A data: URI of a PNG of side x side pixels: blocks of random colours."""
     rng = random.Random(seed)
     lines = []
@@ -65,7 +65,7 @@ def body(options: argparse.Namespace, load: str, number: int, shared: str) -> by
     words = WORDS.split()
     content: Any = " ".join([f"Number {number}:", *(rng.choice(words) for _ in range(options.words))])
     if load != "text":
-        url = shared if load == "same-image" else picture(options.side, rng.randrange(1 << 60))
+        url = shared if load == "same-image" else image(options.side, rng.randrange(1 << 60))
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": content}]
     fields = {
         "model": options.model, "messages": [{"role": "user", "content": content}], "max_tokens": options.tokens,
@@ -101,7 +101,7 @@ async def ask(connection: Connection, request: bytes, timeout: float) -> Answer:
 async def measure(options: argparse.Namespace, load: str, clients: int) -> dict[str, Any]:
     """One load with so many clients."""
     count = options.requests or max(8, 4 * clients)
-    shared = picture(options.side, options.seed * 1_000_003 + clients)
+    shared = image(options.side, options.seed * 1_000_003 + clients)
     connections = [Connection(options.base_url, options.api_key) for _ in range(clients)]
     for number in range(options.warmup):
         await ask(connections[0], body(options, load, -1 - number, shared), options.timeout)
@@ -198,9 +198,9 @@ def main() -> int:
     parser.add_argument("--requests", type=int, help="of each run; four for each client, at least 8, if left out")
     parser.add_argument("--tokens", type=int, default=64, help="new tokens of each request")
     parser.add_argument("--words", type=int, default=85, help="of each prompt")
-    parser.add_argument("--side", type=int, default=256, help="of pictures, in pixels")
+    parser.add_argument("--side", type=int, default=256, help="of images, in pixels")
     parser.add_argument("--warmup", type=int, default=1, help="requests before the clock starts")
-    parser.add_argument("--seed", type=int, default=0, help="another one gives texts and pictures that no cache knows")
+    parser.add_argument("--seed", type=int, default=0, help="another one gives texts and images that no cache knows")
     parser.add_argument("--timeout", type=float, default=600.0, help="seconds for one request")
     parser.add_argument("--may-end", action="store_true", help="do not send ignore_eos, which is not OpenAI's")
     parser.add_argument("--extra", default="{}", help="JSON object of further fields")

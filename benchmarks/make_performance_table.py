@@ -122,12 +122,12 @@ def phases(report: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     figures = report["figures"]
     tower = "8 bits" if (report["model"]["quantization"] or {}).get("quantize_vision") else "bf16"
     found = [
-        (f"picture {one['side']} x {one['side']}, {tower}", f"{one['seconds']:.2f} s", one) for one in figures["image"]
+        (f"image {one['side']} x {one['side']}, {tower}", f"{one['seconds']:.2f} s", one) for one in figures["image"]
     ]
     prompt = figures["prompt"]
     found.append((f"prompt, {prompt['tokens']:,} tokens", f"{prompt['tokens_per_second']:.1f} tokens/s", prompt))
     for one in figures["first_token"]:
-        found.append((f"picture {one['side']} and question to first token", f"{one['seconds']:.1f} s", one))
+        found.append((f"image {one['side']} and question to first token", f"{one['seconds']:.1f} s", one))
     for one in figures["new"]:
         found.append((f"new tokens, context {one['context']:,}", f"{one['tokens_per_second']:.2f} tokens/s", one))
     return found

@@ -3,7 +3,7 @@
     python benchmarks/soak.py --minutes 10
 
 Starts `pixtral serve` (arguments behind -- go to it) and sends, from 32 clients at once: questions whose answers were
-recorded when nobody else was there, greedy and seeded, with and without pictures; new questions with a number in each,
+recorded when nobody else was there, greedy and seeded, with and without images; new questions with a number in each,
 whose prompt and answer must cost exactly as many tokens as that number says; schemas that allow that number alone;
 nonsense; and streams that are left in the middle. What must hold:
 
@@ -31,10 +31,10 @@ from pathlib import Path
 from typing import Any
 
 from http_client import Connection, HttpError
-from load_client import picture
+from load_client import image
 
-SHARES = {"recorded": 35, "new": 20, "picture": 10, "schema": 15, "left": 15, "nonsense": 5}
-# Small caches: they are full after the warm-up, so that blocks are taken back, pictures forgotten, answers preempted.
+SHARES = {"recorded": 35, "new": 20, "image": 10, "schema": 15, "left": 15, "nonsense": 5}
+# Small caches: they are full after the warm-up, so that blocks are taken back, images forgotten, answers preempted.
 SETTINGS = ("--kv-cache-mb", "64", "--image-cache-mb", "4", "--log-level", "warning")
 PATH = "/v1/chat/completions"
 TIMEOUT = 180.0
@@ -84,7 +84,7 @@ class Soak:
         self.url, self.process, self.rng = url, process, random.Random(seed)
         self.recorded: list[Question] = []
         self.plain: dict[int, int] = {}  # words of a new question: tokens of its prompt
-        self.pictured: dict[int, int] = {}  # side of a new picture: tokens of its prompt
+        self.imaged: dict[int, int] = {}  # side of a new image: tokens of its prompt
         self.in_schema = 0
         self.counts: collections.Counter[str] = collections.Counter()
         self.wrong: list[str] = []
@@ -95,7 +95,7 @@ class Soak:
         connection, words = Connection(self.url), ("red", "green", "blue", "circle", "square", "left", "above")
         for place in range(24):
             text = " ".join(self.rng.choice(words) for _ in range(20))
-            url = picture(32 * (1 + place % 6), place % 6) if place % 2 else None
+            url = image(32 * (1 + place % 6), place % 6) if place % 2 else None
             chosen = {"temperature": 0.8, "top_p": 0.9, "seed": place} if place % 3 == 2 else {}
             fields = asked(f"{place} {text}", url, max_tokens=8 + 3 * place, **chosen)
             answer, usage = await answer_of(connection, fields)
@@ -103,7 +103,7 @@ class Soak:
         for count in range(1, 120, 7):
             self.plain[count] = await self._prompt_tokens(connection, self._new(count, 1))
         for side in (48, 64, 100, 160, 224):
-            self.pictured[side] = await self._prompt_tokens(connection, self._new(5, 1, side))
+            self.imaged[side] = await self._prompt_tokens(connection, self._new(5, 1, side))
         self.in_schema = await self._prompt_tokens(connection, self._schema())
         connection.close()
 
@@ -118,7 +118,7 @@ class Soak:
 
     def _new(self, words: int, tokens: int, side: int | None = None) -> dict[str, Any]:
         number = self._next()
-        url = None if side is None else picture(side, int(number))
+        url = None if side is None else image(side, int(number))
         return asked(f"{number}{' circle' * words}", url, max_tokens=tokens)
 
     def _schema(self) -> dict[str, Any]:
@@ -156,10 +156,10 @@ class Soak:
         _, usage = await answer_of(connection, self._new(words, tokens))
         self._compare("new", usage, (self.plain[words], tokens))
 
-    async def _ask_picture(self, connection: Connection) -> None:
-        side, tokens = self.rng.choice(list(self.pictured)), self.rng.randint(1, 60)
+    async def _ask_image(self, connection: Connection) -> None:
+        side, tokens = self.rng.choice(list(self.imaged)), self.rng.randint(1, 60)
         _, usage = await answer_of(connection, self._new(5, tokens, side))
-        self._compare("picture", usage, (self.pictured[side], tokens))
+        self._compare("image", usage, (self.imaged[side], tokens))
 
     async def _ask_schema(self, connection: Connection) -> None:
         fields = self._schema()
@@ -219,7 +219,7 @@ class Soak:
         if after["kv_blocks_free"] != after["kv_blocks"]:
             self.wrong.append(f"{after['kv_blocks_free']:g} of {after['kv_blocks']:g} blocks are free")
         if after["image_cache_bytes"] > after["image_cache_limit_bytes"]:
-            self.wrong.append(f"{after['image_cache_bytes']:,.0f} bytes in the cache of pictures")
+            self.wrong.append(f"{after['image_cache_bytes']:,.0f} bytes in the cache of images")
         if after["memory_mb"] > 1.05 * before["memory_mb"]:
             self.wrong.append(f"memory grew from {before['memory_mb']:.0f} to {after['memory_mb']:.0f} MB")
         if after["files"] > before["files"] + 4 or after["threads"] > before["threads"] + 4:

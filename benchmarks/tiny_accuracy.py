@@ -1,11 +1,11 @@
-"""How often the embedded model is right on pictures it has never seen: ``python benchmarks/tiny_accuracy.py``.
+"""How often the embedded model is right on images it has never seen: ``python benchmarks/tiny_accuracy.py``.
 
-For each kind of question, pictures are drawn from seeds that training never uses, with sizes from 88 to 160 pixels
+For each kind of question, images are drawn from seeds that training never uses, with sizes from 88 to 160 pixels
 (mostly no multiples of the patch) and jittered colours, positions and angles; each question is asked alone, through
 the processor and greedy `generate`, and counts as right only when the whole answer is. Prints a table by kind and
-number of things in the picture, and one line of JSON.
+number of things in the image, and one line of JSON.
 
-With several formats (``--quantization none int4 int8 --kinds colour shape position count --pictures 1000``) all of them
+With several formats (``--quantization none int4 int8 --kinds colour shape position count --images 1000``) all of them
 answer the same questions, and a table compares each with the first: points lost, and the answers that became wrong and
 right. "none" is the model as it is stored, in bfloat16.
 """
@@ -26,8 +26,8 @@ from PIL import Image
 import pixtral
 from pixtral.assets import tiny_path
 from pixtral.training.evaluate import HELD_OUT_SEED
-from pixtral.training.pictures import draw, sample_scene, sample_size
 from pixtral.training.questions import KINDS, Asker
+from pixtral.training.scenes import draw, sample_scene, sample_size
 
 FORMATS = ("none", "int4", "int8")
 
@@ -37,7 +37,7 @@ class Tally:
     """What one format answered.
 
     Args:
-        right: kind -> number of things in the picture -> was the answer right.
+        right: kind -> number of things in the image -> was the answer right.
         mistakes: in words.
         seconds: that it took.
     """
@@ -59,7 +59,7 @@ def main() -> None:
     """Measure and print."""
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", type=pathlib.Path, default=tiny_path())
-    parser.add_argument("--pictures", type=int, default=300, help="for each kind of question")
+    parser.add_argument("--images", type=int, default=300, help="for each kind of question")
     parser.add_argument("--kinds", nargs="+", choices=KINDS, default=list(KINDS))
     parser.add_argument("--quantization", nargs="+", choices=FORMATS, default=["none"])
     parser.add_argument("--quantize-vision", action="store_true")
@@ -88,7 +88,7 @@ def main() -> None:
         }
         for name, tally in tallies.items()
     }
-    print(json.dumps({"pictures_per_kind": given.pictures, **facts}))
+    print(json.dumps({"images_per_kind": given.images, **facts}))
 
 
 def measure(given: argparse.Namespace, quantization: str) -> Tally:
@@ -104,7 +104,7 @@ def measure(given: argparse.Namespace, quantization: str) -> Tally:
     started = time.perf_counter()
     for kind in given.kinds:
         rng = np.random.default_rng([HELD_OUT_SEED, given.seed, KINDS.index(kind)])
-        while len(tally.of(kind)) < given.pictures:
+        while len(tally.of(kind)) < given.images:
             scene = sample_scene(rng, *sample_size(rng))
             question = Asker(scene, rng).one(kind)
             if question is None:

@@ -19,8 +19,8 @@ from PIL import Image
 import pixtral
 from pixtral.assets import tiny_path
 from pixtral.training.evaluate import HELD_OUT_SEED
-from pixtral.training.pictures import draw, sample_scene, sample_size
 from pixtral.training.questions import KINDS, Asker
+from pixtral.training.scenes import draw, sample_scene, sample_size
 
 WAYS: dict[str, dict[str, Any]] = {
     "prompt lookup": {"prompt_lookup_num_tokens": 10},
@@ -67,7 +67,7 @@ def main() -> None:
 
 
 def questions(processor: Any, each: int) -> Any:
-    """Model inputs and right answers, of pictures that training never saw."""
+    """Model inputs and right answers, of images that training never saw."""
     for index, kind in enumerate(KINDS):
         rng = np.random.default_rng([HELD_OUT_SEED, 5, index])
         asked = 0

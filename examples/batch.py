@@ -1,4 +1,4 @@
-"""Several prompts at once, with different numbers and sizes of pictures.
+"""Several prompts at once, with different numbers and sizes of images.
 
 python examples/batch.py [MODEL [IMAGE...]]
 """
@@ -8,9 +8,9 @@ import sys
 from PIL import Image
 
 from pixtral import AutoProcessor, LlavaForConditionalGeneration
-from pixtral.assets import demo_picture_path, tiny_path
+from pixtral.assets import demo_image_path, tiny_path
 
-model_id, *images = sys.argv[1:] or [tiny_path(), demo_picture_path()]
+model_id, *images = sys.argv[1:] or [tiny_path(), demo_image_path()]
 first, last = Image.open(images[0]), Image.open(images[-1])
 
 model = LlavaForConditionalGeneration.from_pretrained(model_id)
@@ -18,7 +18,7 @@ processor = AutoProcessor.from_pretrained(model_id, padding_side="left")
 
 
 def user(*parts):
-    """A conversation of one message; pictures as PIL images, text as strings."""
+    """A conversation of one message; images as PIL images, text as strings."""
     content = [{"type": "text", "text": p} if isinstance(p, str) else {"type": "image", "image": p} for p in parts]
     return [{"role": "user", "content": content}]
 

@@ -1,4 +1,4 @@
-"""A question about a picture, asked of `pixtral serve` with the openai package.
+"""A question about an image, asked of `pixtral serve` with the openai package.
 
 python examples/client_chat.py [IMAGE [BASE_URL]]
 """
@@ -9,12 +9,12 @@ import sys
 
 from openai import OpenAI
 
-from pixtral.assets import demo_picture_path
+from pixtral.assets import demo_image_path
 
 image, url = (*sys.argv[1:], None, None)[:2]
 
-with open(image or demo_picture_path(), "rb") as file:
-    picture = "data:image/png;base64," + base64.b64encode(file.read()).decode()
+with open(image or demo_image_path(), "rb") as file:
+    image = "data:image/png;base64," + base64.b64encode(file.read()).decode()
 
 client = OpenAI(base_url=url or "http://127.0.0.1:8000/v1", api_key=os.environ.get("PIXTRAL_API_KEY", "none"))
 answer = client.chat.completions.create(
@@ -23,7 +23,7 @@ answer = client.chat.completions.create(
         {
             "role": "user",
             "content": [
-                {"type": "image_url", "image_url": {"url": picture}},
+                {"type": "image_url", "image_url": {"url": image}},
                 {"type": "text", "text": "Describe the picture."},
             ],
         }

@@ -1,4 +1,4 @@
-"""What is in a picture, as an object: `pixtral serve` can say nothing but JSON of this shape.
+"""What is in an image, as an object: `pixtral serve` can say nothing but JSON of this shape.
 
 python examples/client_schema.py [IMAGE [BASE_URL]]
 """
@@ -11,7 +11,7 @@ from typing import Literal
 from openai import OpenAI
 from pydantic import BaseModel
 
-from pixtral.assets import demo_picture_path
+from pixtral.assets import demo_image_path
 
 
 class Shape(BaseModel):
@@ -19,13 +19,13 @@ class Shape(BaseModel):
     form: Literal["circle", "square", "triangle", "star"]
 
 
-class Picture(BaseModel):
+class Image(BaseModel):
     shapes: tuple[Shape, Shape, Shape]
 
 
 image, url = (*sys.argv[1:], None, None)[:2]
 
-with open(image or demo_picture_path(), "rb") as file:
+with open(image or demo_image_path(), "rb") as file:
     data = "data:image/png;base64," + base64.b64encode(file.read()).decode()
 
 client = OpenAI(base_url=url or "http://127.0.0.1:8000/v1", api_key=os.environ.get("PIXTRAL_API_KEY", "none"))
@@ -33,7 +33,7 @@ content = [{"type": "image_url", "image_url": {"url": data}}, {"type": "text", "
 answer = client.chat.completions.parse(
     model=client.models.list().data[0].id,
     messages=[{"role": "user", "content": content}],
-    response_format=Picture,
+    response_format=Image,
     temperature=0,
 )
 for shape in answer.choices[0].message.parsed.shapes:

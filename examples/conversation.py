@@ -1,4 +1,4 @@
-"""Several turns about one picture, and the same with messages in OpenAI's form.
+"""Several turns about one image, and the same with messages in OpenAI's form.
 
 python examples/conversation.py [IMAGE [MODEL]]
 """
@@ -6,10 +6,10 @@ python examples/conversation.py [IMAGE [MODEL]]
 import sys
 
 import pixtral
-from pixtral.assets import demo_picture_path
+from pixtral.assets import demo_image_path
 
 image, model = (*sys.argv[1:], None, None)[:2]
-image = str(image or demo_picture_path())
+image = str(image or demo_image_path())
 
 assistant = pixtral.load(model)
 

@@ -1,4 +1,4 @@
-"""4 bits with bitsandbytes, prompt first, then text and pictures together: the second program of Transformers' page.
+"""4 bits with bitsandbytes, prompt first, then text and images together: the second program of Transformers' page.
 
 pip install "pixtral[bnb]"
 python examples/quantized.py [MODEL DOG_URL MOUNTAIN_URL]

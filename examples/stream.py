@@ -6,12 +6,12 @@ python examples/stream.py [IMAGE [MODEL]]
 import sys
 
 import pixtral
-from pixtral.assets import demo_picture_path
+from pixtral.assets import demo_image_path
 
 image, model = (*sys.argv[1:], None, None)[:2]
 
 assistant = pixtral.load(model)
-stream = assistant.chat("Describe the picture.", images=image or demo_picture_path(), stream=True)
+stream = assistant.chat("Describe the picture.", images=image or demo_image_path(), stream=True)
 for piece in stream:
     print(piece, end="", flush=True)
 print()

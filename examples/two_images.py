@@ -1,4 +1,4 @@
-"""Two pictures by URL in one question: the first program of Transformers' Pixtral page, only its import line changed.
+"""Two images by URL in one question: the first program of Transformers' Pixtral page, only its import line changed.
 
 python examples/two_images.py [MODEL URL_DOG URL_MOUNTAIN]
 """

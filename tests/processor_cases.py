@@ -1,12 +1,12 @@
-"""Calls of a PixtralProcessor, written down once for transformers' and ours. ("picture", width, height) is an image."""
+"""Calls of a PixtralProcessor, written down once for transformers' and ours. ("image", width, height) is an image."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from tokens import WEATHER, picture
+from tokens import WEATHER, make_image
 
-A, B, C, BIG = ("picture", 40, 20), ("picture", 16, 16), ("picture", 33, 70), ("picture", 130, 136)
+A, B, C, BIG = ("image", 40, 20), ("image", 16, 16), ("image", 33, 70), ("image", 130, 136)
 SMALL = {"images_kwargs": {"size": {"longest_edge": 128}}}  # 130 x 136: floor and round differ
 
 CALLS: list[dict[str, Any]] = [
@@ -65,7 +65,7 @@ def make_images(value: Any) -> Any:
         from tokens import png_data_uri
 
         kind, width, height = value
-        return picture(width, height, width) if kind == "picture" else png_data_uri(width, height, width)
+        return make_image(width, height, width) if kind == "image" else png_data_uri(width, height, width)
     if isinstance(value, dict):
         return {key: make_images(item) for key, item in value.items()}
     return [make_images(item) for item in value] if isinstance(value, list) else value

@@ -1,4 +1,4 @@
-"""What tests of the engine share: a small random Pixtral, prompts with pictures for it, a tokenizer of letters."""
+"""What tests of the engine share: a small random Pixtral, prompts with images for it, a tokenizer of letters."""
 
 from __future__ import annotations
 
@@ -45,8 +45,8 @@ def small_model() -> Any:
 
 
 @functools.cache
-def picture(name: str, rows: int, cols: int) -> Tensor:
-    """Pixels that depend on the name: pictures of one size and several names have the same ids."""
+def make_image(name: str, rows: int, cols: int) -> Tensor:
+    """Pixels that depend on the name: images of one size and several names have the same ids."""
     generator = torch.Generator().manual_seed(hash((len(name), *name.encode(), rows, cols)) % 2**31)
     return torch.randn(3, rows * PATCH, cols * PATCH, generator=generator)
 
@@ -55,7 +55,7 @@ Part = int | tuple[str, int, int]
 
 
 def build(parts: Sequence[Part]) -> tuple[tuple[int, ...], list[Tensor]]:
-    """Words, and pictures (name, rows, columns), to ids and pixels."""
+    """Words, and images (name, rows, columns), to ids and pixels."""
     ids: list[int] = []
     pixels: list[Tensor] = []
     for part in parts:
@@ -65,12 +65,12 @@ def build(parts: Sequence[Part]) -> tuple[tuple[int, ...], list[Tensor]]:
             name, rows, cols = part
             ids += ([IMG] * cols + [BREAK]) * rows
             ids[-1] = END
-            pixels.append(picture(name, rows, cols))
+            pixels.append(make_image(name, rows, cols))
     return tuple(ids), pixels
 
 
 def ask(name: str, parts: Sequence[Part], params: SamplingParams = GREEDY, **kwargs: Any) -> EngineRequest:
-    """A request of words and pictures."""
+    """A request of words and images."""
     ids, pixels = build(parts)
     images = place_images(ids, pixels, image_token=IMG, patch_size=PATCH)
     return EngineRequest(name, ids, params, images, **kwargs)

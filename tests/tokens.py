@@ -73,7 +73,7 @@ def copy_of(folder: pathlib.Path, target: pathlib.Path, *, without: tuple[str, .
     return target
 
 
-def picture(width: int, height: int, seed: int = 0) -> Any:
+def make_image(width: int, height: int, seed: int = 0) -> Any:
     """A PIL image with something in it."""
     import numpy as np
     from PIL import Image
@@ -84,11 +84,11 @@ def picture(width: int, height: int, seed: int = 0) -> Any:
 
 
 def png_data_uri(width: int, height: int, seed: int = 0) -> str:
-    """A picture as a data URI."""
+    """An image as a data URI."""
     import io
 
     buffer = io.BytesIO()
-    picture(width, height, seed).save(buffer, "PNG")
+    make_image(width, height, seed).save(buffer, "PNG")
     return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode("ascii")
 
 

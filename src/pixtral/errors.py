@@ -12,6 +12,7 @@
     ├── StructureError      (ValueError)   a schema, pattern, grammar or tool that cannot be honoured
     ├── EngineError         (RuntimeError) an engine that has stopped, or takes no more requests
     ├── UnknownArgument     (TypeError)    a keyword that nobody would read
+    │   └── Refused         (ValueError)   ... that Transformers or Mistral would take
     └── MissingDependency   (ImportError)  an optional package; the message names the extra
 
 Each also inherits the builtin that a program written for Transformers catches.

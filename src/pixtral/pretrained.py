@@ -27,7 +27,7 @@ from pixtral.quantization.bitsandbytes import BitsAndBytesQuantizer
 # FOLDED pixtral.pretrained: What programs ask of a model that may be quantized, under Transformers' names.
 
 
-T = TypeVar("T", bound="QuantizedModel")
+Q = TypeVar("Q", bound="QuantizedModel")
 
 
 class QuantizedModel(nn.Module):
@@ -65,7 +65,7 @@ class QuantizedModel(nn.Module):
         """Whether bitsandbytes holds the weights in 4 bits."""
         return self.hf_quantizer is not None and self.hf_quantizer.config.load_in_4bit
 
-    def to(self: T, *args: Any, **kwargs: Any) -> T:
+    def to(self: Q, *args: Any, **kwargs: Any) -> Q:
         """As of nn.Module.
 
         Raises:
@@ -75,12 +75,12 @@ class QuantizedModel(nn.Module):
             self._refuse_cast("to(dtype)")
         return super().to(*args, **kwargs)
 
-    def half(self: T) -> T:
+    def half(self: Q) -> Q:
         """As of nn.Module, and refused like `to(dtype)`."""
         self._refuse_cast("half()")
         return super().half()
 
-    def float(self: T) -> T:
+    def float(self: Q) -> Q:
         """As of nn.Module, and refused like `to(dtype)`."""
         self._refuse_cast("float()")
         return super().float()

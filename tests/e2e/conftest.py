@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
-from picture_server import serving
+from image_server import serving
 
 
 @pytest.fixture(scope="session")

@@ -84,7 +84,7 @@ def test_the_table_of_the_embedded_model():
     assert lines[0].startswith(f"{tiny_path()}: its own weights, bfloat16, cache bfloat16")
     assert lines[2].startswith("limits: reading ")
     firsts = [line.split("  ")[0] for line in lines]
-    for first in ("picture 32 x 32", "picture 48 x 48", "prompt of 24", "first token, picture 48"):
+    for first in ("image 32 x 32", "image 48 x 48", "prompt of 24", "first token, image 48"):
         assert first in firsts
     assert "new tokens after 40" in firsts
     assert "new tokens after 60" in firsts
@@ -223,10 +223,10 @@ def test_a_broken_embedded_model_is_a_problem(monkeypatch, tmp_path):
 
 
 def test_a_torch_that_cannot_be_imported_does_not_hide_the_rest(monkeypatch):
-    from pixtral.cli import doctor
+    from pixtral.cli import doctor_checks
 
     monkeypatch.setitem(sys.modules, "torch", None)
-    found = {check.name: check for check in (doctor._torch(), doctor._memory(), doctor._devices())}
+    found = {check.name: check for check in (doctor_checks._torch(), doctor_checks._memory(), doctor_checks._devices())}
     assert found["torch"].problem
     assert "pip install torch" in found["torch"].advice
     assert found["memory"].found == "unknown without torch"
@@ -234,16 +234,16 @@ def test_a_torch_that_cannot_be_imported_does_not_hide_the_rest(monkeypatch):
 
 
 def test_too_many_threads_and_little_memory_are_warned_of(monkeypatch, tmp_path):
-    from pixtral.cli import doctor
+    from pixtral.cli import doctor_checks
 
     quota = tmp_path / "cpu.max"
     quota.write_text("150000 100000\n")
-    monkeypatch.setattr(doctor, "_QUOTA", quota)
-    monkeypatch.setattr(doctor.machine, "cores", lambda: 8)
+    monkeypatch.setattr(doctor_checks, "_QUOTA", quota)
+    monkeypatch.setattr(doctor_checks.machine, "cores", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
-    assert "say --threads 2" in doctor._torch().advice
-    assert doctor._processor().facts["quota"] == 2
+    assert "say --threads 2" in doctor_checks._torch().advice
+    assert doctor_checks._processor().facts["quota"] == 2
     quota.write_text("max 100000\n")
-    assert doctor._torch().advice == ""
+    assert doctor_checks._torch().advice == ""
     monkeypatch.setattr("pixtral.checkpoints.memory.available_memory", lambda device: 4 << 30)
-    assert "close other programs" in doctor._memory().advice
+    assert "close other programs" in doctor_checks._memory().advice

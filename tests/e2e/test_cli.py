@@ -20,12 +20,12 @@ from PIL import Image
 from typer.testing import CliRunner
 
 import pixtral
-from pixtral.assets import demo_picture_path, tiny_path
+from pixtral.assets import demo_image_path, tiny_path
 from pixtral.cli.main import app
 from pixtral.cli.options import looks_like_model, model_and_question
 from pixtral.cli.session import Session, _unquoted
 
-PICTURE = str(demo_picture_path())
+IMAGE = str(demo_image_path())
 TINY = str(tiny_path())
 QUESTION = "What is in the picture?"
 COMMAND = [sys.executable, "-m", "pixtral.cli"]
@@ -39,13 +39,13 @@ def cli():
 
 @pytest.fixture(scope="session")
 def expected():
-    return pixtral.load().chat(QUESTION, PICTURE)
+    return pixtral.load().chat(QUESTION, IMAGE)
 
 
 def test_a_question_with_prompt_lookup_and_a_small_cache(cli, expected):
-    result = cli("chat", "-i", PICTURE, "--prompt-lookup", 6, "--kv-cache", "bf16", QUESTION)
+    result = cli("chat", "-i", IMAGE, "--prompt-lookup", 6, "--kv-cache", "bf16", QUESTION)
     assert (result.exit_code, result.stdout) == (0, expected.text + "\n")
-    line = only_error(cli("chat", "-i", PICTURE, "--kv-cache", "int3", QUESTION))
+    line = only_error(cli("chat", "-i", IMAGE, "--kv-cache", "int3", QUESTION))
     assert "kv_cache is 'int3', expected 'bf16', 'int8'" in line
     assert cli("chat", "--prompt-lookup", 0, QUESTION).exit_code == 2
 
@@ -65,9 +65,9 @@ def test_a_quantized_folder_is_complete(cli, quantized, expected):
     assert ["decoder", "4 bits, groups of 64", "28", "0.6", "4.28"] in rows
     assert {row[0] for row in rows} == {"vision tower", "projector", "decoder", "output layer"}
     assert f"{folder}: 0.003 GB (was 0.006 GB)" in printed
-    result = cli("chat", folder, "-i", PICTURE, "--json", QUESTION)
+    result = cli("chat", folder, "-i", IMAGE, "--json", QUESTION)
     assert json.loads(result.stdout)["text"] == expected.text
-    result = cli("chat", folder, "-i", PICTURE, "--quantization", "int4", "--activations", "bf16", QUESTION)
+    result = cli("chat", folder, "-i", IMAGE, "--quantization", "int4", "--activations", "bf16", QUESTION)
     assert (result.exit_code, result.stdout) == (0, expected.text + "\n")
     facts = json.loads(cli("inspect", folder, "--json").stdout)
     assert facts["ok"] and facts["tokenizer"] == "hf"
@@ -93,7 +93,7 @@ def test_quantizing_from_mistrals_layout_as_json(cli, tmp_path, quantized):
 
 
 def test_a_question_to_a_model_that_is_packed_while_it_loads(cli, expected):
-    result = cli("chat", "-i", PICTURE, "--quantization", "int8", "--threads", 1, QUESTION)
+    result = cli("chat", "-i", IMAGE, "--quantization", "int8", "--threads", 1, QUESTION)
     assert (result.exit_code, result.stdout) == (0, expected.text + "\n")
 
 
@@ -131,21 +131,21 @@ def only_error(result, *, code=1):
 
 
 def test_a_question(cli, expected):
-    result = cli("chat", "-i", PICTURE, QUESTION)
+    result = cli("chat", "-i", IMAGE, QUESTION)
     assert result.exit_code == 0
     assert result.stdout == expected.text + "\n"
     assert result.stderr == ""
 
 
 def test_a_question_to_a_named_model(cli, expected, server):
-    assert cli("chat", TINY, QUESTION, "-i", PICTURE).stdout == expected.text + "\n"
-    assert cli("chat", "-m", TINY, QUESTION, "-i", PICTURE, "--layout", "mistral").exit_code == 0
+    assert cli("chat", TINY, QUESTION, "-i", IMAGE).stdout == expected.text + "\n"
+    assert cli("chat", "-m", TINY, QUESTION, "-i", IMAGE, "--layout", "mistral").exit_code == 0
     by_url = cli("chat", QUESTION, "-i", f"{server}/dog.png", "-i", f"{server}/mountain.png", "--json")
     assert [image["width"] for image in json.loads(by_url.stdout)["images"]] == [100, 128]
 
 
 def test_json(cli, expected):
-    result = cli("chat", "-i", PICTURE, QUESTION, "--json")
+    result = cli("chat", "-i", IMAGE, QUESTION, "--json")
     made = json.loads(result.stdout)
     assert result.stdout.count("\n") == 1
     assert made["text"] == expected.text
@@ -156,7 +156,7 @@ def test_json(cli, expected):
 
 
 def test_options_reach_the_model(cli):
-    made = json.loads(cli("chat", "-i", PICTURE, QUESTION, "--json", "-n", 2, "--max-image-size", 64).stdout)
+    made = json.loads(cli("chat", "-i", IMAGE, QUESTION, "--json", "-n", 2, "--max-image-size", 64).stdout)
     assert made["usage"]["completion_tokens"] == 2
     assert made["finish_reason"] == "length"
     assert made["images"][0]["tokens"] == 20
@@ -173,12 +173,12 @@ def test_options_reach_the_model(cli):
 
 
 def test_the_question_from_standard_input(cli, expected):
-    assert cli("chat", "-i", PICTURE, "-", stdin=QUESTION + "\n").stdout == expected.text + "\n"
+    assert cli("chat", "-i", IMAGE, "-", stdin=QUESTION + "\n").stdout == expected.text + "\n"
     assert "standard input is empty" in only_error(cli("chat", "-", stdin=""))
 
 
 def test_a_conversation_in_a_pipe(cli, expected):
-    lines = [f"/image {PICTURE}", QUESTION, "How many shapes are there?", "/reset", f"/image '{PICTURE}'", QUESTION]
+    lines = [f"/image {IMAGE}", QUESTION, "How many shapes are there?", "/reset", f"/image '{IMAGE}'", QUESTION]
     result = cli("chat", stdin="\n".join([*lines, "/exit", "What?"]))
     answers = result.stdout.splitlines()
     assert result.exit_code == 0
@@ -188,20 +188,20 @@ def test_a_conversation_in_a_pipe(cli, expected):
 
 
 def test_what_a_conversation_remembers(monkeypatch, capsys):
-    monkeypatch.setattr(sys, "stdin", io.StringIO(f"/image {PICTURE}\n{QUESTION}\nHow many?\n"))
-    session = Session(pixtral.load(device_map="cpu"), None, {"max_new_tokens": 3}, [Image.open(PICTURE)], "tiny")
+    monkeypatch.setattr(sys, "stdin", io.StringIO(f"/image {IMAGE}\n{QUESTION}\nHow many?\n"))
+    session = Session(pixtral.load(device_map="cpu"), None, {"max_new_tokens": 3}, [Image.open(IMAGE)], "tiny")
     assert session.run() == 0
     roles = [message["role"] for message in session.conversation.messages]
     assert roles == ["user", "assistant"] * 2
-    pictures = [str(message["content"]).count("'image':") for message in session.conversation.messages]
-    assert pictures == [2, 0, 0, 0]  # both with the first question, and not again
+    images = [str(message["content"]).count("'image':") for message in session.conversation.messages]
+    assert images == [2, 0, 0, 0]  # both with the first question, and not again
     monkeypatch.setattr(sys, "stdin", io.StringIO("/reset\n"))
     session.run()
     assert session.conversation.messages == []
 
 
 def test_a_conversation_goes_on_after_an_error(cli, expected):
-    result = cli("chat", "-i", PICTURE, stdin=f"/image nowhere.png\n/image\n/what\n{QUESTION}\n")
+    result = cli("chat", "-i", IMAGE, stdin=f"/image nowhere.png\n/image\n/what\n{QUESTION}\n")
     assert result.stdout == expected.text + "\n"
     assert [line.split(":")[0] for line in result.stderr.splitlines()] == ["error"] * 3
     assert result.exit_code == 1
@@ -221,7 +221,7 @@ def test_a_conversation_goes_on_after_an_error(cli, expected):
         (["chat", QUESTION, "--device-map", "abacus"], "abacus"),
         (["inspect", "./nowhere"], "no folder './nowhere'"),
         (["inspect", "nowhere.png"], "nowhere.png"),
-        (["inspect", PICTURE, "--save", "/dev/null/x.png"], "cannot write"),
+        (["inspect", IMAGE, "--save", "/dev/null/x.png"], "cannot write"),
         (["demo", "-i", "nowhere.png"], "nowhere.png"),
     ],
 )
@@ -231,9 +231,9 @@ def test_errors_are_one_line(cli, words, message):
 
 def test_broken_files_are_one_line(cli, tmp_path):
     broken, empty, text = tmp_path / "broken.png", tmp_path / "empty.png", tmp_path / "text.png"
-    broken.write_bytes(Path(PICTURE).read_bytes()[:500])
+    broken.write_bytes(Path(IMAGE).read_bytes()[:500])
     empty.write_bytes(b"")
-    text.write_text("not a picture")
+    text.write_text("not an image")
     for path in (broken, empty, text):
         assert str(path) in only_error(cli("chat", "-i", path, QUESTION))
         assert str(path) in only_error(cli("inspect", path))
@@ -281,34 +281,34 @@ def test_paths_as_terminals_paste_them(tmp_path, monkeypatch):
     assert _unquoted("it's.png") == "it's.png"
 
 
-def test_inspecting_pictures(cli, tmp_path):
+def test_inspecting_images(cli, tmp_path):
     other = tmp_path / "other.png"
     Image.new("RGB", (1030, 1080)).save(other)
-    result = cli("inspect", PICTURE, other)
+    result = cli("inspect", IMAGE, other)
     rows = [re.split(r"\s{2,}", line) for line in result.stdout.splitlines()]
-    assert rows[0] == ["picture", "size", "resized", "grid", "tokens", "rounding"]
-    assert rows[1] == [PICTURE, "144 x 112", "144 x 112", "7 rows x 9", "70", "either"]
+    assert rows[0] == ["image", "size", "resized", "grid", "tokens", "rounding"]
+    assert rows[1] == [IMAGE, "144 x 112", "144 x 112", "7 rows x 9", "70", "either"]
     assert rows[2][1:] == ["1030 x 1080", "976 x 1024", "64 rows x 61", "3,968", "hf"]
     assert rows[3][1:] == ["1030 x 1080", "992 x 1024", "64 rows x 62", "4,032", "mistral"]
-    facts = json.loads(cli("inspect", PICTURE, other, "--json").stdout)
+    facts = json.loads(cli("inspect", IMAGE, other, "--json").stdout)
     assert facts[0] == {
-        "image": PICTURE, "width": 144, "height": 112, "resized_width": 144, "resized_height": 112,
+        "image": IMAGE, "width": 144, "height": 112, "resized_width": 144, "resized_height": 112,
         "rows": 7, "cols": 9, "tokens": 70,
     }  # fmt: skip
     assert facts[1]["rounding"]["mistral"]["tokens"] == 4032
-    small = json.loads(cli("inspect", PICTURE, "--max-image-size", 64, "--patch-size", 8, "--json").stdout)
+    small = json.loads(cli("inspect", IMAGE, "--max-image-size", 64, "--patch-size", 8, "--json").stdout)
     assert (small["rows"], small["cols"], small["resized_width"]) == (7, 8, 64)
 
 
 def test_inspecting_goes_on_after_an_error(cli, tmp_path):
-    result = cli("inspect", "nowhere.png", PICTURE, tmp_path)
+    result = cli("inspect", "nowhere.png", IMAGE, tmp_path)
     assert result.exit_code == 1
-    assert PICTURE in result.stdout
+    assert IMAGE in result.stdout
     assert "problem: no weights" in result.stdout
     assert "nowhere.png" in result.stderr
 
 
-def test_the_grid_drawn_on_a_picture(cli, tmp_path):
+def test_the_grid_drawn_on_an_image(cli, tmp_path):
     plain = tmp_path / "plain.png"
     Image.new("RGB", (600, 500), (90, 140, 200)).save(plain)
     assert cli("inspect", plain, "--save", tmp_path / "new" / "grid.png").exit_code == 0
@@ -317,7 +317,7 @@ def test_the_grid_drawn_on_a_picture(cli, tmp_path):
     assert drawn.size == (608, 512)
     assert drawn.getpixel((5, 5)) == (90, 140, 200)
     assert drawn.getpixel((16, 5)) != drawn.getpixel((15, 5)) != (90, 140, 200) != drawn.getpixel((5, 32))
-    cli("inspect", PICTURE, plain, "--save", tmp_path / "folder")
+    cli("inspect", IMAGE, plain, "--save", tmp_path / "folder")
     assert sorted(path.name for path in (tmp_path / "folder").iterdir()) == ["01-demo.png", "02-plain.png"]
     with Image.open(tmp_path / "folder" / "01-demo.png") as file:
         assert file.size == (144 * 4, 112 * 4)  # enlarged, to be seen
@@ -401,7 +401,7 @@ def cli_help_of_nothing():
 
 
 def test_a_reader_that_goes_away_is_no_error():
-    done = subprocess.run(f"{sys.executable} -m pixtral.cli inspect {PICTURE} | true", shell=True, capture_output=True)
+    done = subprocess.run(f"{sys.executable} -m pixtral.cli inspect {IMAGE} | true", shell=True, capture_output=True)
     assert b"Traceback" not in done.stderr
     assert b"Error" not in done.stderr
 
@@ -446,7 +446,7 @@ class Terminal:
 def test_a_conversation_in_a_terminal(expected):
     terminal = Terminal("chat")
     terminal.until("> ")
-    terminal.send(f"/image {PICTURE}\r")
+    terminal.send(f"/image {IMAGE}\r")
     assert "144 x 112 pixels" in terminal.until("next question")
     terminal.until("> ")
     terminal.send(f"{QUESTION}\r")

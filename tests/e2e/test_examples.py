@@ -10,12 +10,12 @@ from pathlib import Path
 
 import pytest
 import torch
+from image_server import FILES
 from oracle import greedy
-from picture_server import FILES
 from PIL import Image
 
 import pixtral
-from pixtral.assets import demo_picture_path, tiny_path
+from pixtral.assets import demo_image_path, tiny_path
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 TINY = str(tiny_path())
@@ -78,13 +78,13 @@ def test_quantized(run, server):
 
 def test_describe(run):
     variables, printed = run("describe")
-    direct = pixtral.load().chat("What is in the picture?", images=demo_picture_path())
+    direct = pixtral.load().chat("What is in the picture?", images=demo_image_path())
     assert printed.splitlines()[0] == direct.text == variables["answer"].text
     assert direct.text.strip()
     assert f"{direct.usage.prompt_tokens} prompt tokens" in printed
 
 
-def test_describe_another_picture(run, server):
+def test_describe_another_image(run, server):
     variables, printed = run("describe", f"{server}/dog.png", TINY)
     assert variables["answer"].images[0].width == 100
     assert printed.splitlines()[0].strip()
@@ -107,7 +107,7 @@ def test_conversation(run):
 def test_batch(run):
     variables, printed = run("batch")
     assert [line[:3] for line in printed.splitlines()] == ["0: ", "1: ", "2: "]
-    alone = pixtral.load(device_map="cpu").chat("What is in the picture?", images=demo_picture_path())
+    alone = pixtral.load(device_map="cpu").chat("What is in the picture?", images=demo_image_path())
     assert printed.splitlines()[1] == f"1: {alone.text}"
     assert variables["inputs"]["pixel_values"].shape[0] == 3
 

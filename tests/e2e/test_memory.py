@@ -9,11 +9,11 @@ import pytest
 from typer.testing import CliRunner, Result
 
 import pixtral
-from pixtral.assets import demo_picture_path, tiny_path
+from pixtral.assets import demo_image_path, tiny_path
 from pixtral.cli.main import app
 from pixtral.cli.options import memory_limits
 
-PICTURE = str(demo_picture_path())
+IMAGE = str(demo_image_path())
 QUESTION = "How many shapes are there?"
 
 
@@ -22,23 +22,23 @@ def cli(*words: object) -> Result:
 
 
 def test_estimate() -> None:
-    done = cli("estimate", "--shape", "pixtral-12b", "-i", "512x512", "-i", PICTURE, "--quantization", "int4")
+    done = cli("estimate", "--shape", "pixtral-12b", "-i", "512x512", "-i", IMAGE, "--quantization", "int4")
     assert done.exit_code == 0, done.stderr
     lines = done.stdout.splitlines()
     assert lines[0] == "pixtral-12b: int4 and bfloat16, context of 4,096 tokens"
     rows = [line.split() for line in lines]
     assert ["512x512", "512", "x", "512", "512", "x", "512", "32", "rows", "x", "32", "1,056"] in rows
-    assert [PICTURE, "144", "x", "112", "144", "x", "112", "7", "rows", "x", "9", "70"] in rows
+    assert [IMAGE, "144", "x", "112", "144", "x", "112", "7", "rows", "x", "9", "70"] in rows
     assert "1,126 image tokens leave room for 2,970 of text and answer" in lines
     assert any(row[:2] == ["decoder", "5.6"] for row in rows)
     assert lines[-1].startswith("on the disk 25.4 GB (8.5 GB when saved again); in memory it ")
 
 
 def test_estimate_as_json() -> None:
-    done = cli("estimate", tiny_path(), "-i", PICTURE, "--context", 200, "--kv-cache", "int8", "--batch", 2, "--json")
+    done = cli("estimate", tiny_path(), "-i", IMAGE, "--context", 200, "--kv-cache", "int8", "--batch", 2, "--json")
     found = json.loads(done.stdout)
-    same = pixtral.estimate(tiny_path(), images=[PICTURE], context=200, kv_cache="int8", batch=2)
-    assert found["images"][0] == {**same.to_dict()["images"][0], "name": PICTURE}
+    same = pixtral.estimate(tiny_path(), images=[IMAGE], context=200, kv_cache="int8", batch=2)
+    assert found["images"][0] == {**same.to_dict()["images"][0], "name": IMAGE}
     assert {key: found[key] for key in ("cache", "total", "disk", "image_tokens", "text_room")} == {
         key: same.to_dict()[key] for key in ("cache", "total", "disk", "image_tokens", "text_room")
     }
@@ -50,7 +50,7 @@ def test_estimate_as_json() -> None:
         (["--shape", "pixtral-1b"], 1, "error: shape is 'pixtral-1b'; expected one of"),
         (["/nowhere"], 1, "error: no folder '/nowhere'"),
         (["--quantization", "int3"], 1, "error: quantization is 'int3'"),
-        (["-i", "0x5"], 2, "a picture has at least 1x1 pixels"),
+        (["-i", "0x5"], 2, "an image has at least 1x1 pixels"),
         (["-i", "nowhere.png"], 1, "nowhere.png"),
         (["--context", "0"], 2, "context"),
     ],
@@ -63,9 +63,9 @@ def test_estimates_that_cannot_be(words: list[str], code: int, says: str) -> Non
 
 def test_an_answer_from_the_disk(tmp_path: Any) -> None:
     pytest.importorskip("accelerate")
-    expected = cli("chat", "-i", PICTURE, QUESTION).stdout
+    expected = cli("chat", "-i", IMAGE, QUESTION).stdout
     limits = ("--max-memory", "cpu=3MB", "--offload-folder", tmp_path)
-    done = cli("chat", "-i", PICTURE, *limits, QUESTION)
+    done = cli("chat", "-i", IMAGE, *limits, QUESTION)
     assert (done.exit_code, done.stdout, done.stderr) == (0, expected, "")
 
 

@@ -1,6 +1,6 @@
-"""The shipped model answers rightly about pictures it has never seen, in both layouts and through every door.
+"""The shipped model answers rightly about images it has never seen, in both layouts and through every door.
 
-The full measurement is `benchmarks/tiny_accuracy.py`; here fewer pictures and bounds a little below the goals, so
+The full measurement is `benchmarks/tiny_accuracy.py`; here fewer images and bounds a little below the goals, so
 that a broken tokenizer, image processor, network or weight file fails and chance does not.
 """
 
@@ -14,12 +14,12 @@ import torch
 from PIL import Image
 
 import pixtral
-from pixtral.assets import demo_picture_path, tiny_path
+from pixtral.assets import demo_image_path, tiny_path
 from pixtral.training.batches import Encoder
 from pixtral.training.curriculum import STAGES
 from pixtral.training.evaluate import accuracy
 from pixtral.training.export import LARGEST_FOLDER, demo_scene
-from pixtral.training.pictures import draw
+from pixtral.training.scenes import draw
 
 GOALS = {"colour": 0.95, "shape": 0.90, "count": 0.80, "position": 0.80}
 QUESTIONS = {
@@ -42,8 +42,8 @@ def processor():
     return pixtral.AutoProcessor.from_pretrained(tiny_path())
 
 
-def answer(model, processor, question: str, picture) -> str:
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": question}]
+def answer(model, processor, question: str, image) -> str:
+    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
     inputs = processor.apply_chat_template(
         [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt"
     ).to(model.dtype)
@@ -52,13 +52,13 @@ def answer(model, processor, question: str, picture) -> str:
 
 
 @pytest.mark.parametrize("kind", GOALS)
-def test_right_on_held_out_pictures(model, kind):
-    """Every answer is compared whole; 120 pictures of one to five things, seeds that training never uses."""
+def test_right_on_held_out_images(model, kind):
+    """Every answer is compared whole; 120 images of one to five things, seeds that training never uses."""
     right = accuracy(model, Encoder(tiny_path()), STAGES[-1], (kind,), 120, seed=2)
     assert right[kind] >= GOALS[kind] - 0.05
 
 
-def test_answers_need_the_picture(model):
+def test_answers_need_the_image(model):
     """Without the right pixels the same questions stay near chance."""
     embed = model.model.vision_tower.patch_conv.weight
     kept = embed.detach().clone()
@@ -73,11 +73,11 @@ def test_answers_need_the_picture(model):
 
 @pytest.mark.parametrize("question", QUESTIONS)
 def test_the_demonstration_is_answered_rightly(model, processor, question):
-    assert answer(model, processor, question, demo_picture_path()) == QUESTIONS[question]
+    assert answer(model, processor, question, demo_image_path()) == QUESTIONS[question]
 
 
-def test_the_demonstrations_picture_is_the_generators():
-    assert np.array_equal(np.asarray(Image.open(demo_picture_path())), draw(demo_scene()))
+def test_the_demonstrations_image_is_the_generators():
+    assert np.array_equal(np.asarray(Image.open(demo_image_path())), draw(demo_scene()))
 
 
 def test_mistrals_layout_gives_the_same_model_and_answers(model, tmp_path):
@@ -90,4 +90,4 @@ def test_mistrals_layout_gives_the_same_model_and_answers(model, tmp_path):
 
 def test_the_folder_is_small_enough():
     assert sum(file.stat().st_size for file in tiny_path().iterdir()) <= LARGEST_FOLDER
-    assert demo_picture_path().stat().st_size < 50_000
+    assert demo_image_path().stat().st_size < 50_000

@@ -1,4 +1,4 @@
-"""Record what transformers and mistral-common make of a set of pictures, for test_image_processors.py.
+"""Record what transformers and mistral-common make of a set of images, for test_image_processors.py.
 
 The recordings are in golden/images/ and the tests need nothing but them. To make them anew (torchvision and OpenCV do
 not sit well beside the CPU build of torch, hence an environment of its own):
@@ -28,7 +28,7 @@ def noise(width: int, height: int, channels: int = 3, seed: int = 0) -> np.ndarr
 
 
 def blocks(width: int, height: int, seed: int) -> Image.Image:
-    """Flat rectangles with hard edges and one patch of noise: a large picture whose recording is small."""
+    """Flat rectangles with hard edges and one patch of noise: a large image whose recording is small."""
     rng = np.random.default_rng(seed)
     pixels = np.empty((height, width, 3), np.uint8)
     pixels[:] = rng.integers(0, 256, 3)
@@ -49,7 +49,7 @@ def palette_with_transparency() -> Image.Image:
     return image
 
 
-def pictures() -> dict[str, Image.Image]:
+def make_images() -> dict[str, Image.Image]:
     """PIL images by name; the same ones in every environment."""
     return {
         "rgb_70x50": Image.fromarray(noise(70, 50)),
@@ -70,7 +70,7 @@ def pictures() -> dict[str, Image.Image]:
     }
 
 
-# keyword arguments, tried on the first picture
+# keyword arguments, tried on the first image
 VARIANTS: dict[str, dict[str, Any]] = {
     "no_rescale": {"do_rescale": False},
     "no_normalize": {"do_normalize": False},
@@ -110,7 +110,7 @@ def main() -> None:
         smooth = Image.fromarray(noise(6, 5, seed=30)).resize((60, 44), Image.Resampling.BICUBIC)
         smooth.save(GOLDEN / "small.jpg", quality=85)
     native = ImageEncoder(ImageConfig(16, 1024), SpecialImageIDs(img=10, img_break=12, img_end=13))
-    images = pictures()
+    images = make_images()
     first = next(iter(images.values()))
     for label, processor in (("pil", pil.PixtralImageProcessorPil()), ("fast", fast.PixtralImageProcessor())):
         arrays = {name: processor(image, return_tensors="np")["pixel_values"] for name, image in images.items()}

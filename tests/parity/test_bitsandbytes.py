@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 import pixtral
 from pixtral import AutoProcessor, BitsAndBytesConfig, LlavaForConditionalGeneration, MistralForCausalLM
-from pixtral.assets import demo_picture_path, tiny_path
+from pixtral.assets import demo_image_path, tiny_path
 from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.errors import ConfigError
@@ -370,12 +370,12 @@ TINY = {name: {**scheme, "llm_int8_skip_modules": TINY_SKIP} for name, scheme in
 QUESTIONS = ("How many shapes are there?", "Which shape is red?", "Describe the picture.", "Where is the circle?")
 
 
-def questions(processor: Any, pictures: tuple[int, ...]) -> dict[str, Tensor]:
-    """Padded prompts about so many pictures each: the packaged one, and others made of it."""
-    picture = Image.open(demo_picture_path()).convert("RGB")
-    others = [picture, picture.rotate(90, expand=True), picture.resize((96, 160))]
+def questions(processor: Any, image_counts: tuple[int, ...]) -> dict[str, Tensor]:
+    """Padded prompts about so many images each: the packaged one, and others made of it."""
+    image = Image.open(demo_image_path()).convert("RGB")
+    others = [image, image.rotate(90, expand=True), image.resize((96, 160))]
     chats = []
-    for question, count in zip(QUESTIONS, pictures, strict=True):
+    for question, count in zip(QUESTIONS, image_counts, strict=True):
         images = [{"type": "image", "image": one} for one in others[:count]]
         chats.append([{"role": "user", "content": [*images, {"type": "text", "text": question}]}])
     found = processor.apply_chat_template(
@@ -386,7 +386,7 @@ def questions(processor: Any, pictures: tuple[int, ...]) -> dict[str, Tensor]:
 
 @pytest.mark.parametrize("scheme", TINY)
 def test_answers_of_the_embedded_model(scheme: str) -> None:
-    """A trained network, whose tokens are no near ties: one and several pictures, four questions at a time."""
+    """A trained network, whose tokens are no near ties: one and several images, four questions at a time."""
     processor = AutoProcessor.from_pretrained(tiny_path())
     processor.tokenizer.padding_side = "left"
     reference, model = theirs(tiny_path(), TINY[scheme]), ours(tiny_path(), TINY[scheme])
@@ -412,5 +412,5 @@ def test_both_kinds_of_padding_and_chat() -> None:
     assert rows["left"] == rows["right"]
     assistant = pixtral.load(quantization_config=BitsAndBytesConfig(**NF4))
     for question, row in zip(QUESTIONS, rows["left"], strict=True):
-        answer = assistant.chat(question, images=demo_picture_path(), max_new_tokens=16)
+        answer = assistant.chat(question, images=demo_image_path(), max_new_tokens=16)
         assert answer.text.strip() == processor.decode(row, skip_special_tokens=True).strip()

@@ -21,7 +21,7 @@ from pixtral.images.processors import NativeImageProcessor, PixtralImageProcesso
 
 RECORDER = runpy.run_path(str(Path(__file__).with_name("record_images.py")))
 GOLDEN: Path = RECORDER["GOLDEN"]
-PICTURES: dict[str, Image.Image] = RECORDER["pictures"]()
+IMAGES: dict[str, Image.Image] = RECORDER["images"]()
 VARIANTS: dict[str, dict[str, Any]] = RECORDER["VARIANTS"]
 BATCH: list[str] = RECORDER["BATCH"]
 OURS = {"pil": PixtralImageProcessor, "fast": PixtralImageProcessorFast}
@@ -44,10 +44,10 @@ def assert_same_pixels(label: str, ours: np.ndarray, theirs: np.ndarray) -> None
         np.testing.assert_array_equal(ours, theirs)
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 @pytest.mark.parametrize("label", OURS)
-def test_pictures(label: str, name: str, recorded: dict[str, dict[str, np.ndarray]]) -> None:
-    batch = OURS[label]()(PICTURES[name], return_tensors="np")
+def test_images(label: str, name: str, recorded: dict[str, dict[str, np.ndarray]]) -> None:
+    batch = OURS[label]()(IMAGES[name], return_tensors="np")
     assert_same_pixels(label, batch["pixel_values"], recorded[label][name])
     assert batch["image_sizes"].tolist() == [list(recorded[label][name].shape[2:])]
 
@@ -56,22 +56,22 @@ def test_pictures(label: str, name: str, recorded: dict[str, dict[str, np.ndarra
 @pytest.mark.parametrize("label", OURS)
 def test_options(label: str, variant: str, recorded: dict[str, dict[str, np.ndarray]]) -> None:
     theirs = recorded[label][f"variant_{variant}"]
-    picture = PICTURES["rgb_70x50"]
-    assert_same_pixels(label, OURS[label]()(picture, return_tensors="np", **VARIANTS[variant])["pixel_values"], theirs)
+    image = IMAGES["rgb_70x50"]
+    assert_same_pixels(label, OURS[label]()(image, return_tensors="np", **VARIANTS[variant])["pixel_values"], theirs)
     built = OURS[label](**VARIANTS[variant])
-    assert_same_pixels(label, built(picture, return_tensors="np")["pixel_values"], theirs)
+    assert_same_pixels(label, built(image, return_tensors="np")["pixel_values"], theirs)
 
 
 @pytest.mark.parametrize("label", OURS)
 def test_batch_of_different_sizes(label: str, recorded: dict[str, dict[str, np.ndarray]]) -> None:
-    batch = OURS[label]()([PICTURES[name] for name in BATCH], return_tensors="np")
+    batch = OURS[label]()([IMAGES[name] for name in BATCH], return_tensors="np")
     assert_same_pixels(label, batch["pixel_values"], recorded[label]["batch"])
     np.testing.assert_array_equal(batch["image_sizes"], recorded[label]["batch_sizes"])
 
 
-@pytest.mark.parametrize("name", PICTURES)
+@pytest.mark.parametrize("name", IMAGES)
 def test_native(name: str, recorded: dict[str, dict[str, np.ndarray]]) -> None:
-    ours, theirs = NativeImageProcessor().image(PICTURES[name]), recorded["native"][name]
+    ours, theirs = NativeImageProcessor().image(IMAGES[name]), recorded["native"][name]
     assert ours.dtype == theirs.dtype == np.float32
     assert ours.shape == theirs.shape
     std = np.array([0.26862954, 0.26130258, 0.27577711])[:, None, None]
@@ -99,15 +99,15 @@ def test_geometry() -> None:
 def test_native_token_counts() -> None:
     tokens = json.loads((GOLDEN / "geometry.json").read_text())["native_tokens"]
     for name, count in tokens.items():
-        assert NativeImageProcessor().grid_of(*PICTURES[name].size).num_tokens == count
+        assert NativeImageProcessor().grid_of(*IMAGES[name].size).num_tokens == count
 
 
 def test_pil_processor_beside_the_installed_transformers() -> None:
     """The recording of the PIL class, checked live: it is the one that needs no torchvision."""
     module = pytest.importorskip("transformers.models.pixtral.image_processing_pil_pixtral")
-    pictures = [PICTURES[name] for name in ("rgb_70x50", "rgba_40x30", "blocks_1030x1080")]
-    theirs = module.PixtralImageProcessorPil()(pictures, return_tensors="pt")
-    ours = PixtralImageProcessor()(pictures, return_tensors="pt")
+    images = [IMAGES[name] for name in ("rgb_70x50", "rgba_40x30", "blocks_1030x1080")]
+    theirs = module.PixtralImageProcessorPil()(images, return_tensors="pt")
+    ours = PixtralImageProcessor()(images, return_tensors="pt")
     assert torch.equal(ours.pixel_values, theirs.pixel_values)
     assert torch.equal(ours.image_sizes, theirs.image_sizes)
     assert ours.image_sizes.dtype == theirs.image_sizes.dtype
@@ -115,11 +115,11 @@ def test_pil_processor_beside_the_installed_transformers() -> None:
 
 def test_types_without_return_tensors_beside_the_installed_transformers() -> None:
     module = pytest.importorskip("transformers.models.pixtral.image_processing_pil_pixtral")
-    pictures = [PICTURES["rgb_70x50"], PICTURES["rgb_16x16"]]
+    images = [IMAGES["rgb_70x50"], IMAGES["rgb_16x16"]]
     for options in ({}, {"do_pad": False}):
         theirs, ours = (
-            module.PixtralImageProcessorPil()(pictures, **options),
-            PixtralImageProcessor()(pictures, **options),
+            module.PixtralImageProcessorPil()(images, **options),
+            PixtralImageProcessor()(images, **options),
         )
         assert type(ours["pixel_values"]) is type(theirs["pixel_values"])
         assert ours["image_sizes"] == theirs["image_sizes"]

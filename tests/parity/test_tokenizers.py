@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokens import LARGE, TEKKEN, TEXTS, picture, png_data_uri, random_conversation, small_hf, small_tekken
+from tokens import LARGE, TEKKEN, TEXTS, make_image, png_data_uri, random_conversation, small_hf, small_tekken
 
 from pixtral.text.huggingface import HuggingFaceTokenizer
 from pixtral.text.mistral import MistralCommonTokenizer
@@ -362,8 +362,8 @@ def test_text_conversations_equal_transformers(ours: Any, theirs: Any) -> None:
 
 def test_images_of_different_sizes_come_padded(ours: MistralCommonTokenizer) -> None:
     """What transformers cannot do: np.stack of unequal images fails there."""
-    chat = [{"role": "user", "content": [{"type": "image", "image": picture(20, 40)}, {"type": "text", "text": "x"},
-                                         {"type": "image", "image": picture(70, 20)}]}]  # fmt: skip
+    chat = [{"role": "user", "content": [{"type": "image", "image": make_image(20, 40)}, {"type": "text", "text": "x"},
+                                         {"type": "image", "image": make_image(70, 20)}]}]  # fmt: skip
     found = ours.apply_chat_template(chat, return_tensors="pt")
     assert found["image_sizes"].tolist() == [[48, 32], [32, 80]]
     assert found["pixel_values"].shape == (2, 3, 48, 80)

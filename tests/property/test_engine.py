@@ -13,12 +13,12 @@ from serving import CONTEXT, ask, build, engine_of, expected, joined, run, small
 from pixtral.engine.prompt_lookup import PromptLookup
 from pixtral.engine.sampling_params import SamplingParams
 
-PICTURES = [("a", 1, 2), ("b", 1, 2), ("a", 3, 2)]
-# beginnings that several prompts share, longer than a block, one with a picture in it
+IMAGES = [("a", 1, 2), ("b", 1, 2), ("a", 3, 2)]
+# beginnings that several prompts share, longer than a block, one with an image in it
 BEGINNINGS = [(), tuple(range(40, 58)), tuple(range(40, 75)), (*range(40, 50), ("a", 3, 3), *range(50, 56))]
 
 parts = st.tuples(
-    st.sampled_from(BEGINNINGS), st.lists(st.integers(40, 43) | st.sampled_from(PICTURES), min_size=1, max_size=5)
+    st.sampled_from(BEGINNINGS), st.lists(st.integers(40, 43) | st.sampled_from(IMAGES), min_size=1, max_size=5)
 ).map(lambda both: (*both[0], *both[1]))
 params = st.builds(
     SamplingParams,

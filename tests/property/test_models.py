@@ -26,7 +26,7 @@ def model_of(name: str) -> LlavaForConditionalGeneration:
     return random_llava(VARIANTS[name]).requires_grad_(False)
 
 
-def pictures(grids: Sequence[tuple[int, int]], seed: int = 0) -> list[Tensor]:
+def make_images(grids: Sequence[tuple[int, int]], seed: int = 0) -> list[Tensor]:
     generator = torch.Generator().manual_seed(seed)
     return [torch.randn(3, h * PATCH, w * PATCH, generator=generator) for h, w in grids]
 
@@ -34,7 +34,7 @@ def pictures(grids: Sequence[tuple[int, int]], seed: int = 0) -> list[Tensor]:
 @given(NAMES, GRIDS)
 @example("pixtral", [(16, 1600 // PATCH), (1, 1)])
 def test_images_together_are_images_alone(name: str, grids: list[tuple[int, int]]) -> None:
-    model, images = model_of(name), pictures(grids)
+    model, images = model_of(name), make_images(grids)
     together = model.encode_images(images)
     assert [len(x) for x in together] == [h * w for h, w in grids]
     for image, features in zip(images, together, strict=True):
@@ -43,7 +43,7 @@ def test_images_together_are_images_alone(name: str, grids: list[tuple[int, int]
 
 @given(GRIDS, st.integers(0, 9))
 def test_an_image_does_not_see_its_neighbours(grids: list[tuple[int, int]], which: int) -> None:
-    model, images = model_of("pixtral"), pictures(grids)
+    model, images = model_of("pixtral"), make_images(grids)
     which %= len(images)
     before = model.encode_images(images)
     images[which] = 5 * torch.randn_like(images[which])
@@ -57,7 +57,7 @@ def test_pixels_outside_an_image_do_not_matter(
     grids: list[tuple[int, int]], below: int, beside: int, filling: float
 ) -> None:
     """Neither the padding of a batch nor rests smaller than a patch; not even if they are NaN."""
-    model, images = model_of("pixtral"), pictures(grids)
+    model, images = model_of("pixtral"), make_images(grids)
     rest_h, rest_w = below % PATCH, beside % PATCH
     sizes = torch.tensor([image.shape[1:] for image in images]) + torch.tensor([rest_h, rest_w])
     height, width = sizes.amax(0).tolist()

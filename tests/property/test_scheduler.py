@@ -19,12 +19,12 @@ SIZE = 4  # tokens of a block
 BLOCKS = 9
 IMG = 9
 
-# what prompts are made of: words, or a picture (its content, its number of patches)
+# what prompts are made of: words, or an image (its content, its number of patches)
 pieces = st.lists(st.integers(1, 3) | st.tuples(st.sampled_from("ab"), st.sampled_from([2, 5])), min_size=1, max_size=9)
 
 
 def build(parts):
-    """Ids and pictures of a prompt; pictures of one size have the same ids."""
+    """Ids and images of a prompt; images of one size have the same ids."""
     ids, images = [], []
     for part in parts:
         if isinstance(part, int):
@@ -116,7 +116,7 @@ class Machine(RuleBasedStateMachine):
         scheduler.check()
 
     def check_plan(self, plan: Plan, decoding, prompt_tokens):
-        """Every decoding request has its token; prompts keep to the budget; pictures to theirs."""
+        """Every decoding request has its token; prompts keep to the budget; images to theirs."""
         budget = self.scheduler.budget
         for request in decoding:
             assert (
@@ -133,7 +133,7 @@ class Machine(RuleBasedStateMachine):
         assert len({image.key for image in plan.encode}) == len(plan.encode)
 
     def run(self, request, count):
-        """Read what was computed before, write what this step computes, with the pictures at hand."""
+        """Read what was computed before, write what this step computes, with the images at hand."""
         start = request.num_computed
         for place, truth in enumerate(truths(request, start + count)):
             slot = request.blocks[place // SIZE] * SIZE + place % SIZE
@@ -173,7 +173,7 @@ class Machine(RuleBasedStateMachine):
             holders = {one: one.num_computed for one in self.scheduler.running if one is not first and one.pinned}
             self.step()
             if first in self.alive and had == (first.num_computed, first.length):
-                # it may wait for the room of a picture that others are in the middle of, who get on meanwhile
+                # it may wait for the room of an image that others are in the middle of, who get on meanwhile
                 assert any(image.start == first.num_computed for image in first.images), "stuck"
                 assert any(one.num_computed > place for one, place in holders.items()), "stuck"
         assert not self.alive

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from tokens import LARGE, SPECIAL, picture, small_hf, small_tekken
+from tokens import LARGE, SPECIAL, make_image, small_hf, small_tekken
 
 from pixtral.processing import PixtralProcessor
 from pixtral.text.control import TokenFinder, mask_for
@@ -86,7 +86,9 @@ def test_control_tokens_come_from_structure_only(kind: str, first: str, second: 
             {"role": "assistant", "content": "a" + texts[3] + "."},
             {"role": "user", "content": "u" + texts[1]},
         ]  # fmt: skip
-        ids = processor(kind).apply_chat_template(chat, tokenize=True, images=[picture(8, 8)], return_tensors=None)[0]
+        ids = processor(kind).apply_chat_template(chat, tokenize=True, images=[make_image(8, 8)], return_tensors=None)[
+            0
+        ]
         special = set(processor(kind).tokenizer.all_special_ids)
         return [token for token in ids if token in special]
 

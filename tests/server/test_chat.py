@@ -8,9 +8,9 @@ import time
 
 import openai
 import pytest
-from server_pictures import asking
+from server_images import asking
 
-from pixtral.assets import demo_picture_path
+from pixtral.assets import demo_image_path
 
 MODEL = "pixtral-tiny"
 
@@ -32,10 +32,10 @@ def ask(client):
 
 @pytest.fixture(scope="module")
 def expected(tiny):
-    return tiny.chat("Describe the picture.", demo_picture_path(), max_new_tokens=40)
+    return tiny.chat("Describe the picture.", demo_image_path(), max_new_tokens=40)
 
 
-def test_an_answer_about_a_picture(ask, expected):
+def test_an_answer_about_an_image(ask, expected):
     answer = ask()
     assert answer.choices[0].message.content == expected.text
     assert answer.choices[0].finish_reason == expected.finish_reason
@@ -77,7 +77,7 @@ def test_many_at_once_with_the_asynchronous_client(live, tiny):
             )
         return [answer.choices[0].message.content for answer in answers]
 
-    alone = {text: tiny.chat(text, demo_picture_path(), max_new_tokens=20).text for text in set(questions)}
+    alone = {text: tiny.chat(text, demo_image_path(), max_new_tokens=20).text for text in set(questions)}
     assert asyncio.run(all_of_them()) == [alone[text] for text in questions]
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import httpx
 import openai
 import pytest
-from server_pictures import asking
+from server_images import asking
 
 MODEL = "pixtral-tiny"
 
@@ -85,7 +85,7 @@ def test_a_choice_of_words(client):
     assert answer.choices[0].text in ("red", "green")
 
 
-def test_a_picture_has_no_place_in_a_raw_prompt(client):
+def test_an_image_has_no_place_in_a_raw_prompt(client):
     with pytest.raises(openai.BadRequestError, match=r"\[IMG\]"):
         client.completions.create(model=MODEL, prompt="What is this? [IMG]")
 
@@ -108,7 +108,7 @@ def test_tokens_and_back(http):
     )
 
 
-def test_the_tokens_of_a_picture(http, client):
+def test_the_tokens_of_an_image(http, client):
     made = http.post("/tokenize", json={"messages": asking()}).json()
     usage = client.chat.completions.create(model=MODEL, messages=asking(), max_tokens=1).usage
     assert (made["count"], made["image_tokens"]) == (usage.prompt_tokens, usage.prompt_tokens_details.image_tokens)

@@ -7,12 +7,12 @@ import json
 import httpx
 import openai
 import pytest
-from server_pictures import PICTURE, asking
+from server_images import IMAGE, asking
 
 from pixtral.server.protocol import REFUSED
 
 HELLO = [{"role": "user", "content": "Hello"}]
-BAD_DETAIL = {"type": "image_url", "image_url": {"url": PICTURE, "detail": "enormous"}}
+BAD_DETAIL = {"type": "image_url", "image_url": {"url": IMAGE, "detail": "enormous"}}
 
 
 @pytest.fixture(scope="module")
@@ -139,8 +139,8 @@ def test_more_than_the_context(refused, fields):
     assert "16384" in error["message"]
 
 
-def test_too_many_pictures(refused):
-    parts = [{"type": "image_url", "image_url": {"url": PICTURE}}] * 17
+def test_too_many_images(refused):
+    parts = [{"type": "image_url", "image_url": {"url": IMAGE}}] * 17
     error = refused(messages=[{"role": "user", "content": parts}])
     assert error["code"] == "too_many_images"
 

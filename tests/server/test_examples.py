@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from pixtral.assets import demo_picture_path
+from pixtral.assets import demo_image_path
 
 ROOT = Path(__file__).parents[2]
 
@@ -27,8 +27,8 @@ def run(live, monkeypatch, capsys):
 
 
 def test_chat(run, tiny):
-    expected = tiny.chat("Describe the picture.", demo_picture_path())
-    lines = run("client_chat", demo_picture_path()).splitlines()
+    expected = tiny.chat("Describe the picture.", demo_image_path())
+    lines = run("client_chat", demo_image_path()).splitlines()
     tokens = expected.usage
     assert lines == [expected.text, f"{tokens.prompt_tokens} prompt tokens ({tokens.image_tokens} of them image)"]
 
@@ -40,7 +40,7 @@ def test_stream(run, tiny):
 
 
 def test_schema(run):
-    lines = run("client_schema", demo_picture_path()).splitlines()
+    lines = run("client_schema", demo_image_path()).splitlines()
     assert len(lines) == 3
     for line in lines:
         assert re.fullmatch("(red|green|blue|yellow|black|white) (circle|square|triangle|star)", line)

@@ -1,4 +1,4 @@
-"""Addresses of pictures as clients send them: data: always, http(s) only where allowed and public, nothing else."""
+"""Addresses of images as clients send them: data: always, http(s) only where allowed and public, nothing else."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ import pytest
 from PIL import Image
 
 from pixtral.errors import ImageError, ImageFetchError, ImageTooLarge
-from pixtral.images import fetch
 from pixtral.images.limits import ImageLimits
 from pixtral.server.images import MEDIA_TYPES, Fetcher
 
@@ -93,7 +92,7 @@ def public(server: int, monkeypatch: pytest.MonkeyPatch) -> int:
         connected.append(address[0])
         connect(sock, ("127.0.0.1", port))
 
-    monkeypatch.setattr(fetch.socket, "getaddrinfo", lookup)
+    monkeypatch.setattr("socket.getaddrinfo", lookup)
     monkeypatch.setattr(socket.socket, "connect", to_loopback)
     lookups.clear()
     connected.clear()
@@ -124,7 +123,7 @@ def test_data_is_read_whatever_else_is_allowed() -> None:
         ("jar:http://example.com/a", ImageFetchError, "the scheme jar:"),
         ("", ImageFetchError, "no scheme"),
         ("http:/example.com", ImageFetchError, "the scheme http:"),
-        ("http://example.com/a.png", ImageFetchError, "does not fetch pictures.*--allow-remote-images"),
+        ("http://example.com/a.png", ImageFetchError, "does not fetch images.*--allow-remote-images"),
         ("data:text/html;base64,AAAA", ImageFetchError, "of type 'text/html'; expected an image"),
         ("data:image/png;base64,A*A", ImageError, "not valid base64"),
         ("data:image/png;base64", ImageError, "expected data:image"),

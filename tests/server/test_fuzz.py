@@ -17,8 +17,8 @@ import hypothesis
 import pytest
 from hypothesis import strategies as st
 from server.conftest import Live, serving
-from server.picture_files import data_uri
-from server.picture_files import encoded as encoded_picture
+from server.image_files import data_uri
+from server.image_files import encoded as encoded_image
 
 schemathesis = pytest.importorskip("schemathesis")
 
@@ -31,7 +31,7 @@ FUZZ = hypothesis.settings(
     suppress_health_check=list(hypothesis.HealthCheck),
     phases=[hypothesis.Phase.generate],
 )
-PICTURE = data_uri(encoded_picture(8, 8))
+IMAGE = data_uri(encoded_image(8, 8))
 SCHEMA = {"type": "object", "properties": {"a": {"type": "integer"}}, "required": ["a"], "additionalProperties": False}
 FUNCTION = {"name": "look", "description": "Look.", "parameters": SCHEMA}
 GOOD: dict[str, list[dict[str, Any]]] = {
@@ -41,7 +41,7 @@ GOOD: dict[str, list[dict[str, Any]]] = {
                 {"role": "system", "content": "Be brief."},
                 {"role": "user", "content": [
                     {"type": "text", "text": "Hello."},
-                    {"type": "image_url", "image_url": {"url": PICTURE, "detail": "low"}},
+                    {"type": "image_url", "image_url": {"url": IMAGE, "detail": "low"}},
                 ]},
                 {"role": "assistant", "content": None, "tool_calls": [
                     {"id": "abcdefghi", "type": "function", "function": {"name": "look", "arguments": "{}"}}

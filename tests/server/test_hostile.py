@@ -14,7 +14,7 @@ from typing import Any
 import httpx
 import pytest
 from server.conftest import Live, serving
-from server.picture_files import data_uri, encoded, hostile
+from server.image_files import data_uri, encoded, hostile
 
 CHAT = "/v1/chat/completions"
 HOSTILE = hostile()
@@ -179,7 +179,7 @@ def test_temperatures_next_to_nothing(client: httpx.Client, temperature: float) 
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_pictures(client: httpx.Client, name: str) -> None:
+def test_hostile_images(client: httpx.Client, name: str) -> None:
     url, _ = HOSTILE[name]
     parts = [{"type": "text", "text": "What is this?"}, {"type": "image_url", "image_url": {"url": url}}]
     error = refused(client.post(CHAT, json=user(parts)))
@@ -187,10 +187,10 @@ def test_hostile_pictures(client: httpx.Client, name: str) -> None:
         assert error["param"] == "messages[0].content[1].image_url.url"
 
 
-def test_a_thousand_pictures(client: httpx.Client) -> None:
+def test_a_thousand_images(client: httpx.Client) -> None:
     part = {"type": "image_url", "image_url": {"url": data_uri(encoded(8, 8))}}
     started = time.monotonic()
-    error = refused(client.post(CHAT, json=user([part] * 1000)), "found 1000 pictures")
+    error = refused(client.post(CHAT, json=user([part] * 1000)), "found 1000 images")
     assert error["code"] == "too_many_images"
     assert time.monotonic() - started < 10
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pydantic
 import pytest
-from server_pictures import asking
+from server_images import asking
 
-from pixtral.assets import demo_picture_path
+from pixtral.assets import demo_image_path
 
 pytest.importorskip("langchain_openai")
 
@@ -27,7 +27,7 @@ def model(live):
 
 
 def test_whole_and_streamed(model, tiny):
-    expected = tiny.chat("Describe the picture.", demo_picture_path()).text
+    expected = tiny.chat("Describe the picture.", demo_image_path()).text
     assert model.invoke(asking()).content == expected
     assert "".join(chunk.content for chunk in model.stream(asking())) == expected
 

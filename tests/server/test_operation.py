@@ -17,7 +17,7 @@ import httpx
 import openai
 import pytest
 from server.conftest import serving
-from server_pictures import asking
+from server_images import asking
 
 from pixtral.errors import ConfigError
 from pixtral.server.run import listen
@@ -117,7 +117,7 @@ def test_metrics(tiny):
         lines = httpx.get(f"{live.url}/metrics").text.splitlines()
     found = dict(line.rsplit(" ", 1) for line in lines if not line.startswith("#"))
     assert float(found["pixtral_generated_tokens_total"]) == 10
-    assert float(found["pixtral_images_encoded_total"]) == 1, "the second picture was in the cache"
+    assert float(found["pixtral_images_encoded_total"]) == 1, "the second image was in the cache"
     assert float(found["pixtral_cached_tokens_total"]) > 0
     assert float(found["pixtral_request_images_total"]) == 2
     assert float(found["pixtral_time_to_first_token_seconds_count"]) == 2

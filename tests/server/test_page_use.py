@@ -1,4 +1,4 @@
-"""The page in a browser: pictures by every way in, the keyboard, a phone, what the browser keeps, the theme."""
+"""The page in a browser: images by every way in, the keyboard, a phone, what the browser keeps, the theme."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from PIL import Image
 from server.chromium import ELSEWHERE, launched, opened, reloaded
 from server.scripted import Script, application, serving
 
-from pixtral.assets import demo_picture_path
+from pixtral.assets import demo_image_path
 from pixtral.server.page import PageFacts
 
 FACTS = PageFacts(auth_required=False, max_images=4, max_image_pixels=6_000_000, max_body_bytes=4_000_000)
-DEMO = str(demo_picture_path())
+DEMO = str(demo_image_path())
 # a file in the hands of the page, as a drop or a paste brings it
 BRINGING = """([kind, files]) => {
     const data = new DataTransfer();
@@ -67,7 +67,7 @@ def png(width, height):
 
 
 def drawn(folder, name, width, height):
-    """The path of a picture; a BMP has three bytes for each pixel."""
+    """The path of an image; a BMP has three bytes for each pixel."""
     Image.new("RGB", (width, height), "teal").save(folder / name)
     return folder / name
 
@@ -83,18 +83,18 @@ def say(page, text):
 
 
 @pytest.mark.parametrize("kind", ["drop", "paste"])
-def test_pictures_are_dropped_and_pasted(load, script, kind):
+def test_images_are_dropped_and_pasted(load, script, kind):
     content = base64.b64encode(png(100, 33)).decode()
     with load() as page:
         page.evaluate(BRINGING, [kind, [["a.png", "image/png", content], ["b.png", "image/png", content]]])
         assert page.locator(".tile .caption").nth(1).inner_text() == "24 tokens · 3 × 7"
-        assert page.locator("#cost").inner_text() == "2 pictures, 48 tokens"
+        assert page.locator("#cost").inner_text() == "2 images, 48 tokens"
         assert page.locator("#drop").is_hidden()
         page.get_by_role("button", name="Remove a.png").click()
         say(page, "What is it?")
         (message,) = script.bodies[0]["messages"]
-        picture, text = message["content"]
-        assert picture["image_url"] == {"url": f"data:image/png;base64,{content}", "detail": "auto"}
+        image, text = message["content"]
+        assert image["image_url"] == {"url": f"data:image/png;base64,{content}", "detail": "auto"}
         assert text == {"type": "text", "text": "What is it?"}
         assert page.locator("#tray").is_hidden()
 
@@ -109,20 +109,20 @@ def test_a_pdf_is_sent_as_it_is(load, script):
         assert page.locator(".message.user .sheet").inner_text() == "paper.pdf"
 
 
-def test_what_is_no_picture_and_what_is_too_much_is_said(load):
+def test_what_is_no_image_and_what_is_too_much_is_said(load):
     with load() as page:
-        page.set_input_files("#files", file("notes.png", b"not a picture"))
-        page.get_by_text("“notes.png” is not a picture that this browser can show.").wait_for()
+        page.set_input_files("#files", file("notes.png", b"not an image"))
+        page.get_by_text("“notes.png” is not an image that this browser can show.").wait_for()
         page.set_input_files("#files", [file(f"{n}.png", png(10, 10)) for n in range(6)])
-        page.get_by_text("This server takes 4 pictures in a conversation.").wait_for()
+        page.get_by_text("This server takes 4 images in a conversation.").wait_for()
         page.locator(".tile .caption").nth(3).wait_for()
         assert page.locator(".tile").count() == 4
         say(page, "Four")
         page.set_input_files("#files", file("5.png", png(10, 10)))
-        assert page.locator(".tile").count() == 0, "pictures of earlier questions are sent again"
+        assert page.locator(".tile").count() == 0, "images of earlier questions are sent again"
 
 
-def test_large_pictures_are_sent_as_the_model_sees_them(load, script, tmp_path):
+def test_large_images_are_sent_as_the_model_sees_them(load, script, tmp_path):
     with load() as page:
         page.set_input_files(
             "#files", [drawn(tmp_path, "large.bmp", 1500, 1000), drawn(tmp_path, "wide.png", 5000, 1300)]
@@ -160,14 +160,14 @@ def test_less_detail_costs_less(load, script):
         page.set_input_files("#files", file("a.png", png(640, 640)))
         page.get_by_text("1,640 tokens · 40 × 40").wait_for()
         page.locator("#settings").click()
-        page.get_by_label("Detail of pictures").select_option("low")
+        page.get_by_label("Detail of images").select_option("low")
         page.get_by_role("button", name="Done").click()
         page.get_by_text("272 tokens · 16 × 16").wait_for()
         say(page, "x")
         assert script.bodies[0]["messages"][0]["content"][0]["image_url"]["detail"] == "low"
 
 
-def test_a_picture_is_looked_at(load):
+def test_an_image_is_looked_at(load):
     with load() as page:
         page.set_input_files("#files", DEMO)
         page.get_by_role("button", name="demo.png: 144 × 112 pixels, 7 × 9 patches, 70 tokens").click()
@@ -308,10 +308,10 @@ def test_several_conversations_are_kept(load):
         reloaded(page)
         assert page.locator("#conversations .open").all_inner_texts() == ["Two"]
         left = """() => new Promise(done => { indexedDB.open("pixtral").onsuccess = event => {
-            const pictures = event.target.result.transaction("pictures").objectStore("pictures");
-            pictures.count().onsuccess = found => done(found.target.result);
+            const images = event.target.result.transaction("images").objectStore("images");
+            images.count().onsuccess = found => done(found.target.result);
         } })"""
-        assert page.evaluate(left) == 1, "pictures go with their conversation"
+        assert page.evaluate(left) == 1, "images go with their conversation"
 
 
 def test_a_conversation_is_seen_in_other_tabs(load, server, script):
@@ -357,9 +357,9 @@ def test_a_browser_that_keeps_nothing(load, trick, words):
         page.locator("#new").click()
         page.get_by_role("button", name="One", exact=True).click()
         assert page.locator(".bubble").all_inner_texts() == ["One", "Two"]
-        picture = page.locator(".message.user img")
-        picture.scroll_into_view_if_needed()
-        assert picture.evaluate("image => image.decode().then(() => image.naturalWidth)") == 144
+        image = page.locator(".message.user img")
+        image.scroll_into_view_if_needed()
+        assert image.evaluate("image => image.decode().then(() => image.naturalWidth)") == 144
 
 
 def test_over_plain_http_from_another_machine(browser, server, load, script):

@@ -5,9 +5,9 @@ from __future__ import annotations
 import openai
 import pydantic
 import pytest
-from server_pictures import PICTURE
+from server_images import IMAGE
 
-from pixtral.assets import demo_picture_path
+from pixtral.assets import demo_image_path
 
 TOOL = {
     "type": "function",
@@ -24,12 +24,12 @@ def client(live):
 
 @pytest.fixture
 def question():
-    parts = [{"type": "input_image", "image_url": PICTURE}, {"type": "input_text", "text": "Describe the picture."}]
+    parts = [{"type": "input_image", "image_url": IMAGE}, {"type": "input_text", "text": "Describe the picture."}]
     return [{"role": "user", "content": parts}]
 
 
-def test_a_picture(client, question, tiny):
-    expected = tiny.chat("Describe the picture.", demo_picture_path(), max_new_tokens=60)
+def test_an_image(client, question, tiny):
+    expected = tiny.chat("Describe the picture.", demo_image_path(), max_new_tokens=60)
     answer = client.responses.create(model="pixtral-tiny", input=question, temperature=0, max_output_tokens=60)
     assert answer.output_text == expected.text
     assert answer.status == ("completed" if expected.finish_reason == "stop" else "incomplete")
@@ -102,7 +102,7 @@ def test_refused_by_name(client, field, value, message):
     assert caught.value.param == field
 
 
-def test_a_picture_that_is_none_names_the_input(client):
+def test_an_image_that_is_none_names_the_input(client):
     parts = [{"type": "input_image", "image_url": "data:image/png;base64,AAAA"}]
     with pytest.raises(openai.BadRequestError) as caught:
         client.responses.create(model="pixtral-tiny", input=[{"role": "user", "content": parts}])

@@ -21,6 +21,7 @@ BUILTINS = {
     "StructureError": ValueError,
     "EngineError": RuntimeError,
     "UnknownArgument": TypeError,
+    "Refused": TypeError,
     "MissingDependency": ImportError,
 }
 

@@ -68,7 +68,7 @@ def test_an_unknown_name_is_an_attribute_error():
 
 
 def test_modules_as_attributes():
-    code = "import pixtral; print(pixtral.assets.demo_picture_path().name, pixtral.errors.ImageError.__name__)"
+    code = "import pixtral; print(pixtral.assets.demo_image_path().name, pixtral.errors.ImageError.__name__)"
     done = subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True)
     assert done.stdout.strip() == "demo.png ImageError"
 

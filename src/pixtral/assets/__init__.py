@@ -1,4 +1,4 @@
-"""Where the files that ship with the package are: the embedded model and the picture of the demonstration."""
+"""Where the files that ship with the package are: the embedded model and the image of the demonstration."""
 
 from __future__ import annotations
 
@@ -10,6 +10,6 @@ def tiny_path() -> pathlib.Path:
     return pathlib.Path(__file__).parent / "tiny"
 
 
-def demo_picture_path() -> pathlib.Path:
-    """The demonstration's picture, drawn by the generator that drew the training pictures, not one of them."""
+def demo_image_path() -> pathlib.Path:
+    """The demonstration's image, drawn by the generator that drew the training images, not one of them."""
     return pathlib.Path(__file__).parent / "demo.png"

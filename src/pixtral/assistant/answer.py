@@ -10,10 +10,10 @@ FinishReason = Literal["stop", "length", "abort"]
 
 @dataclasses.dataclass(frozen=True)
 class ImageInfo:
-    """One picture as the model sees it.
+    """One image as the model sees it.
 
     Attributes:
-        width, height: of the picture as it was given, upright, in pixels.
+        width, height: of the image as it was given, upright, in pixels.
         resized_width, resized_height: after resizing, multiples of the patch.
         rows, cols: of the grid of patches.
         tokens: prompt tokens it takes: rows * cols image tokens and one break or end per row.
@@ -52,8 +52,8 @@ class Timings:
 
     Attributes:
         load: reading the model, when it was loaded.
-        prepare: opening and resizing pictures, building the prompt.
-        image: the vision tower and the projector, all pictures together.
+        prepare: opening and resizing images, building the prompt.
+        image: the vision tower and the projector, all images together.
         prompt: running the prompt up to the first new token.
         first_token: from the call to the first new token: prepare + image + prompt, for a stream also what passed
             before it was first read.
@@ -90,8 +90,8 @@ class Answer:
             "abort" (a stream that was stopped).
         usage: tokens.
         timings: seconds.
-        images: the pictures of the whole conversation as the model saw them, in order.
-        messages: the whole conversation, this answer last; pass it back with a question added to go on. Pictures
+        images: the images of the whole conversation as the model saw them, in order.
+        messages: the whole conversation, this answer last; pass it back with a question added to go on. Images
             stand in it as they were read, so that nothing is fetched twice.
     """
 
@@ -106,7 +106,7 @@ class Answer:
         return self.text
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON; without the messages, which hold pictures."""
+        """For JSON; without the messages, which hold images."""
         return {
             "text": self.text,
             "finish_reason": self.finish_reason,
@@ -124,7 +124,7 @@ class Estimate:
         prompt_tokens, image_tokens: as in `Usage`.
         context_length: tokens that the model can hold, prompt and answer together.
         cache_bytes: memory for keys and values of the prompt and `max_new_tokens` new tokens.
-        images: the pictures as the model would see them.
+        images: the images as the model would see them.
     """
 
     prompt_tokens: int

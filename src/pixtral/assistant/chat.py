@@ -67,7 +67,7 @@ class Conversation:
 
 
 class Assistant:
-    """Answers questions about pictures; `pixtral.load` makes one."""
+    """Answers questions about images; `pixtral.load` makes one."""
 
     def __init__(
         self,
@@ -83,8 +83,8 @@ class Assistant:
         """
         Args:
             model, processor: of one checkpoint.
-            limits: on the pictures that are read; `ImageLimits()` when left out.
-            max_image_size: longest side in pixels to which pictures are scaled down; the processor's own (1024 for
+            limits: on the images that are read; `ImageLimits()` when left out.
+            max_image_size: longest side in pixels to which images are scaled down; the processor's own (1024 for
                 Pixtral-12B) when left out. Fewer pixels make fewer tokens.
             kv_cache, prompt_lookup_num_tokens: of the chats that do not say, see `ChatOptions`.
             load_seconds: for `Answer.timings`.
@@ -130,9 +130,9 @@ class Assistant:
         """Answer a question, or the last message of a conversation.
 
         Args:
-            message: a question; or messages in OpenAI's form, whose pictures stand in them. When the last one is the
+            message: a question; or messages in OpenAI's form, whose images stand in them. When the last one is the
                 assistant's, the answer goes on from its words.
-            images: for a question, a picture or a list of them (path, URL, data URI, bytes, PIL image, array, tensor),
+            images: for a question, an image or a list of them (path, URL, data URI, bytes, PIL image, array, tensor),
                 put before the text; for messages, those of the parts `{"type": "image"}` that name no source.
             stream: give the text piece by piece; the result's `answer` is what is returned otherwise.
             system: how the assistant should behave.
@@ -140,9 +140,9 @@ class Assistant:
                 prompt_lookup_num_tokens, max_matching_ngram_size: see `ChatOptions`.
 
         Raises:
-            PromptError: no question, a conversation that the template refuses, more or fewer pictures than places, or
+            PromptError: no question, a conversation that the template refuses, more or fewer images than places, or
                 a prompt longer than the context.
-            ImageError: a picture that cannot be had or read.
+            ImageError: an image that cannot be had or read.
             GenerationError: an option out of its range.
         """
         options: ChatOptions = {
@@ -158,14 +158,14 @@ class Assistant:
         """Go on from a raw prompt, which no template touches; the answer has no messages.
 
         Args:
-            prompt: text in which control tokens count as such, with one "[IMG]" for each picture.
+            prompt: text in which control tokens count as such, with one "[IMG]" for each image.
             images, options: as in `chat`.
         """
         made = prepare_raw(self.processor, prompt, images, self.limits, self.max_image_size)
         return self._start(made, options).answer
 
     def explain(self, message: Messages, images: Images = None, *, system: str | None = None) -> str:
-        """The prompt as the model reads it, control tokens written out and each picture as its grid in braces."""
+        """The prompt as the model reads it, control tokens written out and each image as its grid in braces."""
         return explained(self._prepare(message, images, system), self.processor)
 
     def conversation(self, system: str | None = None, **options: Unpack[ChatOptions]) -> Conversation:
@@ -203,7 +203,7 @@ class Assistant:
         share, advice = "", "shorten the text"
         if prompt.images:
             share = f", {prompt.image_tokens} of them for {len(prompt.images)} image(s)"
-            advice = "use fewer pictures, make them smaller (max_image_size=...), or shorten the text"
+            advice = "use fewer images, make them smaller (max_image_size=...), or shorten the text"
         raise PromptError(
             f"the prompt has {length} tokens{share}, but the context of the model is {context}, new tokens included; "
             f"{advice}"

@@ -61,12 +61,12 @@ def load(
         threads: CPU threads of this process, PyTorch's included; as many as there are cores when left out.
         layout: which weights of a folder that holds both layouts: "auto" (Hugging Face's first), "hf", "mistral".
         tokenizer_mode: which tokenizer, "auto", "hf" or "mistral"; that of `layout` when left out.
-        max_image_size: longest side in pixels to which pictures are scaled down; the model's own when left out.
+        max_image_size: longest side in pixels to which images are scaled down; the model's own when left out.
         kv_cache: how keys and values are kept while answering: "bf16", "int8" (half the memory, answers nearly the
             same), or None, in the model's dtype.
         prompt_lookup_num_tokens: check up to this many tokens at once that stood in the text before: the same answers,
             faster where they repeat their prompt. None does not.
-        limits: on the pictures that are read: pixels, bytes, seconds, places.
+        limits: on the images that are read: pixels, bytes, seconds, places.
         revision, token, cache_dir, local_files_only, force_download: for the Hub.
         progress: show a bar while loading, if stderr is a terminal.
 

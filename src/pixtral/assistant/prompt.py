@@ -1,4 +1,4 @@
-"""A question made ready for the model: messages put together, pictures opened once, ids and pixels, all checked."""
+"""A question made ready for the model: messages put together, opened_images opened once, ids and pixels, all checked."""
 
 from __future__ import annotations
 
@@ -27,9 +27,9 @@ class PreparedPrompt:
     """What the model is asked.
 
     Attributes:
-        messages: the conversation; pictures stand in it as they were read. Empty for a raw prompt.
+        messages: the conversation; opened_images stand in it as they were read. Empty for a raw prompt.
         ids: the prompt.
-        pixels: one (3, H, W) float tensor per picture, in order.
+        pixels: one (3, H, W) float tensor per opened_image, in order.
         images: what became of them.
         tokenizer: reads the answer's tokens.
         started, seconds: when the work on it began (perf_counter) and how long it took.
@@ -45,7 +45,7 @@ class PreparedPrompt:
 
     @property
     def image_tokens(self) -> int:
-        """Prompt tokens that pictures take, breaks and ends included."""
+        """Prompt tokens that opened_images take, breaks and ends included."""
         return sum(image.tokens for image in self.images)
 
     def continued(self, text: str) -> list[dict[str, Any]]:
@@ -66,11 +66,11 @@ def prepare(
     limits: ImageLimits | None,
     max_image_size: int | None,
 ) -> PreparedPrompt:
-    """Messages, pictures, ids and pixels; the model is not needed.
+    """Messages, opened_images, ids and pixels; the model is not needed.
 
     Raises:
         PromptError: the conversation is empty or refused, or images and places for them do not match.
-        ImageError: a picture that cannot be had or read.
+        ImageError: an image that cannot be had or read.
     """
     started = time.perf_counter()
     messages = with_images(compose(message, images, system), limits)
@@ -84,8 +84,8 @@ def prepare(
         return_tensors="pt",
         **_size(max_image_size),
     )
-    pictures = [image.source for message in messages for image in message.images]
-    return _prepared(processor, messages, pictures, batch, started)
+    opened_images = [image.source for message in messages for image in message.images]
+    return _prepared(processor, messages, opened_images, batch, started)
 
 
 def prepare_raw(
@@ -95,23 +95,23 @@ def prepare_raw(
     limits: ImageLimits | None,
     max_image_size: int | None,
 ) -> PreparedPrompt:
-    """Ids and pixels of a prompt that is written out, with one "[IMG]" for each picture.
+    """Ids and pixels of a prompt that is written out, with one "[IMG]" for each opened_image.
 
     Raises:
-        PromptError: the prompt is empty, or has another number of "[IMG]" than there are pictures.
-        ImageError: a picture that cannot be had or read.
+        PromptError: the prompt is empty, or has another number of "[IMG]" than there are opened_images.
+        ImageError: an image that cannot be had or read.
     """
     started = time.perf_counter()
     if not prompt:
-        raise PromptError("the prompt is empty; expected text, with one [IMG] for each picture")
+        raise PromptError("the prompt is empty; expected text, with one [IMG] for each image")
     sources = as_list(images)
-    pictures = [_open(source, number, len(sources), limits) for number, source in enumerate(sources)]
-    batch = processor(text=prompt, images=pictures or None, return_tensors="pt", **_size(max_image_size))
-    return _prepared(processor, [], pictures, batch, started)
+    opened_images = [_open(source, number, len(sources), limits) for number, source in enumerate(sources)]
+    batch = processor(text=prompt, images=opened_images or None, return_tensors="pt", **_size(max_image_size))
+    return _prepared(processor, [], opened_images, batch, started)
 
 
 def explained(prompt: PreparedPrompt, processor: PixtralProcessor) -> str:
-    """The prompt as text, its pictures as "{image 0: 7 x 9 patches, 70 tokens}"."""
+    """The prompt as text, its opened_images as "{image 0: 7 x 9 patches, 70 tokens}"."""
     image_ids = set(processor.image_token_ids)
     parts: list[str] = []
     run: list[int] = []
@@ -134,16 +134,19 @@ def _size(max_image_size: int | None) -> dict[str, Any]:
 
 
 def _prepared(
-    processor: PixtralProcessor, messages: list[Message], pictures: Sequence[object], batch: Any, started: float
+    processor: PixtralProcessor, messages: list[Message], opened_images: Sequence[object], batch: Any, started: float
 ) -> PreparedPrompt:
-    pixels: list[Tensor] = crop_images(batch["pixel_values"], batch["image_sizes"]) if pictures else []
-    infos = tuple(_info(picture, image, processor.patch_size) for picture, image in zip(pictures, pixels, strict=True))
+    pixels: list[Tensor] = crop_images(batch["pixel_values"], batch["image_sizes"]) if opened_images else []
+    infos = tuple(
+        _info(opened_image, image, processor.patch_size)
+        for opened_image, image in zip(opened_images, pixels, strict=True)
+    )
     ids: list[int] = batch["input_ids"][0].tolist()
     return PreparedPrompt(messages, ids, pixels, infos, processor.tokenizer, started, time.perf_counter() - started)
 
 
 def compose(message: object, images: object | None, system: str | None) -> list[Message]:
-    """The conversation of a question (pictures first, then the text, as Mistral's models want it) or of messages."""
+    """The conversation of a question (opened_images first, then the text, as Mistral's models want it) or of messages."""
     given = as_list(images)
     if isinstance(message, str):
         if not message.strip():
@@ -160,14 +163,14 @@ def compose(message: object, images: object | None, system: str | None) -> list[
 
 
 def as_list(images: object | None) -> list[object]:
-    """One picture or several as a list."""
+    """One image or several as a list."""
     if images is None:
         return []
     return list(images) if isinstance(images, (list, tuple)) else [images]
 
 
 def with_images(messages: Sequence[Message], limits: ImageLimits | None) -> list[Message]:
-    """The same messages with every picture opened."""
+    """The same messages with every image opened."""
     total = sum(len(message.images) for message in messages)
     opened: list[Message] = []
     number = 0
@@ -191,10 +194,10 @@ def _open(source: Any, number: int, total: int, limits: ImageLimits | None) -> o
         raise type(error)(f"image {number} of {total} (counted from 0): {error}") from error
 
 
-def _info(picture: object, pixels: Tensor, patch: int) -> ImageInfo:
-    assert isinstance(picture, Image)
+def _info(opened_image: object, pixels: Tensor, patch: int) -> ImageInfo:
+    assert isinstance(opened_image, Image)
     resized_height, resized_width = pixels.shape[-2:]
     grid = Grid(resized_height // patch, resized_width // patch)
     return ImageInfo(
-        picture.width, picture.height, resized_width, resized_height, grid.rows, grid.cols, grid.num_tokens
+        opened_image.width, opened_image.height, resized_width, resized_height, grid.rows, grid.cols, grid.num_tokens
     )

@@ -1,4 +1,4 @@
-"""The phases of an answer, timed through the public interface: picture, prompt, first token, new tokens, memory."""
+"""The phases of an answer, timed through the public interface: image, prompt, first token, new tokens, memory."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from pixtral.images.geometry import expand
 from pixtral.images.processors import PixtralImageProcessorFast
 from pixtral.pretrained import LlavaForConditionalGeneration
 
-QUESTION = 20  # tokens of text that go with a picture
+QUESTION = 20  # tokens of text that go with an image
 _WARM_UP = 32  # tokens of the prompt that is not timed
 _GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": None, "repetition_penalty": None}
 
@@ -58,7 +58,7 @@ class Bench:
         self._head_seconds: float | None = None
 
     def image(self, side: int) -> Phase:
-        """One picture through tower and projector."""
+        """One image through tower and projector."""
         pixels = self._pixels(side)["pixel_values"][0].to(self.model.dtype)
         self._encode(pixels[:, :64, :64])
         runs = [self._timed(lambda: self._encode(pixels)) for _ in range(self.settings.repeat)]
@@ -76,10 +76,10 @@ class Bench:
         return Phase.of(runs, work, tokens=length, extra=self._left_out(runs, rows=length))
 
     def first_token(self, side: int) -> Phase:
-        """From a picture and a question to the first token, with the preparation of the picture."""
-        picture = self._picture(side)
-        runs = [self._timed(lambda: self._first_token(self._ask(picture))) for _ in range(self.settings.repeat)]
-        pixels, tokens = self._pixels(side)["pixel_values"][0], self._ask(picture)["input_ids"].shape[1]
+        """From an image and a question to the first token, with the preparation of the image."""
+        photo = self._image(side)
+        runs = [self._timed(lambda: self._first_token(self._ask(photo))) for _ in range(self.settings.repeat)]
+        pixels, tokens = self._pixels(side)["pixel_values"][0], self._ask(photo)["input_ids"].shape[1]
         image = self._timed(lambda: self._encode(pixels))[0] if self.layers < self.of_layers else 0.0
         work = decoder_work(self.model, tokens, tokens, self._cache_bytes())
         return Phase.of(
@@ -102,9 +102,9 @@ class Bench:
         return Phase.of(runs, works[len(works) // 2], tokens=1, extra=self._left_out(runs))
 
     def memory(self) -> Resident | None:
-        """While answering about a picture with a full context: the last thing to be measured.
+        """While answering about an image with a full context: the last thing to be measured.
 
-        The picture, and as many tokens at the end of the context as the prompt has, are run; the rest is drawn.
+        The image, and as many tokens at the end of the context as the prompt has, are run; the rest is drawn.
         """
         self.meter = None  # what measures the limits is no part of the model
         gc.collect()
@@ -129,10 +129,10 @@ class Bench:
         run = self.model.generate_steps(**inputs, **_GREEDY, max_new_tokens=1, kv_cache=self.settings.kv_cache)
         next(iter(run))
 
-    def _ask(self, picture: Image.Image) -> dict[str, Any]:
-        """Inputs of generate(): a picture and a question."""
-        config, made = self.model.config, self._processor(picture, return_tensors="pt")
-        grid = self._processor.grid_of(*picture.size)
+    def _ask(self, image: Image.Image) -> dict[str, Any]:
+        """Inputs of generate(): an image and a question."""
+        config, made = self.model.config, self._processor(image, return_tensors="pt")
+        grid = self._processor.grid_of(*image.size)
         tokens = expand(
             grid,
             config.image_token_index,
@@ -146,11 +146,11 @@ class Bench:
         with torch.no_grad():
             self.model.encode_images([pixels])
 
-    def _picture(self, side: int) -> Image.Image:
+    def _image(self, side: int) -> Image.Image:
         return Image.fromarray(self._rng.integers(0, 256, (side, side, 3), dtype=np.uint8))
 
     def _pixels(self, side: int) -> Any:
-        return self._processor(self._picture(side), return_tensors="pt")
+        return self._processor(self._image(side), return_tensors="pt")
 
     def _patches(self, pixels: Tensor) -> int:
         rows, cols = self.model.model.vision_tower.grid(pixels)

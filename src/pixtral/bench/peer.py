@@ -23,7 +23,7 @@ _SPARE = 2 << 30  # for its activations and cache
 
 
 def measure_transformers(subject: Subject, settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Picture, prompt and new tokens, in bfloat16 and with random weights where the subject's own cannot be used.
+    """Image, prompt and new tokens, in bfloat16 and with random weights where the subject's own cannot be used.
 
     Raises:
         MissingDependency: Transformers is not installed.

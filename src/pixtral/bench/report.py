@@ -33,12 +33,12 @@ def measure(subject: Subject, settings: Settings, tell: Callable[[str], None]) -
     bench = Bench(subject.model, settings, Meter(threads), of_layers=subject.of_layers)
     figures: dict[str, Any] = {"load": subject.load, "image": [], "first_token": [], "new": []}
     for side in settings.images:
-        tell(f"picture of {side} x {side} pixels")
+        tell(f"image of {side} x {side} pixels")
         figures["image"].append({"side": side, **bench.image(side).to_dict()})
     tell(f"prompt of {settings.prompt} tokens")
     figures["prompt"] = bench.prompt().to_dict()
     for side in settings.images:
-        tell("from a picture and a question to the first token")
+        tell("from an image and a question to the first token")
         figures["first_token"].append({"side": side, **bench.first_token(side).to_dict()})
     for context in settings.contexts:
         tell(f"new tokens after {context}")
@@ -102,11 +102,11 @@ def summary(report: dict[str, Any]) -> list[str]:
 def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
     """The lines of the table, under COLUMNS."""
     figures = report["figures"]
-    table = [_row(f"picture {f['side']} x {f['side']}", f"{f['seconds']:.2f} s", "", f) for f in figures["image"]]
+    table = [_row(f"image {f['side']} x {f['side']}", f"{f['seconds']:.2f} s", "", f) for f in figures["image"]]
     prompt = figures["prompt"]
     table.append(_row(f"prompt of {prompt['tokens']:,}", _rate(prompt), f"{prompt['seconds']:.2f} s", prompt))
     for found in figures["first_token"]:
-        what = f"first token, picture {found['side']}"
+        what = f"first token, image {found['side']}"
         table.append(_row(what, f"{found['seconds']:.2f} s", f"{found['tokens']:,} tokens", found))
     for found in figures["new"]:
         what = f"new tokens after {found['context']:,}"

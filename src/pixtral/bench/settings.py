@@ -17,7 +17,7 @@ class Settings:
     """What is to be measured.
 
     Attributes:
-        images: sides of the square pictures, in pixels; empty for text alone.
+        images: sides of the square images, in pixels; empty for text alone.
         prompt: tokens of the text prompt.
         new: tokens after it that are timed one by one.
         contexts: tokens before them; the first is the one that is compared with others.

@@ -43,7 +43,7 @@ def bench(
         list[int] | None,
         typer.Option(
             metavar="PIXELS", min=0, show_default=False,
-            help="Side of the square picture (512); may be given several times; 0 for text alone.",
+            help="Side of the square image (512); may be given several times; 0 for text alone.",
         ),
     ] = None,
     prompt: Annotated[int, typer.Option(metavar="TOKENS", min=1, help="Length of the text prompt.")] = 1056,
@@ -76,7 +76,7 @@ def bench(
     """Measure a model on this machine's processor.
 
     First what the machine can do: reading memory, products of 8-bit integers and of bfloat16. Then, through the same
-    calls that programs make: seconds for a picture, prompt tokens/s, seconds from a picture and a question to the first
+    calls that programs make: seconds for an image, prompt tokens/s, seconds from an image and a question to the first
     token, new tokens/s, and memory. Each is put beside the limit that it meets first, as a share of it.
 
     --shape pixtral-12b --random needs no checkpoint: the speed does not depend on the values of the weights.

@@ -39,7 +39,7 @@ def chat(
             "-i",
             metavar="IMAGE",
             show_default=False,
-            help="A picture: path or URL; may be given several times.",
+            help="An image: path or URL; may be given several times.",
         ),
     ] = None,
     system: options.System = None,
@@ -67,13 +67,13 @@ def chat(
     cache_dir: options.CacheDir = None,
     local_files_only: options.LocalFilesOnly = False,
 ) -> None:
-    """Ask a question about pictures, or talk about them.
+    """Ask a question about images, or talk about them.
 
     MODEL may be left out: the small model inside this package answers then (it knows coloured shapes). A single
     argument is the MODEL if it is an existing folder, has the form owner/name, or is written as a path (./x, /x, ~/x);
     otherwise it is the QUESTION. --model leaves no doubt. The QUESTION "-" is read from standard input.
 
-    Without a QUESTION a conversation begins: /image PATH shows a picture, /reset forgets, /help says more, Ctrl-C stops
+    Without a QUESTION a conversation begins: /image PATH shows an image, /reset forgets, /help says more, Ctrl-C stops
     an answer, Ctrl-D ends. When standard input is not a terminal, each of its lines is a question.
     """
     name, question = options.model_and_question(first, second, model)
@@ -94,16 +94,16 @@ def chat(
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
         "seed": seed, "stop": stop,
     }  # fmt: skip
-    from pixtral.cli.output import open_picture
+    from pixtral.cli.output import open_image
     from pixtral.cli.session import Session, show
 
-    pictures = [open_picture(source) for source in image or []]
+    images = [open_image(source) for source in image or []]
     assistant = choice.load()
     if question is None:
-        raise typer.Exit(Session(assistant, system, how, pictures, choice.name).run())
+        raise typer.Exit(Session(assistant, system, how, images, choice.name).run())
     if as_json:
-        answer = assistant.chat(question, pictures, system=system, **how)
+        answer = assistant.chat(question, images, system=system, **how)
         print_json({"model": assistant.model.name_or_path, **answer.to_dict()})
         return
-    answer = show(assistant.chat(question, pictures, stream=True, system=system, **how))
+    answer = show(assistant.chat(question, images, stream=True, system=system, **how))
     note(cost(answer))

@@ -1,4 +1,4 @@
-"""`pixtral demo`: the embedded model looks at a packaged picture and answers."""
+"""`pixtral demo`: the embedded model looks at a packaged image and answers."""
 
 from __future__ import annotations
 
@@ -15,30 +15,30 @@ QUESTIONS = ("What is in the picture?", "What colour is the star?", "How many sh
 def demo(
     image: Annotated[
         str | None,
-        typer.Option("--image", "-i", metavar="IMAGE", help="Another picture: path or URL.", show_default=False),
+        typer.Option("--image", "-i", metavar="IMAGE", help="Another image: path or URL.", show_default=False),
     ] = None,
     as_json: options.Json = False,
 ) -> None:
-    """Ask the small model inside this package about a packaged picture."""
+    """Ask the small model inside this package about a packaged image."""
     import sys
 
-    from pixtral.assets import demo_picture_path
-    from pixtral.cli.output import console, cost, open_picture
+    from pixtral.assets import demo_image_path
+    from pixtral.cli.output import console, cost, open_image
     from pixtral.cli.session import show
 
-    source = image or demo_picture_path()
-    picture = open_picture(source)
+    source = image or demo_image_path()
+    opened = open_image(source)
     out = console()
     if not as_json:
-        out.print(f"{source} · {picture.width} x {picture.height} pixels", markup=False, soft_wrap=True)
+        out.print(f"{source} · {opened.width} x {opened.height} pixels", markup=False, soft_wrap=True)
         if out.is_terminal and out.color_system:
             from pixtral.cli.output import half_blocks
 
-            out.print(half_blocks(picture))
+            out.print(half_blocks(opened))
     assistant = options.ModelChoice(None).load()
     answers = []
     for question in QUESTIONS:
-        stream = assistant.chat(question, picture, stream=True, max_new_tokens=64)
+        stream = assistant.chat(question, opened, stream=True, max_new_tokens=64)
         if as_json:
             answers.append({"question": question, **stream.answer.to_dict()})
             continue

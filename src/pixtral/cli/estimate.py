@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from pixtral.cli import options
-from pixtral.cli.output import open_picture, print_json, print_table, shortened, waiting
+from pixtral.cli.output import open_image, print_json, print_table, shortened, waiting
 
 if TYPE_CHECKING:
     from pixtral.sizing import MemoryEstimate
@@ -36,7 +36,7 @@ def estimate(
             "-i",
             metavar="IMAGE",
             show_default=False,
-            help="A picture: path, URL, or WIDTHxHEIGHT in pixels; may be given several times.",
+            help="An image: path, URL, or WIDTHxHEIGHT in pixels; may be given several times.",
         ),
     ] = None,
     quantization: Annotated[
@@ -55,7 +55,7 @@ def estimate(
             metavar="INTEGER",
             min=1,
             show_default=False,
-            help="Tokens of prompt and answer together; 4096 when left out, or what the pictures need.",
+            help="Tokens of prompt and answer together; 4096 when left out, or what the images need.",
         ),
     ] = None,
     batch: Annotated[int, typer.Option(metavar="INTEGER", min=1, help="Conversations at a time.")] = 1,
@@ -67,7 +67,7 @@ def estimate(
     cache_dir: options.CacheDir = None,
     local_files_only: options.LocalFilesOnly = False,
 ) -> None:
-    """Say what a model will take: tokens of pictures, memory by part, room on the disk.
+    """Say what a model will take: tokens of images, memory by part, room on the disk.
 
     Nothing is loaded: the configuration and the headers of the weights say it all. Of a Hub id only small files are
     fetched. The exit code is 0 whether the model fits into this machine's memory or not.
@@ -92,14 +92,14 @@ def estimate(
 
 
 def _size(source: str) -> tuple[int, int]:
-    """(width, height) of a picture, or as written."""
+    """(width, height) of an image, or as written."""
     written = re.fullmatch(r"(\d+)x(\d+)", source)
     if written and not os.path.exists(source):
         width, height = int(written[1]), int(written[2])
         if not (width and height):
-            raise typer.BadParameter(f"--image is {source!r}; a picture has at least 1x1 pixels")
+            raise typer.BadParameter(f"--image is {source!r}; an image has at least 1x1 pixels")
         return width, height
-    return open_picture(source).size
+    return open_image(source).size
 
 
 def _print(found: MemoryEstimate) -> None:
@@ -113,7 +113,7 @@ def _print(found: MemoryEstimate) -> None:
             for one in found.images
         ]  # fmt: skip
         typer.echo()
-        print_table("", ("picture", "size", "resized", "grid", "tokens"), rows, numbers=(1, 2, 3, 4))
+        print_table("", ("image", "size", "resized", "grid", "tokens"), rows, numbers=(1, 2, 3, 4))
         typer.echo(f"{found.image_tokens:,} image tokens leave room for {found.text_room:,} of text and answer")
     typer.echo()
     table = [(name, gigabytes(size), remark) for name, size, remark in found.rows()]

@@ -68,7 +68,7 @@ MaxImageSize = Annotated[
     int | None,
     typer.Option(
         metavar="PIXELS", min=1, show_default=False,
-        help="Scale pictures down to this longest side; fewer tokens.",
+        help="Scale images down to this longest side; fewer tokens.",
     ),
 ]  # fmt: skip
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]

@@ -9,9 +9,6 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING, NoReturn
 
 import typer
-from rich.color import Color
-from rich.style import Style
-from rich.text import Text
 
 from pixtral.errors import ImageError
 
@@ -20,6 +17,7 @@ if TYPE_CHECKING:
 
     from PIL.Image import Image
     from rich.console import Console
+    from rich.text import Text
 
     from pixtral.assistant import Answer
     from pixtral.images.limits import ImageLimits
@@ -113,11 +111,17 @@ def waiting(text: str) -> Iterator[None]:
         yield
 
 
-# FOLDED pixtral.cli.output: A picture in the terminal: every character cell shows two pixels, one above the other.
+# FOLDED pixtral.cli.output: An image in the terminal: every character cell shows two pixels, one above the other.
 
 
 def half_blocks(image: Image, *, max_width: int = 48, max_height: int = 20) -> Text:
-    """The picture scaled to fit into max_width columns and max_height lines."""
+    """The image scaled to fit into max_width columns and max_height lines;
+    every character cell shows two pixels, one above the other.
+    """
+    from rich.color import Color
+    from rich.style import Style
+    from rich.text import Text
+
     scale = min(max_width / image.width, 2 * max_height / image.height)
     width = max(1, round(image.width * scale))
     height = max(2, round(image.height * scale / 2) * 2)
@@ -135,11 +139,11 @@ def half_blocks(image: Image, *, max_width: int = 48, max_height: int = 20) -> T
     return text
 
 
-# FOLDED pixtral.cli.output: Pictures named on the command line: opened before anything slow begins, and named when they cannot be.
+# FOLDED pixtral.cli.output: Images named on the command line: opened before anything slow begins, and named when they cannot be.
 
 
-def open_picture(source: str | os.PathLike[str], limits: ImageLimits | None = None) -> Image:
-    """The picture of a path or URL.
+def open_image(source: str | os.PathLike[str], limits: ImageLimits | None = None) -> Image:
+    """The image of a path or URL.
 
     Raises:
         ImageError: it cannot be had or read; the message names the source.

@@ -52,7 +52,7 @@ def quantize(
     from pixtral.checkpoints.placement import parse_dtype
     from pixtral.checkpoints.quantize import quantize_checkpoint
     from pixtral.checkpoints.report import inspect_checkpoint
-    from pixtral.cli.inspect import print_quantization
+    from pixtral.cli.inspection import print_quantization
     from pixtral.configuration import QuantizationConfig
     from pixtral.ops.runtime import use_threads
     from pixtral.processing.auto import files_of

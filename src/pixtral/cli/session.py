@@ -1,4 +1,4 @@
-"""A conversation in the terminal: questions, pictures, and a few commands that begin with a slash."""
+"""A conversation in the terminal: questions, images, and a few commands that begin with a slash."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from types import FrameType
 from typing import TYPE_CHECKING
 
-from pixtral.cli.output import complain, cost, note, open_picture, waiting
+from pixtral.cli.output import complain, cost, note, open_image, waiting
 from pixtral.errors import PixtralError, PromptError
 
 if TYPE_CHECKING:
@@ -63,8 +63,8 @@ def _write(text: str) -> None:
 
 
 _HELP = """\
-/image PATH   show a picture (a path or URL) with the next question; may be given several times
-/reset        forget the conversation and its pictures
+/image PATH   show an image (a path or URL) with the next question; may be given several times
+/reset        forget the conversation and its images
 /help         this list
 /exit         end, as Ctrl-D does; Ctrl-C stops an answer"""
 
@@ -73,13 +73,13 @@ class Session:
     """Reads lines until the input ends. In a pipe nothing but the answers is written."""
 
     def __init__(
-        self, assistant: Assistant, system: str | None, options: ChatOptions, pictures: list[Image], name: str
+        self, assistant: Assistant, system: str | None, options: ChatOptions, images: list[Image], name: str
     ) -> None:
         """
         Args:
             assistant: answers.
             system, options: of the conversation.
-            pictures: shown with the first question.
+            images: shown with the first question.
             name: of the model, for people.
         """
         self.assistant = assistant
@@ -87,7 +87,7 @@ class Session:
         self.name = name
         self.failed = False
         self._ended = False
-        self._shown = list(pictures)
+        self._shown = list(images)
         self._terminal = sys.stdin.isatty()
 
     def run(self) -> int:
@@ -95,9 +95,9 @@ class Session:
         if self._terminal:
             with contextlib.suppress(ImportError):
                 import readline  # noqa: F401  line editing and history for input()
-            for picture in self._shown:
-                note(f"{picture.width} x {picture.height} pixels; it goes with the first question")
-            note(f"{self.name} · /image PATH shows a picture, /help says more, Ctrl-D ends")
+            for image in self._shown:
+                note(f"{image.width} x {image.height} pixels; it goes with the first question")
+            note(f"{self.name} · /image PATH shows an image, /help says more, Ctrl-D ends")
         while not self._ended and (line := self._read()) is not None:
             if not line.strip():
                 continue
@@ -129,7 +129,7 @@ class Session:
             return
         command, _, rest = line.partition(" ")
         if command == "/image":
-            self._show_picture(rest.strip())
+            self._show_image(rest.strip())
         elif command == "/reset":
             self.conversation.reset()
             self._shown.clear()
@@ -152,12 +152,12 @@ class Session:
             return
         note(cost(answer))
 
-    def _show_picture(self, source: str) -> None:
+    def _show_image(self, source: str) -> None:
         if not source:
-            raise PromptError("/image needs the path or the URL of a picture")
-        picture = open_picture(_unquoted(source), self.assistant.limits)
-        self._shown.append(picture)
-        note(f"{source}: {picture.width} x {picture.height} pixels; it goes with the next question")
+            raise PromptError("/image needs the path or the URL of an image")
+        image = open_image(_unquoted(source), self.assistant.limits)
+        self._shown.append(image)
+        note(f"{source}: {image.width} x {image.height} pixels; it goes with the next question")
 
 
 def _unquoted(source: str) -> str:

@@ -7,7 +7,7 @@ A block is in one of three states, told by its count of references and by its ke
     free            references = 0, no key: given away first
 
 The key of a block names everything that its keys and values depend on: the key of the block before it, its own token
-ids, and the content and place of the pictures that overlap it, since two pictures of one size have the same ids.
+ids, and the content and place of the images that overlap it, since two images of one size have the same ids.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def block_key(parent: bytes, ids: Sequence[int], images: Iterable[tuple[bytes, i
     Args:
         parent: the key of the block before it, `ROOT` for the first one.
         ids: its tokens.
-        images: key of each picture that overlaps it, and where the picture starts, counted from the block's start.
+        images: key of each image that overlaps it, and where the image starts, counted from the block's start.
     """
     digest = hashlib.blake2b(parent, digest_size=16)
     digest.update(array.array("q", ids))

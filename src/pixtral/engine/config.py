@@ -22,8 +22,8 @@ class EngineConfig:
             and the longer those who are being answered wait for their next token.
         kv_cache: how keys and values are kept: "bf16", "int8", or None, in the model's dtype.
         kv_cache_bytes: memory for keys and values.
-        image_cache_bytes: memory for features of pictures.
-        max_encoder_tokens: patches of pictures that one step encodes; one picture always goes.
+        image_cache_bytes: memory for features of images.
+        max_encoder_tokens: patches of images that one step encodes; one image always goes.
         prefix_caching: find the beginning of a prompt among what has been computed before.
         prompt_lookup: check tokens that stood in the text before, several in one forward pass.
         max_stretch: while answers are being written, prompts take at most so many tokens of a step that it lasts this

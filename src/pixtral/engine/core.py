@@ -53,7 +53,7 @@ class Core:
         return self.scheduler.schedule(max_prompt_tokens)
 
     def run(self, plan: Plan) -> None:
-        """One forward pass; pictures have been encoded. The logits of those who are now ready are kept."""
+        """One forward pass; images have been encoded. The logits of those who are now ready are kept."""
         spans = spans_of(plan)
         if not spans:
             return

@@ -1,4 +1,4 @@
-"""Features of pictures by content, under a limit of bytes: each picture goes through the tower once (no torch)."""
+"""Features of images by content, under a limit of bytes: each image goes through the tower once (no torch)."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ class ImageCache:
     def __init__(self, limit: int) -> None:
         """
         Args:
-            limit: bytes. One picture is taken in even if it alone is larger.
+            limit: bytes. One image is taken in even if it alone is larger.
         """
         self.limit = limit
         self.nbytes = 0
@@ -40,7 +40,7 @@ class ImageCache:
         return len(self._entries)
 
     def reserve(self, key: bytes, nbytes: int) -> bool:
-        """Make room for a picture and pin it; False if what is pinned leaves no room."""
+        """Make room for an image and pin it; False if what is pinned leaves no room."""
         assert key not in self._entries
         if self.nbytes - self._unpinned + nbytes > self.limit and self.nbytes > self._unpinned:
             return False
@@ -53,17 +53,17 @@ class ImageCache:
         return True
 
     def put(self, key: bytes, features: Any) -> None:
-        """The features of a picture for which there is room."""
+        """The features of an image for which there is room."""
         self._entries[key].features = features
 
     def get(self, key: bytes) -> Any:
-        """The features of a picture that is pinned."""
+        """The features of an image that is pinned."""
         entry = self._entries[key]
         assert entry.pins and entry.features is not None, key
         return entry.features
 
     def pin(self, key: bytes) -> None:
-        """Keep a picture until it is unpinned as often as it was pinned."""
+        """Keep an image until it is unpinned as often as it was pinned."""
         entry = self._entries[key]
         if not entry.pins:
             self._unpinned -= entry.nbytes
@@ -92,7 +92,7 @@ class ImageCache:
         assert self.nbytes == sum(entry.nbytes for entry in self._entries.values())
         free = [entry for entry in self._entries.values() if not entry.pins]
         assert self._unpinned == sum(entry.nbytes for entry in free)
-        assert self.nbytes <= self.limit or len(self._entries) == 1, "over the limit only for one large picture"
+        assert self.nbytes <= self.limit or len(self._entries) == 1, "over the limit only for one large image"
 
     def _drop(self, key: bytes) -> None:
         entry = self._entries.pop(key)
@@ -102,7 +102,7 @@ class ImageCache:
 
 
 class ImagePlanner:
-    """Which pictures a step encodes, and which of its tokens have to wait for theirs."""
+    """Which images a step encodes, and which of its tokens have to wait for theirs."""
 
     def __init__(self, cache: ImageCache, budget: Budget) -> None:
         self.cache = cache
@@ -110,9 +110,9 @@ class ImagePlanner:
         self.num_hits = 0
 
     def fit(self, request: Request, count: int, plan: Plan) -> int:
-        """As many of the next `count` tokens as come before the first picture for which there is no room now.
+        """As many of the next `count` tokens as come before the first image for which there is no room now.
 
-        The pictures of these tokens are pinned, and encoded in this step if they are not there. A picture is needed
+        The images of these tokens are pinned, and encoded in this step if they are not there. An image is needed
         from its first token to its last; its tokens may be cut anywhere.
         """
         start = request.num_computed
@@ -128,9 +128,9 @@ class ImagePlanner:
         return count
 
     def release(self, request: Request) -> None:
-        """Of the request's pictures only the one it is in the middle of stays pinned.
+        """Of the request's images only the one it is in the middle of stays pinned.
 
-        One that comes again later has to be taken again: whoever waits for a picture holds no other.
+        One that comes again later has to be taken again: whoever waits for an image holds no other.
         """
         if request.pinned:
             place = request.num_computed

@@ -105,7 +105,7 @@ class Engine:
         """Take a request in; it runs from the next step on, as soon as there is room.
 
         Raises:
-            PromptError: an empty prompt, one that leaves no room for an answer, or pictures that do not fit it.
+            PromptError: an empty prompt, one that leaves no room for an answer, or images that do not fit it.
             GenerationError: an identifier that is in use, or parameters that this engine cannot honour.
         """
         if request.request_id in self._families:
@@ -168,7 +168,7 @@ class Engine:
         assert alive == set(self._live) == {one for family in self._families.values() for one in family}
 
     def _encode(self, plan: Plan) -> None:
-        """Pictures of the plan through the tower; a broken one ends those who asked for it."""
+        """Images of the plan through the tower; a broken one ends those who asked for it."""
         try:
             self.runner.encode(plan.encode)
             return

@@ -59,7 +59,7 @@ class Admission:
         """The continuations of a request.
 
         Raises:
-            PromptError: an empty prompt, one that leaves no room, ids out of range, pictures that do not fit.
+            PromptError: an empty prompt, one that leaves no room, ids out of range, images that do not fit.
             GenerationError: parameters that this engine cannot honour.
         """
         length = len(request.prompt_ids)
@@ -104,7 +104,7 @@ class Admission:
                 "the tokenizer belongs to another model"
             )
         if request.images and self.image_token is None:
-            raise PromptError("the model reads text only; leave the pictures out")
+            raise PromptError("the model reads text only; leave the images out")
         end = 0
         for number, image in enumerate(request.images):
             found = ids[image.start : image.end].count(cast(int, self.image_token))
@@ -118,12 +118,12 @@ class Admission:
             total, known = ids.count(self.image_token), sum(image.num_features for image in request.images)
             if total != known:
                 raise PromptError(
-                    f"the prompt has {total} [IMG] tokens, its {len(request.images)} pictures {known} patches; make "
+                    f"the prompt has {total} [IMG] tokens, its {len(request.images)} images {known} patches; make "
                     "prompt and pixels with one processor call"
                 )
 
 
-# FOLDED pixtral.engine.input_processor: Pictures of a prompt for the engine: where they stand, and what they are called.
+# FOLDED pixtral.engine.input_processor: Images of a prompt for the engine: where they stand, and what they are called.
 
 
 def image_key(pixels: Tensor) -> bytes:
@@ -142,11 +142,11 @@ def place_images(
     patch_size: int,
     keys: Sequence[bytes] | None = None,
 ) -> tuple[ImageInput, ...]:
-    """The pictures of a prompt, in order of their [IMG] tokens.
+    """The images of a prompt, in order of their [IMG] tokens.
 
     Args:
-        prompt_ids: the prompt, every picture expanded to its rows of [IMG] tokens.
-        pixels: (3, H, W) of each picture.
+        prompt_ids: the prompt, every image expanded to its rows of [IMG] tokens.
+        pixels: (3, H, W) of each image.
         image_token: the id of [IMG].
         patch_size: pixels of a patch's side.
         keys: names of the contents, where the caller has them; computed from the pixels otherwise.
@@ -156,8 +156,8 @@ def place_images(
     """
     images: list[ImageInput] = []
     place = 0
-    for number, picture in enumerate(pixels):
-        patches = (picture.shape[-2] // patch_size) * (picture.shape[-1] // patch_size)
+    for number, image in enumerate(pixels):
+        patches = (image.shape[-2] // patch_size) * (image.shape[-1] // patch_size)
         while place < len(prompt_ids) and prompt_ids[place] != image_token:
             place += 1
         start, found = place, 0
@@ -171,12 +171,12 @@ def place_images(
             )
         if place < len(prompt_ids) and prompt_ids[place] != image_token:
             place += 1  # [IMG_END]
-        key = image_key(picture) if keys is None else keys[number]
-        images.append(ImageInput(start, place - start, patches, key, lambda picture=picture: picture))  # type: ignore[misc]
+        key = image_key(image) if keys is None else keys[number]
+        images.append(ImageInput(start, place - start, patches, key, lambda image=image: image))  # type: ignore[misc]
     left = sum(token == image_token for token in prompt_ids[place:])
     if left:
         raise PromptError(
-            f"{left} [IMG] tokens of the prompt are left over by {len(images)} pictures; "
+            f"{left} [IMG] tokens of the prompt are left over by {len(images)} images; "
             "make prompt and pixels with one processor call"
         )
     return tuple(images)

@@ -1,4 +1,4 @@
-"""The network at work: pictures through the tower, a step's tokens through the decoder."""
+"""The network at work: images through the tower, a step's tokens through the decoder."""
 
 from __future__ import annotations
 
@@ -115,11 +115,11 @@ def wanted_rows(spans: Sequence[Span]) -> list[int] | None:
     return None if len(rows) == end else rows
 
 
-# FOLDED pixtral.engine.model_runner: Rows for the decoder: token embeddings, with features of pictures and given embeddings in their places.
+# FOLDED pixtral.engine.model_runner: Rows for the decoder: token embeddings, with features of images and given embeddings in their places.
 
 
 class Embedder:
-    """Tokens of any places of any requests to rows, pictures encoded before."""
+    """Tokens of any places of any requests to rows, images encoded before."""
 
     def __init__(self, model: PackedModel, images: ImageCache, image_token: int | None) -> None:
         self.model = model
@@ -157,7 +157,7 @@ class Embedder:
         return self.model.embed(torch.tensor(ids, device=self.model.device))
 
     def _features(self, span: Span, begin: int) -> list[tuple[list[int], Tensor]]:
-        """Rows, and what stands in them, of the pictures that a span touches."""
+        """Rows, and what stands in them, of the images that a span touches."""
         request, found = span.request, []
         for image in request.images:
             first, last = max(image.start, span.start), min(image.end, span.end)
@@ -173,7 +173,7 @@ class Runs(Protocol):
     """What the engine asks of a runner."""
 
     def encode(self, images: Sequence[ImageInput]) -> None:
-        """Features of pictures into the cache."""
+        """Features of images into the cache."""
         ...
 
     def run(self, spans: Sequence[Span]) -> Tensor:
@@ -242,7 +242,7 @@ class Runner:
 
 
 class Recompute:
-    """The slow twin of `Runner`: no cache, every sequence whole in every step. It takes no pictures."""
+    """The slow twin of `Runner`: no cache, every sequence whole in every step. It takes no images."""
 
     def __init__(self, model: PackedModel, images: ImageCache) -> None:
         self.model = model

@@ -78,14 +78,14 @@ class EngineStats:
     Attributes:
         num_running, num_waiting: continuations at work, and in the queue.
         num_blocks, num_free_blocks: places for keys and values; free ones may still hold prefixes that can be hit.
-        image_cache_bytes: features of pictures that are kept.
+        image_cache_bytes: features of images that are kept.
         image_cache_limit: what they may take.
         steps: forward passes of the decoder.
         prompt_tokens, cached_tokens: of admitted prompts, and how many of them the prefix cache had.
         new_tokens: chosen tokens.
         finished: ended continuations by reason.
         preemptions: times that a continuation had to give its blocks back and start again.
-        images_encoded, image_hits: pictures that went through the tower, and those that did not have to.
+        images_encoded, image_hits: images that went through the tower, and those that did not have to.
     """
 
     num_running: int

@@ -37,8 +37,8 @@ def _check(name: str, value: object, hint: str) -> None:
         raise GenerationError(f"{name} is {value!r}, expected an integer of at least 1; {hint}")
 
 
-def picture_ids(ids: Iterable[int], image_token: int | None) -> frozenset[int]:
-    """The ids that draw the grid of pictures: [IMG], and what follows one in the prompt to break or end its row."""
+def image_ids(ids: Iterable[int], image_token: int | None) -> frozenset[int]:
+    """The ids that draw the grid of images: [IMG], and what follows one in the prompt to break or end its row."""
     if image_token is None:
         return frozenset()
     return frozenset({image_token}.union(after for token, after in itertools.pairwise(ids) if token == image_token))
@@ -59,7 +59,7 @@ class Proposer:
         Args:
             settings: how much to draft.
             ids: the prompt.
-            skip: tokens that are neither matched nor drafted: those that stand for pictures.
+            skip: tokens that are neither matched nor drafted: those that stand for images.
             ends: tokens that end the text; they are not drafted, since nothing would follow them.
         """
         self.settings = settings
@@ -150,7 +150,7 @@ class Drafter:
         self._proposer = Proposer(
             settings,
             request.prompt_ids,
-            skip=picture_ids(request.prompt_ids, image_token),
+            skip=image_ids(request.prompt_ids, image_token),
             ends=request.params.stop_token_ids,
         )
         self._told = 0  # new tokens that the proposer knows

@@ -1,4 +1,4 @@
-"""What the engine works on: a prompt with its pictures, one continuation on its way, what comes out (no torch)."""
+"""What the engine works on: a prompt with its images, one continuation on its way, what comes out (no torch)."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
-# What a request's own pictures, grammar or numbers may raise; other requests must not suffer from it.
+# What a request's own images, grammar or numbers may raise; other requests must not suffer from it.
 REQUEST_ERRORS = (
     PixtralError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
     TypeError, ValueError,
@@ -41,14 +41,14 @@ class Prompt:
 
 @dataclasses.dataclass(frozen=True)
 class ImageInput:
-    """One picture in a prompt.
+    """One image in a prompt.
 
     Attributes:
         start: place of its first [IMG] in the prompt.
         length: tokens from there to its last [IMG].
         num_features: [IMG] tokens among them, one for each patch.
         key: names the content: equal keys, equal pixels.
-        pixels: gives the normalised (3, H, W) tensor; asked for when the picture is encoded, perhaps more than once.
+        pixels: gives the normalised (3, H, W) tensor; asked for when the image is encoded, perhaps more than once.
     """
 
     start: int
@@ -81,9 +81,9 @@ class EngineRequest:
 
     Attributes:
         request_id: any name that no unfinished request has.
-        prompt_ids: the prompt, pictures expanded to their [IMG] tokens.
+        prompt_ids: the prompt, images expanded to their [IMG] tokens.
         params: how tokens are chosen; `params.n` continuations come out.
-        images: the pictures of the prompt in order.
+        images: the images of the prompt in order.
         priority: smaller goes first; within one priority, who came first.
         guide: makes the grammar of each continuation.
         skip_special_tokens: leave control tokens out of the text.
@@ -128,7 +128,7 @@ class Request:
         blocks: places of its keys and values.
         block_keys: the names of its full blocks, as far as they are known.
         num_registered: how many of its blocks can be found under their names.
-        pinned: pictures whose features must stay.
+        pinned: images whose features must stay.
         num_cached_tokens: of the prompt, found in the prefix cache when it was first admitted.
         finish_reason: None while it goes on.
         stop_reason: the token or string that ended it, if one did.
@@ -228,7 +228,7 @@ class Budget:
     Attributes:
         max_num_seqs: requests that run at a time.
         max_num_batched_tokens: prompt and draft tokens of a step; a decoding request's newest token always goes.
-        max_encoder_tokens: patches that one step encodes; one picture always goes, however large.
+        max_encoder_tokens: patches that one step encodes; one image always goes, however large.
         feature_bytes: of the features of one patch.
         prefix_caching: look for the beginning of a prompt among the blocks that are there.
         grow: make more blocks where they run out, instead of preempting.
@@ -248,9 +248,9 @@ class Plan:
 
     Attributes:
         tokens: how many tokens each request runs, of those that come after its `num_computed`.
-        encode: pictures that have to be encoded before.
+        encode: images that have to be encoded before.
         preempted: requests that gave their blocks back.
-        images_closed: somebody waits for room for a picture; those behind must not take it.
+        images_closed: somebody waits for room for an image; those behind must not take it.
     """
 
     tokens: dict[Request, int] = dataclasses.field(default_factory=dict)

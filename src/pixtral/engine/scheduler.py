@@ -19,7 +19,7 @@ from pixtral.engine.request import Budget, Plan, Request, Status
 
 
 class Scheduler:
-    """Keeps the order; hands out blocks and room for pictures."""
+    """Keeps the order; hands out blocks and room for images."""
 
     def __init__(self, budget: Budget, blocks: BlockPool, images: ImageCache) -> None:
         self.budget = budget
@@ -85,7 +85,7 @@ class Scheduler:
         return plan
 
     def update(self, plan: Plan) -> None:
-        """The step has run: its tokens are computed, full blocks can be found, pictures may go."""
+        """The step has run: its tokens are computed, full blocks can be found, images may go."""
         for request, count in plan.tokens.items():
             request.num_computed += count
             if self._is_cached(request):
@@ -132,7 +132,7 @@ class Scheduler:
         count = min(request.num_missing, 1 + spare)
         if not self._make_room(request, request.num_computed + count, plan):
             return 0
-        count = self.images.fit(request, count, plan)  # a prompt may end with a picture
+        count = self.images.fit(request, count, plan)  # a prompt may end with an image
         if count:
             plan.tokens[request] = count
         return max(count - 1, 0)

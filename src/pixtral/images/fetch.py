@@ -84,7 +84,7 @@ def resolve(host: str, port: int, timeout: float) -> list[Place]:
 _HEADERS = {"User-Agent": "pixtral-python/1.0", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CHUNK = 1 << 16
-# What stores that do not know a file's type call it; an answer of any other type is a page, not a picture.
+# What stores that do not know a file's type call it; an answer of any other type is a page, not an image.
 _UNTYPED = ("application/octet-stream", "binary/octet-stream", "application/binary")
 
 

@@ -51,7 +51,7 @@ def load_image(
     page: int = 0,
     input_data_format: ChannelOrder | None = None,
 ) -> Image.Image:
-    """Read an image as 8-bit RGB, upright and over white. The same picture gives the same pixels by every route.
+    """Read an image as 8-bit RGB, upright and over white. The same image gives the same pixels by every route.
 
     Args:
         source: a path, an http(s) URL, a data URI, base64 text, encoded bytes, a file object, a PIL image, or an array

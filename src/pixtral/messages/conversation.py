@@ -1,7 +1,7 @@
 """What users, templates and servers all speak: a conversation is messages, a message is text and image parts.
 
 `normalize` turns every shape that OpenAI's and Hugging Face's clients use into the same few frozen values, so that
-nothing behind it has to know the shapes. No picture is opened here: an image part only says where its picture is.
+nothing behind it has to know the shapes. No image is opened here: an image part only says where its image is.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ class TextPart:
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """A picture in its place among the text.
+    """An image in its place among the text.
 
-    `source` is whatever `pixtral.images.source.load_image` takes (address, path, bytes, picture, array, tensor);
-    None marks a place whose picture is handed over separately.
+    `source` is whatever `pixtral.images.source.load_image` takes (address, path, bytes, image, array, tensor);
+    None marks a place whose image is handed over separately.
     """
 
     source: object | None = None
@@ -173,7 +173,7 @@ def normalize(conversation: object) -> list[Message]:
     A message is a `Message`, a mapping, or an object with `model_dump()` (the OpenAI client's answers). Its content
     is a string or a list of parts: `{"type": "text", "text" | "content": str}`, `{"type": "image", "url" | "path" |
     "base64" | "image": ...}`, `{"type": "image_url", "image_url": str | {"url": str}}`, a bare string, or
-    `{"type": "image"}` for a picture handed over separately. Entries whose value is None count as absent.
+    `{"type": "image"}` for an image handed over separately. Entries whose value is None count as absent.
 
     Raises:
         PromptError: an empty conversation, an unknown role, part type or key, a part without its payload.

@@ -1,4 +1,4 @@
-"""Attention by the native kernels: prompts, parts of prompts, new tokens and pictures, with a cache or without.
+"""Attention by the native kernels: prompts, parts of prompts, new tokens and images, with a cache or without.
 
 The kernel reads keys and values once for all query heads and rows of a task; long contexts of few rows are divided
 among the threads and their softmaxes merged. A row's result does not depend on how the work is divided.

@@ -191,12 +191,12 @@ class PixtralProcessor(ProcessorFiles, ImageCounts):
             return_dict: with `tokenize`, everything a call returns; False only input_ids.
             return_tensors: "auto" is "pt".
             processor_kwargs: what a call takes, as a mapping; it may also stand among `kwargs`.
-            images: the pictures of image parts without a source, in reading order.
+            images: the images of image parts without a source, in reading order.
             kwargs: what a call takes, and further values for the template; with a MistralCommonTokenizer its own
                 options, such as `keep_order`.
 
         Raises:
-            PromptError: the conversation is refused, has an image part without a picture, and as in a call.
+            PromptError: the conversation is refused, has an image part without an image, and as in a call.
         """
         known = (*KNOWN, *GROUPS)
         options = {**(processor_kwargs or {}), **{key: value for key, value in kwargs.items() if key in known}}

@@ -56,7 +56,7 @@ class Prompts:
     prompts: list[Prompt] = field(default_factory=list)
 
     def need_sources(self) -> None:
-        """Refuse image parts whose picture is nowhere."""
+        """Refuse image parts whose image is nowhere."""
         for index, prompt in enumerate(self.prompts):
             if (missing := first_missing(prompt.sources)) is not None:
                 where = f"conversation {index}, image" if self.batched else "image"

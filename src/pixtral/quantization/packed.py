@@ -23,7 +23,7 @@ from pixtral.quantization.base import BLOCK_BYTES, Quantizer, Slot, WeightSource
 TILE = 16  # rows that are packed together: blocks of a weight are cut between them
 VISION_BITS = 8
 GROUP_SIZES: tuple[int, ...] = (64, 32)  # the first that divides a width is taken
-VISION_GROUP_SIZES: tuple[int, ...] = (128, 64, 32)  # a picture is many rows, for each of which a scale costs time
+VISION_GROUP_SIZES: tuple[int, ...] = (128, 64, 32)  # an image is many rows, for each of which a scale costs time
 _PARTS = ("codes", "scales", "row_scales")
 
 

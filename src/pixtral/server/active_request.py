@@ -72,7 +72,7 @@ class Running:
             self._in_engine.discard(request.request_id)
         except ApiError:
             raise
-        except Exception as error:  # a request's own pictures, grammar or numbers may raise anything
+        except Exception as error:  # a request's own images, grammar or numbers may raise anything
             failure = as_api_error(error)
             if failure.status == 500:
                 name = self._http.scope["state"]["request_id"]

@@ -197,8 +197,7 @@ class Guard:
     def _too_large(self, found: str) -> ApiError:
         return ApiError(
             413,
-            f"found a body of {found} bytes; expected at most {self._limits.max_body:,}; send fewer or smaller "
-            "pictures",
+            f"found a body of {found} bytes; expected at most {self._limits.max_body:,}; send fewer or smaller images",
             code="body_too_large",
         )
 

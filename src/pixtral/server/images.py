@@ -1,4 +1,4 @@
-"""What clients send as pictures to RGB pictures: off the event loop, under limits, within a budget of tokens."""
+"""What clients send as images to RGB images: off the event loop, under limits, within a budget of tokens."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from pixtral.images.source import load_image, read_bytes
 from pixtral.server.errors import ApiError
 from pixtral.server.pdf import PdfLimits, draw_pages, is_pdf
 
-# FOLDED pixtral.server.images: The bytes behind a picture's address, for a server: data: always, http(s) only where allowed, nothing else ever.
+# FOLDED pixtral.server.images: The bytes behind an image's address, for a server: data: always, http(s) only where allowed, nothing else ever.
 
 
 MEDIA_TYPES = ("image/", "application/pdf")
@@ -45,7 +45,7 @@ class Fetcher:
 
         Raises:
             ImageTooLarge: more than `max_bytes`.
-            ImageFetchError: refused, unreachable, too slow, redirected too often, or not declared as a picture.
+            ImageFetchError: refused, unreachable, too slow, redirected too often, or not declared as an image.
             ImageError: not valid base64.
         """
         declared = declared_type(url)
@@ -53,7 +53,7 @@ class Fetcher:
             raise _refused(url)
         if declared is None and not self._limits.allow_remote:
             raise ImageFetchError(
-                f"found {shortened(url)}; this server does not fetch pictures; send the picture as a data: URI, or "
+                f"found {shortened(url)}; this server does not fetch images; send the image as a data: URI, or "
                 "start the server with --allow-remote-images"
             )
         if declared is not None and not (declared in _UNTYPED or declared.startswith(MEDIA_TYPES)):
@@ -100,24 +100,24 @@ FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class PictureLimits:
-    """What the pictures of one request may be and cost.
+class RequestImageLimits:
+    """What the images of one request may be and cost.
 
     Attributes:
-        tokens_of: tokens of the prompt that a picture of (width, height) takes.
+        tokens_of: tokens of the prompt that an image of (width, height) takes.
         longest_edge: pixels of the longest side that the model sees; PDF pages are drawn at this size.
-        max_images: pictures in a request, every page of a PDF counted.
-        max_pixels: of one picture, read from its header before it is decoded.
-        max_bytes: of one encoded picture or PDF.
+        max_images: images in a request, every page of a PDF counted.
+        max_pixels: of one image, read from its header before it is decoded.
+        max_bytes: of one encoded image or PDF.
         max_pdf_pages: of one file.
-        low_tokens, auto_tokens, high_tokens: the budget of a picture by its `detail`; None leaves it as large as the
+        low_tokens, auto_tokens, high_tokens: the budget of an image by its `detail`; None leaves it as large as the
             model takes it.
         allow_remote: whether http(s) addresses are fetched.
         allow_private: whether those may lead to addresses that are not public; for tests on loopback.
         fetch_timeout: seconds for one download, redirects included.
         max_redirects: of one download.
         pdf_timeout: seconds to draw one file.
-        max_preparing: requests that hold decoded pictures at the same time.
+        max_preparing: requests that hold decoded images at the same time.
     """
 
     tokens_of: Callable[[int, int], int]
@@ -137,7 +137,7 @@ class PictureLimits:
     max_preparing: int = 4
 
     def budget(self, detail: Detail) -> int | None:
-        """Tokens that a picture may take, if there is a limit."""
+        """Tokens that an image may take, if there is a limit."""
         budgets: dict[str, int | None] = {
             "low": self.low_tokens, "auto": self.auto_tokens, "high": self.high_tokens
         }  # fmt: skip
@@ -159,18 +159,18 @@ class PictureLimits:
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
-class Picture:
-    """A picture of a request: its address, how much of it the model shall see, and where it stood."""
+class ImageUrl:
+    """An image of a request: its address, how much of it the model shall see, and where it stood."""
 
     url: str
     detail: Detail = "auto"
     param: str = "messages"
 
 
-class PictureLoader:
-    """Loads the pictures of requests; one for a server, closed when it ends."""
+class ImageLoader:
+    """Loads the images of requests; one for a server, closed when it ends."""
 
-    def __init__(self, limits: PictureLimits) -> None:
+    def __init__(self, limits: RequestImageLimits) -> None:
         self.limits = limits
         self._fetcher = Fetcher(limits.of_images())
         self._threads = ThreadPoolExecutor(min(os.cpu_count() or 1, 4), thread_name_prefix="pixtral-decode")
@@ -178,32 +178,34 @@ class PictureLoader:
         self._drawing = asyncio.Semaphore(2)
 
     @contextlib.asynccontextmanager
-    async def loaded(self, pictures: Sequence[Picture]) -> AsyncIterator[list[list[Image.Image]]]:
-        """The pictures of one request, in order; a PDF gives one for each page, anything else gives one.
+    async def loaded(self, image_urls: Sequence[ImageUrl]) -> AsyncIterator[list[list[Image.Image]]]:
+        """The images of one request, in order; a PDF gives one for each page, anything else gives one.
 
-        Decoded pictures are large, so only `max_preparing` requests are inside at the same time: turn them into pixels
+        Decoded images are large, so only `max_preparing` requests are inside at the same time: turn them into pixels
         there. Their bytes are read before, so that a slow download holds up nobody else.
 
         Raises:
-            ApiError: 400, with the `param` of the picture that is to blame.
+            ApiError: 400, with the `param` of the image that is to blame.
         """
-        self._check_count(len(pictures), pictures[-1].param if pictures else None)
-        if not pictures:
+        self._check_count(len(image_urls), image_urls[-1].param if image_urls else None)
+        if not image_urls:
             yield []
             return
-        encoded = await _together([self._blamed(picture, self._fetcher.read(picture.url)) for picture in pictures])
+        encoded = await _together(
+            [self._blamed(image_url, self._fetcher.read(image_url.url)) for image_url in image_urls]
+        )
         async with self._turns:
             images = await _together(
                 [
-                    self._blamed(picture, self._decode(data, picture))
-                    for picture, data in zip(pictures, encoded, strict=True)
+                    self._blamed(image_url, self._decode(data, image_url))
+                    for image_url, data in zip(image_urls, encoded, strict=True)
                 ]
             )
-            self._check_count(sum(map(len, images)), pictures[-1].param)
+            self._check_count(sum(map(len, images)), image_urls[-1].param)
             yield images
 
     async def close(self) -> None:
-        """Take no more pictures."""
+        """Take no more images."""
         self._fetcher.close()
         self._threads.shutdown(wait=False, cancel_futures=True)
 
@@ -211,17 +213,17 @@ class PictureLoader:
         if count > self.limits.max_images:
             raise ApiError(
                 400,
-                f"found {count} pictures in a request (pages of PDFs are counted); expected at most "
+                f"found {count} images in a request (pages of PDFs are counted); expected at most "
                 f"{self.limits.max_images}; leave some out",
                 param=param,
                 code="too_many_images",
             )
 
-    async def _decode(self, data: bytes, picture: Picture) -> list[Image.Image]:
-        pdf, declared = is_pdf(data), declared_type(picture.url)
+    async def _decode(self, data: bytes, image_url: ImageUrl) -> list[Image.Image]:
+        pdf, declared = is_pdf(data), declared_type(image_url.url)
         if declared and (declared == "application/pdf") != pdf and (pdf or declared.startswith("application/pdf")):
             raise ImageError(f"found {'a PDF' if pdf else 'no PDF'} declared as {declared}; declare what the data is")
-        budget = self.limits.budget(picture.detail)
+        budget = self.limits.budget(image_url.detail)
         if pdf:
             limits = PdfLimits(self.limits.max_pdf_pages, self.limits.longest_edge, self.limits.pdf_timeout)
             async with self._drawing:
@@ -234,23 +236,23 @@ class PictureLoader:
 
     def _decode_one(self, data: bytes, budget: int | None) -> Image.Image:
         if data[:512].lstrip(b"\xef\xbb\xbf \t\r\n").lower().startswith((b"<svg", b"<?xml", b"<!doctype", b"<html")):
-            raise ImageError("found SVG, XML or HTML; expected a picture made of pixels; draw it and send a PNG")
+            raise ImageError("found SVG, XML or HTML; expected an image made of pixels; draw it and send a PNG")
         return self._fitted(load_image(data, limits=self.limits.of_images()), budget)
 
     def _fitted(self, image: Image.Image, budget: int | None) -> Image.Image:
-        """The picture, made smaller if it would take more tokens than its budget."""
+        """The image, made smaller if it would take more tokens than its budget."""
         width, height = image.size
         longest, shortest = max(image.size), min(image.size)
         if longest > self.limits.longest_edge and shortest * self.limits.longest_edge < longest:
             raise ImageError(
-                f"found a picture of {width}x{height} pixels; scaled to {self.limits.longest_edge} pixels, which the "
+                f"found an image of {width}x{height} pixels; scaled to {self.limits.longest_edge} pixels, which the "
                 "model sees, it is less than one pixel thin; cut it into pieces"
             )
         size = size_within(width, height, budget, self.limits.tokens_of)
         return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
-    async def _blamed(self, picture: Picture, work: Coroutine[Any, Any, T]) -> T:
-        """The result; an error names the picture."""
+    async def _blamed(self, image_url: ImageUrl, work: Coroutine[Any, Any, T]) -> T:
+        """The result; an error names the image."""
         try:
             return await work
         except ImageError as error:
@@ -259,7 +261,7 @@ class PictureLoader:
                 else "image_not_fetched" if isinstance(error, ImageFetchError)
                 else "invalid_image"
             )  # fmt: skip
-            raise ApiError(400, str(for_clients(error)), param=picture.param, code=code) from error
+            raise ApiError(400, str(for_clients(error)), param=image_url.param, code=code) from error
 
 
 def size_within(width: int, height: int, budget: int | None, tokens_of: Callable[[int, int], int]) -> tuple[int, int]:
@@ -270,7 +272,7 @@ def size_within(width: int, height: int, budget: int | None, tokens_of: Callable
     """
     if budget is None or tokens_of(width, height) <= budget:
         return width, height
-    low, high = 0.0, 1.0  # 16 halvings: to less than a pixel of any picture that is read
+    low, high = 0.0, 1.0  # 16 halvings: to less than a pixel of any image that is read
     for _ in range(16):
         middle = (low + high) / 2
         if tokens_of(max(round(width * middle), 1), max(round(height * middle), 1)) <= budget:

@@ -41,7 +41,7 @@ class Metrics:
         self.duration = Histogram(
             "pixtral_request_seconds", "From a request's arrival to its end.", buckets=_WHOLE, **kinds
         )
-        self.images = Counter("pixtral_request_images", "Pictures in requests.", **kinds)
+        self.images = Counter("pixtral_request_images", "Images in requests.", **kinds)
 
     def text(self) -> bytes:
         """In Prometheus' own form."""
@@ -99,7 +99,7 @@ class _Engine:
             "waiting": ("Answers in the queue.", stats.num_waiting),
             "kv_blocks": ("Blocks for keys and values.", stats.num_blocks),
             "kv_blocks_free": ("Blocks that nobody uses; they may still be hit.", stats.num_free_blocks),
-            "image_cache_bytes": ("Features of pictures that are kept.", stats.image_cache_bytes),
+            "image_cache_bytes": ("Features of images that are kept.", stats.image_cache_bytes),
             "image_cache_limit_bytes": ("What they may take.", stats.image_cache_limit),
         }
         counters = {
@@ -108,8 +108,8 @@ class _Engine:
             "cached_tokens": ("Tokens of prompts that the prefix cache had.", stats.cached_tokens),
             "generated_tokens": ("Tokens of answers.", stats.new_tokens),
             "preemptions": ("Times that an answer had to give its blocks back.", stats.preemptions),
-            "images_encoded": ("Pictures that went through the vision tower.", stats.images_encoded),
-            "image_cache_hits": ("Pictures whose features were there already.", stats.image_hits),
+            "images_encoded": ("Images that went through the vision tower.", stats.images_encoded),
+            "image_cache_hits": ("Images whose features were there already.", stats.image_hits),
         }
         for name, (help, value) in gauges.items():
             yield GaugeMetricFamily(f"pixtral_{name}", help, value)

@@ -12,10 +12,10 @@ from fastapi import APIRouter, Query, Request, Response
 from fastapi.responses import JSONResponse
 from pydantic import BaseModel, ConfigDict
 
-from pixtral.assets import demo_picture_path
+from pixtral.assets import demo_image_path
 from pixtral.images.geometry import Grid
 from pixtral.server.errors import ApiError
-from pixtral.server.images import Detail, Picture, size_within
+from pixtral.server.images import Detail, ImageUrl, size_within
 
 if TYPE_CHECKING:
     from pixtral.server.state import ServerState
@@ -31,7 +31,7 @@ _TYPES = {
     ".svg": "image/svg+xml",
 }
 
-# Scripts, styles and requests come from and go to this server alone; pictures may be those that the user chose, which
+# Scripts, styles and requests come from and go to this server alone; images may be those that the user chose, which
 # the page shows as blobs. Trusted types without any policy make the browser refuse every way from text to HTML.
 _POLICY = "; ".join((
     "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self' blob:", "connect-src 'self'",
@@ -56,10 +56,10 @@ class PageFacts:
 
     Attributes:
         auth_required: requests to /v1 need an API key.
-        max_images: pictures in one request.
-        max_image_pixels: width x height of a picture.
+        max_images: images in one request.
+        max_image_pixels: width x height of an image.
         max_body_bytes: of one request.
-        demo: the embedded model answers; the page offers a picture that it knows how to describe.
+        demo: the embedded model answers; the page offers an image that it knows how to describe.
     """
 
     auth_required: bool
@@ -85,7 +85,7 @@ class StaticFiles:
         """Those that ship with the package, or of another folder."""
         folder = folder or pathlib.Path(__file__).parent / "static"
         files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in _TYPES}
-        files["demo.png"] = demo_picture_path().read_bytes()
+        files["demo.png"] = demo_image_path().read_bytes()
         template = files.pop("index.html").decode()
         version = hashlib.sha256(repr((template, files)).encode()).hexdigest()[:16]
         base = f"page/{version}"
@@ -112,8 +112,8 @@ def facts_of(state: ServerState) -> PageFacts:
 
 
 def measure_of(state: ServerState) -> Measure:
-    """What pictures become on a server, by the functions that it prepares them with."""
-    limits, processor = state.pictures.limits, state.processor
+    """What images become on a server, by the functions that it prepares them with."""
+    limits, processor = state.image_loader.limits, state.processor
     side = processor.patch_size * processor.spatial_merge_size
     options: dict[str, Any] = {
         "size": {"longest_edge": limits.longest_edge}, "patch_size": {"height": side, "width": side}
@@ -133,7 +133,7 @@ def pages_of(state: ServerState) -> Pages:
     async def pages(url: str, detail: Detail) -> Sequence[tuple[int, int]]:
         state.enter()  # it is work like that for a prompt, and waits or is refused like it
         try:
-            async with state.pictures.loaded([Picture(url, detail, "url")]) as images:
+            async with state.image_loader.loaded([ImageUrl(url, detail, "url")]) as images:
                 return [page.size for page in images[0]]
         finally:
             state.leave()
@@ -155,7 +155,7 @@ def page_routes(static: StaticFiles, facts: PageFacts, measure: Measure, pages: 
     Args:
         static: its files.
         facts: limits of this server.
-        measure: (width, height, detail) of a picture to its grid and its (height, width) after resizing.
+        measure: (width, height, detail) of an image to its grid and its (height, width) after resizing.
         pages: data: address of a PDF, and detail, to the (width, height) of its pages.
     """
     router = APIRouter(include_in_schema=False)
@@ -178,7 +178,7 @@ def page_routes(static: StaticFiles, facts: PageFacts, measure: Measure, pages: 
         height: Annotated[int, Query(ge=1, le=1_000_000)],
         detail: Detail = "auto",
     ) -> Response:
-        """What a picture becomes, before it is sent: the same count as in the prompt."""
+        """What an image becomes, before it is sent: the same count as in the prompt."""
         return _fresh(_told(*measure(width, height, detail)))
 
     @router.post("/page/pages")

@@ -1,4 +1,4 @@
-"""PDF pages as pictures, drawn by a process of its own (`pdf_child.py`) that may fail without harm."""
+"""PDF pages as images, drawn by a process of its own (`pdf_child.py`) that may fail without harm."""
 
 from __future__ import annotations
 
@@ -66,17 +66,17 @@ async def draw_pages(data: bytes, limits: PdfLimits) -> list[Image.Image]:
         drawn, _ = await asyncio.wait_for(child.communicate(data), limits.timeout)
     except asyncio.TimeoutError:
         raise ImageTooLarge(
-            f"found a PDF whose pages were not drawn within {limits.timeout:g} seconds; send them as pictures"
+            f"found a PDF whose pages were not drawn within {limits.timeout:g} seconds; send them as images"
         ) from None
     finally:
         if child.returncode is None:
             child.kill()
             await child.wait()
-    return await asyncio.to_thread(_pictures, drawn, limits)
+    return await asyncio.to_thread(_images, drawn, limits)
 
 
-def _pictures(drawn: bytes, limits: PdfLimits) -> list[Image.Image]:
-    """What the child wrote, as pictures."""
+def _images(drawn: bytes, limits: PdfLimits) -> list[Image.Image]:
+    """What the child wrote, as images."""
     head, at = _line(drawn, 0)
     if head.get("error") == "pages":
         found = head["found"]
@@ -96,7 +96,7 @@ def _pictures(drawn: bytes, limits: PdfLimits) -> list[Image.Image]:
     if head.get("error") == "password":
         raise ImageError("found a PDF that is locked by a password; send one that is not")
     if not pages or len(pages) < int(head.get("pages", 0)) or "error" in head:
-        raise ImageError("found a PDF that is damaged or too complex to draw; send its pages as pictures")
+        raise ImageError("found a PDF that is damaged or too complex to draw; send its pages as images")
     return pages
 
 

@@ -1,4 +1,4 @@
-"""From a conversation to the engine's prompt: pictures opened, tokens and pixels made, beside the event loop."""
+"""From a conversation to the engine's prompt: images opened, tokens and pixels made, beside the event loop."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from pixtral.processing.prompts import text_to_ids
 from pixtral.server import protocol_chat as chat
 from pixtral.server.errors import ApiError
 from pixtral.server.guard import check_length
-from pixtral.server.images import Picture
+from pixtral.server.images import ImageUrl
 from pixtral.structured.tools import check_history
 
 if TYPE_CHECKING:
@@ -39,11 +39,11 @@ async def prompt_of(
     """The prompt of a conversation.
 
     Raises:
-        ApiError: a picture that cannot be used.
+        ApiError: an image that cannot be used.
         PixtralError: a conversation that cannot be used.
     """
-    pictures: list[Picture] = []
-    ours = [_message(message, f"messages[{number}]", pictures) for number, message in enumerate(messages)]
+    image_urls: list[ImageUrl] = []
+    ours = [_message(message, f"messages[{number}]", image_urls) for number, message in enumerate(messages)]
     ours = check_history(ours)
     size = state.settings.max_image_size
     texts = [part.text for message in ours for part in message.parts if isinstance(part, TextPart)]
@@ -52,7 +52,7 @@ async def prompt_of(
         check_length(texts, state.processor.tokenizer, state.max_model_len, "messages")
         return _encode(state.processor, _filled(ours, images), tools, size)
 
-    async with state.pictures.loaded(pictures) as images:
+    async with state.image_loader.loaded(image_urls) as images:
         state.metrics.images.inc(sum(map(len, images)))
         return await state.in_thread(encode)
 
@@ -63,28 +63,28 @@ def raw_prompt(
     """The ids of a prompt that is written out; control tokens written in it count as such.
 
     Raises:
-        PromptError: it holds a place for a picture.
+        PromptError: it holds a place for an image.
         ApiError: it is far beyond the context.
     """
     if isinstance(prompt, str):
         check_length([prompt], processor.tokenizer, context, "prompt")
     ids = tuple(prompt if isinstance(prompt, list) else text_to_ids(processor.tokenizer, prompt, add_special_tokens))
     if processor.image_token_id in ids:
-        raise PromptError("the prompt has an [IMG] token, but no picture can come with it; use /v1/chat/completions")
+        raise PromptError("the prompt has an [IMG] token, but no image can come with it; use /v1/chat/completions")
     return ids
 
 
 def check_room(prompt: PromptInput, context: int, max_tokens: int | None = None, *, param: str = "messages") -> None:
     """Refuse a prompt that leaves no room for its answer."""
     length = len(prompt.ids)
-    pictures = sum(image.length for image in prompt.images)
-    share = f" ({pictures} of them for {len(prompt.images)} picture(s))" if pictures else ""
+    image_tokens = sum(image.length for image in prompt.images)
+    share = f" ({image_tokens} of them for {len(prompt.images)} image(s))" if image_tokens else ""
     if length >= context or length + (max_tokens or 1) > context:
         wanted = f" and {max_tokens} more are asked for" if max_tokens and length < context else ""
         raise ApiError(
             400,
             f"the prompt has {length} tokens{share}{wanted}, but the context is {context} tokens, the answer "
-            "included; shorten the text, use detail 'low' or fewer pictures, or ask for fewer tokens",
+            "included; shorten the text, use detail 'low' or fewer images, or ask for fewer tokens",
             param="max_tokens" if wanted else param, code="context_length_exceeded",
         )  # fmt: skip
 
@@ -109,7 +109,7 @@ def _encode(
 
 
 def _filled(messages: Sequence[Message], images: Sequence[Sequence[Image]]) -> list[Message]:
-    """The messages with their pictures; a PDF is as many as it has pages."""
+    """The messages with their images; a PDF is as many as it has pages."""
     rest = iter(images)
     return [
         dataclasses.replace(
@@ -124,8 +124,8 @@ def _filled(messages: Sequence[Message], images: Sequence[Sequence[Image]]) -> l
     ]
 
 
-def _message(message: chat.Message, where: str, pictures: list[Picture]) -> Message:
-    """One message, with an empty place for each picture, which is appended to `pictures`."""
+def _message(message: chat.Message, where: str, image_urls: list[ImageUrl]) -> Message:
+    """One message, with an empty place for each image, which is appended to `image_urls`."""
     content = message.content
     parts: list[Part] = []
     if isinstance(content, str):
@@ -136,7 +136,7 @@ def _message(message: chat.Message, where: str, pictures: list[Picture]) -> Mess
         elif isinstance(part, chat.RefusalPart):
             parts.append(TextPart(part.refusal))
         else:
-            pictures.append(_picture(part, f"{where}.content[{number}]"))
+            image_urls.append(_image_url(part, f"{where}.content[{number}]"))
             parts.append(ImagePart())
     calls: tuple[ToolCall, ...] = ()
     if isinstance(message, chat.AssistantMessage):
@@ -155,9 +155,9 @@ def _message(message: chat.Message, where: str, pictures: list[Picture]) -> Mess
     )
 
 
-def _picture(part: chat.ImagePart | chat.FilePart, where: str) -> Picture:
+def _image_url(part: chat.ImagePart | chat.FilePart, where: str) -> ImageUrl:
     if isinstance(part, chat.FilePart):
-        return Picture(part.file.file_data, "auto", f"{where}.file.file_data")
+        return ImageUrl(part.file.file_data, "auto", f"{where}.file.file_data")
     if isinstance(part.image_url, str):
-        return Picture(part.image_url, "auto", f"{where}.image_url")
-    return Picture(part.image_url.url, part.image_url.detail or "auto", f"{where}.image_url.url")
+        return ImageUrl(part.image_url, "auto", f"{where}.image_url")
+    return ImageUrl(part.image_url.url, part.image_url.detail or "auto", f"{where}.image_url.url")

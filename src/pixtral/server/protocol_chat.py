@@ -19,14 +19,14 @@ class TextPart(Strict):
 
 
 class ImageUrl(Strict):
-    """Where a picture is, and how many tokens it may take."""
+    """Where an image is, and how many tokens it may take."""
 
     url: str
     detail: Detail | None = None
 
 
 class ImagePart(Strict):
-    """A picture, or a PDF whose pages are pictures: a data: URI, or an address if the server fetches those."""
+    """An image, or a PDF whose pages are images: a data: URI, or an address if the server fetches those."""
 
     type: Literal["image_url"]
     image_url: ImageUrl | str

@@ -20,7 +20,7 @@ class InputText(Strict):
 
 
 class InputImage(Nullable):
-    """A picture: a data: URI, or an address if the server fetches those."""
+    """An image: a data: URI, or an address if the server fetches those."""
 
     type: Literal["input_image"]
     image_url: str

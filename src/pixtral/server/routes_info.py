@@ -53,7 +53,7 @@ def token_routes(bodies: Bodies) -> APIRouter:
 
 
 async def tokenize(http: Request) -> Response:
-    """The tokens of a prompt, or of a conversation with its pictures; the model is not run."""
+    """The tokens of a prompt, or of a conversation with its images; the model is not run."""
     state: ServerState = http.app.state.server
     body = parse(TokenizeRequest, http.headers.get("content-type", ""), await http.body())
     state.check_model(body.model)

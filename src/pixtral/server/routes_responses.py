@@ -63,7 +63,7 @@ async def responses(http: Request) -> Response:
 def _as_chat(body: ResponsesRequest) -> ChatCompletionRequest:
     try:
         return body.as_chat()
-    except ValidationError as error:  # what only a chat checks, such as pictures in an assistant's message
+    except ValidationError as error:  # what only a chat checks, such as images in an assistant's message
         failure = validation_error(error, b"{}", body.hints)
         raise ApiError(400, f"input: {failure.message}", param="input", code="invalid_value") from error
 

@@ -48,17 +48,17 @@ class Settings:
     grace_period: float = _option(
         30.0, "Seconds that running answers get to finish when the server is stopped.", "SECONDS", low=0
     )
-    max_images: int = _option(16, "Pictures in a request, pages of PDFs included.", "INTEGER", low=0)
+    max_images: int = _option(16, "Images in a request, pages of PDFs included.", "INTEGER", low=0)
     max_image_pixels: int = _option(
-        33_554_432, "Width x height of a picture, checked before it is decoded.", "PIXELS", low=1
+        33_554_432, "Width x height of an image, checked before it is decoded.", "PIXELS", low=1
     )
     max_image_size: int | None = _option(
-        None, "Scale pictures down to this longest side; the model's own if left out.", "PIXELS", low=1
+        None, "Scale images down to this longest side; the model's own if left out.", "PIXELS", low=1
     )
-    max_pdf_pages: int = _option(8, "Pages of one PDF; each is a picture.", "INTEGER", low=0)
-    low_detail_tokens: int = _option(256, "Tokens that a picture with detail 'low' takes at most.", "TOKENS", low=2)
-    max_body_mb: float = _option(32.0, "Megabytes of a request's body, pictures included.", "MB", low=0.001)
-    allow_remote_images: bool = _option(False, "Fetch pictures by http(s) from public addresses.")
+    max_pdf_pages: int = _option(8, "Pages of one PDF; each is an image.", "INTEGER", low=0)
+    low_detail_tokens: int = _option(256, "Tokens that an image with detail 'low' takes at most.", "TOKENS", low=2)
+    max_body_mb: float = _option(32.0, "Megabytes of a request's body, images included.", "MB", low=0.001)
+    allow_remote_images: bool = _option(False, "Fetch images by http(s) from public addresses.")
     quantization: str | None = _option(None, "Pack the decoder's weights while they are read: int4 or int8.", "SCHEME")
     quantize_vision: bool = _option(False, "Also pack the vision tower's and the projector's, in 8 bits.")
     activations: str | None = _option(None, "What goes into packed layers: int8 (the default) or bf16.", "FORMAT")
@@ -66,7 +66,7 @@ class Settings:
         None, "Number format of keys and values: bf16 or int8; the model's own if left out.", "FORMAT"
     )
     kv_cache_mb: int = _option(1024, "Megabytes for keys and values.", "MB", low=1)
-    image_cache_mb: int = _option(256, "Megabytes for features of pictures that may come again.", "MB", low=0)
+    image_cache_mb: int = _option(256, "Megabytes for features of images that may come again.", "MB", low=0)
     prompt_lookup: int | None = _option(
         None, "Check this many tokens at once that stood in the text before.", "INTEGER", low=1
     )

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from pixtral.server.errors import ApiError, overloaded, unavailable
-from pixtral.server.images import PictureLimits, PictureLoader
+from pixtral.server.images import ImageLoader, RequestImageLimits
 from pixtral.server.metrics import Metrics
 from pixtral.server.settings import Settings
 from pixtral.structured.grammars import Grammars
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 _INTERVAL = 0.01  # seconds in which a client gets one piece at most; steps of large models take longer anyway
-_WORKERS = 2  # threads that make prompts and pictures ready
+_WORKERS = 2  # threads that make prompts and images ready
 
 
 @dataclasses.dataclass(eq=False)
@@ -33,9 +33,9 @@ class ServerState:
 
     Attributes:
         settings: what the server was told.
-        processor: conversations and pictures to tokens and pixels.
+        processor: conversations and images to tokens and pixels.
         engine: writes the answers.
-        pictures: reads and decodes what clients send.
+        image_loader: reads and decodes what clients send.
         model_name: what clients call the model.
         max_model_len: tokens of prompt and answer together.
         eos_token_ids: tokens that end an answer.
@@ -49,7 +49,7 @@ class ServerState:
     settings: Settings
     processor: PixtralProcessor
     engine: AsyncEngine
-    pictures: PictureLoader
+    image_loader: ImageLoader
     model_name: str
     max_model_len: int
     eos_token_ids: tuple[int, ...] = ()
@@ -118,7 +118,7 @@ class ServerState:
 
     async def close(self) -> None:
         """The server has ended."""
-        await self.pictures.close()
+        await self.image_loader.close()
         self.workers.shutdown(wait=False, cancel_futures=True)
 
 
@@ -172,12 +172,12 @@ def state_of(assistant: Assistant, settings: Settings) -> ServerState:
         tokenizer=assistant.processor.tokenizer,
         eos_token_ids=assistant.eos_token_ids,
     )
-    pictures = PictureLoader(picture_limits(assistant.processor, settings))
+    image_loader = ImageLoader(image_limits(assistant.processor, settings))
     state = ServerState(
         settings,
         assistant.processor,
         AsyncEngine(engine, interval=_INTERVAL),
-        pictures,
+        image_loader,
         name_of(settings),
         engine.max_model_len,
         tuple(assistant.eos_token_ids),
@@ -186,12 +186,12 @@ def state_of(assistant: Assistant, settings: Settings) -> ServerState:
     return state
 
 
-def picture_limits(processor: PixtralProcessor, settings: Settings) -> PictureLimits:
-    """What pictures may be and cost."""
+def image_limits(processor: PixtralProcessor, settings: Settings) -> RequestImageLimits:
+    """What images may be and cost."""
     own = processor.image_processor.size["longest_edge"]
     side = min(settings.max_image_size or own, own)
     size = {"longest_edge": side}
-    return PictureLimits(
+    return RequestImageLimits(
         lambda width, height: processor.num_image_tokens(width, height, size=size),
         longest_edge=side,
         max_images=settings.max_images,

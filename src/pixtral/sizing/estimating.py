@@ -58,30 +58,30 @@ def estimate(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> MemoryEstimate:
-    """What a model takes on a CPU while it answers: tokens of pictures, memory by part, room on the disk.
+    """What a model takes on a CPU while it answers: tokens of images, memory by part, room on the disk.
 
     Nothing is loaded: configuration and headers say it all. Of the Hub only small files are fetched.
 
     Args:
         path_or_id: a folder (a configuration in it is enough) or a Hub id; the embedded model when left out.
         shape: instead, "pixtral-12b" or "pixtral-large", which need no files.
-        images: pictures of a conversation, as `load` takes them, or their (width, height) in pixels.
+        images: images of a conversation, as `load` takes them, or their (width, height) in pixels.
         quantization: "int4" or "int8"; "nf4", "fp4" and "llm.int8" are bitsandbytes'.
         quantize_vision, quantization_config: as of `from_pretrained`.
         kv_cache: "bf16", "int8", or None for the model's dtype.
-        context: tokens, prompt and answer together; 4,096 when left out, or more if the pictures need more.
+        context: tokens, prompt and answer together; 4,096 when left out, or more if the images need more.
         batch: conversations at a time.
         dtype: of what is not quantized; "auto" for the checkpoint's.
-        max_image_size: longest side to which pictures are scaled down; the model's own when left out.
+        max_image_size: longest side to which images are scaled down; the model's own when left out.
         layout: which files, of a folder that holds both layouts.
-        limits: on the pictures that are read.
+        limits: on the images that are read.
         revision, token, cache_dir, local_files_only: for the Hub.
 
     Raises:
         CheckpointError: nothing there, or broken.
         ConfigError: a configuration or argument that cannot be used.
         GenerationError: an unknown kind of cache.
-        ImageError: a picture that cannot be had or read.
+        ImageError: an image that cannot be had or read.
     """
     if shape is not None and path_or_id is not None:
         raise ConfigError(f"found a model ({os.fspath(path_or_id)}) and a shape ({shape}); give one of them")

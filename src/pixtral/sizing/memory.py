@@ -38,7 +38,7 @@ KERNELS = 8_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """Bytes at most beside weights and cache, while pictures are encoded and while a prompt is read."""
+    """Bytes at most beside weights and cache, while images are encoded and while a prompt is read."""
 
     images: int
     prompt: int
@@ -49,7 +49,7 @@ def work_space(subject: Subject, sizes: Sequence[tuple[int, int]], tokens: int, 
 
     Args:
         subject: the model.
-        sizes: (height, width) in pixels of each conversation's pictures, after resizing.
+        sizes: (height, width) in pixels of each conversation's images, after resizing.
         tokens: of each conversation's prompt.
         batch: conversations.
         cache: dtype of keys and values.
@@ -90,7 +90,7 @@ def _without_values(model: nn.Module, dtype: torch.dtype) -> None:
 
 
 def _encode(model: LlavaForConditionalGeneration, sizes: Sequence[tuple[int, int]], tokens: int, batch: int) -> object:
-    """All pictures of all conversations in one pass, and their features put into the embeddings of the prompts."""
+    """All images of all conversations in one pass, and their features put into the embeddings of the prompts."""
     channels = model.config.vision_config.num_channels
     pixels = [torch.empty(channels, height, width) for height, width in [*sizes] * batch]
     features = torch.cat(model.encode_images(pixels))

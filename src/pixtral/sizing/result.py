@@ -10,11 +10,11 @@ from pixtral.checkpoints.memory import gigabytes
 
 @dataclasses.dataclass(frozen=True)
 class ImageSize:
-    """One picture as the model would see it.
+    """One image as the model would see it.
 
     Attributes:
         name: as it was given; empty for a size.
-        width, height: of the picture, upright, in pixels.
+        width, height: of the image, upright, in pixels.
         resized_width, resized_height: after resizing, multiples of the patch.
         rows, cols: of the grid of patches.
         tokens: prompt tokens it takes.
@@ -62,7 +62,7 @@ class MemoryEstimate:
         images: as the model would see them.
         context: tokens, prompt and answer together, that the memory is estimated for.
         context_length: tokens that the model can hold.
-        batch: conversations at a time, each of `context` tokens and with all the pictures.
+        batch: conversations at a time, each of `context` tokens and with all the images.
         cache: keys and values.
         image_work: activations of tower and projector.
         prompt_work: activations of the decoder while a prompt is read.
@@ -93,12 +93,12 @@ class MemoryEstimate:
 
     @property
     def image_tokens(self) -> int:
-        """Prompt tokens that all pictures take together."""
+        """Prompt tokens that all images take together."""
         return sum(image.tokens for image in self.images)
 
     @property
     def text_room(self) -> int:
-        """Tokens that the pictures leave in `context` for text and answer; negative when they do not fit."""
+        """Tokens that the images leave in `context` for text and answer; negative when they do not fit."""
         return self.context - self.image_tokens
 
     @property
@@ -113,7 +113,7 @@ class MemoryEstimate:
 
     @property
     def work(self) -> int:
-        """Work space. What the pictures took is free again when the prompt is read, but lies in pieces: the process
+        """Work space. What the images took is free again when the prompt is read, but lies in pieces: the process
         keeps about half of it (measured)."""
         less, more = sorted((self.image_work, self.prompt_work))
         return more + less // 2
@@ -151,7 +151,7 @@ class MemoryEstimate:
         lines = [self.title()]
         for image in self.images:
             lines.append(
-                f"  {image.name or 'picture'}: {image.width} x {image.height} -> {image.resized_width} x "
+                f"  {image.name or 'image'}: {image.width} x {image.height} -> {image.resized_width} x "
                 f"{image.resized_height}, {image.rows} rows of {image.cols}: {image.tokens:,} tokens"
             )
         if self.images:
@@ -172,8 +172,8 @@ class MemoryEstimate:
             file = "" if part.resident else f"; {gigabytes(part.nbytes)} stay in the file, of which rows are read"
             table.append((part.name, part.resident, part.format + file))
         table.append(("cache", self.cache, f"keys and values of {self.context:,} tokens{self._times()}"))
-        pictures = f"pictures {gigabytes(self.image_work)}, " if self.images else ""
-        table.append(("work space", self.work, f"{pictures}prompt {gigabytes(self.prompt_work)}"))
+        images = f"images {gigabytes(self.image_work)}, " if self.images else ""
+        table.append(("work space", self.work, f"{images}prompt {gigabytes(self.prompt_work)}"))
         table.append(("runtime", self.runtime, "Python, PyTorch, tokenizer"))
         table.append(("all", self.total, "while answering"))
         if self.loading_peak > self.total:

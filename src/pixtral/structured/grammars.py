@@ -101,7 +101,7 @@ _FUEL = {
 }
 _SIZE = {"max_lexer_states": 25_000, "max_grammar_size": 200_000}
 _MAX_MESSAGE = 500
-# What llguidance puts around a message: where it is in our own rules, and a picture of the line.
+# What llguidance puts around a message: where it is in our own rules, and an image of the line.
 _PLACE = re.compile(r"^(at )?\d+\(\d+\): (failed to compile JSON schema: )?")
 _FRAME = re.compile(r"\n +\d+ \| .*\n *\^", re.DOTALL)
 

@@ -270,7 +270,7 @@ def _result(message: Message, waiting: dict[str, str], answered: set[str], where
         raise StructureError(f"{param} is {name!r}, which no call has; {known}", param)
     if message.images:
         raise StructureError(
-            f"{where} is a tool's result with a picture; describe it in text, or show it in a user message", where
+            f"{where} is a tool's result with an image; describe it in text, or show it in a user message", where
         )
     answered.add(name)
     return dataclasses.replace(message, tool_call_id=waiting.pop(name))

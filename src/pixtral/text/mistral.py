@@ -233,7 +233,7 @@ class MistralCommonTokenizer(MistralEncoding, TokenizerBase):
             return_dict: input_ids, attention_mask, and with images pixel_values (N, 3, H, W) float32 and image_sizes
                 (N, 2) height and width in pixels; False returns the ids alone.
             reasoning_effort: for tokenizers of version 15 and later.
-            images: the pictures of image parts without a source, in reading order.
+            images: the images of image parts without a source, in reading order.
             keep_order: mistral-common moves a message's only image before its text when it stands behind all of it,
                 as the model was trained; True leaves it where it is.
             kwargs: further fields of mistral-common's ChatCompletionRequest.

@@ -153,7 +153,7 @@ def encode(
         raise PromptError(
             f"image {missing} has no source; give the part 'url', 'path', 'base64' or 'image', or pass images=[...]"
         )
-    pictures = [None] * len(sources) if placeholders else [_load(tokenizer, source) for source in sources]
+    images = [None] * len(sources) if placeholders else [_load(tokenizer, source) for source in sources]
     chat = [_mistral_form(message) for message in to_openai(messages, sources=False)]
     try:
         chat_request: Any = ChatCompletionRequest.from_openai(
@@ -162,7 +162,7 @@ def encode(
             continue_final_message=continue_final_message,
             **(request or {}),
         )
-        _put_in(chat_request, pictures)
+        _put_in(chat_request, images)
         encoder = _in_order(tokenizer.tokenizer) if keep_order else tokenizer.tokenizer
         tokenized = encoder.encode_chat_completion(chat_request)
     except (MistralCommonException, ValueError, KeyError, TypeError, AssertionError, NotImplementedError) as error:
@@ -220,13 +220,13 @@ def _mistral_tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] |
     return None if tools is None else [{**tool, "function": function(tool)} for tool in tools]
 
 
-def _put_in(request: Any, pictures: list[Any]) -> None:
-    """Replace the placeholders of a request by the pictures, in reading order; None leaves a placeholder."""
+def _put_in(request: Any, images: list[Any]) -> None:
+    """Replace the placeholders of a request by the images, in reading order; None leaves a placeholder."""
     from mistral_common.protocol.instruct.chunk import ImageChunk, ImageURLChunk
 
-    rest = iter(pictures)
+    rest = iter(images)
     for message in request.messages:
         if isinstance(message.content, list):
             for place, chunk in enumerate(message.content):
-                if isinstance(chunk, ImageURLChunk) and (picture := next(rest)) is not None:
-                    message.content[place] = ImageChunk(image=picture)
+                if isinstance(chunk, ImageURLChunk) and (image := next(rest)) is not None:
+                    message.content[place] = ImageChunk(image=image)

@@ -72,7 +72,7 @@ class NativeImageEncoder:
         )
 
     def pixels(self, image: Image) -> np.ndarray[Any, Any]:
-        """The picture resized to its grid and normalised, (3, H, W) float32."""
+        """The image resized to its grid and normalised, (3, H, W) float32."""
         if self._processor is None:
             self._processor = native_processor(self.image_config)
         pixels: np.ndarray[Any, Any] = self._processor.image(image)

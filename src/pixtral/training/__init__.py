@@ -1,1 +1,1 @@
-"""Training: generated pictures, the embedded model, the loop."""
+"""Training: generated images, the embedded model, the loop."""

@@ -1,4 +1,4 @@
-"""Training batches: generated pictures and conversations as token ids, positions, targets and pixel tensors.
+"""Training batches: generated images and conversations as token ids, positions, targets and pixel tensors.
 
 Batch number `n` of a run depends on the seed, the stage and `n` alone, so an interrupted run continues with the very
 batches it would have seen.
@@ -20,11 +20,11 @@ import torch
 from tokenizers import Tokenizer
 
 from pixtral.images.geometry import expand, image_grid
-from pixtral.training.pictures import COLOURS, PLACES, SHAPES, SIDES, Scene, draw_labelled, sample_scene, sample_size
 from pixtral.training.pointing import ANSWER, DESCRIPTION, NAME, Pointer, answering, named_things, naming_ids
 from pixtral.training.questions import Question, conversation
+from pixtral.training.scenes import COLOURS, PLACES, SHAPES, SIDES, Scene, draw_labelled, sample_scene, sample_size
 
-# FOLDED pixtral.training.batches: What each patch of a generated picture shows: colour, shape, middle of a thing or not, and place.
+# FOLDED pixtral.training.batches: What each patch of a generated image shows: colour, shape, middle of a thing or not, and place.
 
 
 PATCH = 16
@@ -71,20 +71,20 @@ STD = (0.26862954, 0.26130258, 0.27577711)
 
 @dataclass(frozen=True)
 class Stage:
-    """What the pictures of one part of the curriculum show, and what is asked about them."""
+    """What the images of one part of the curriculum show, and what is asked about them."""
 
     counts: tuple[int, ...]
     weights: dict[str, float]
     turns: int
     goal: dict[str, float] = field(default_factory=dict)
-    """Accuracy on held-out pictures, by kind of question, at which the next stage begins."""
+    """Accuracy on held-out images, by kind of question, at which the next stage begins."""
     sides: tuple[int, int] = SIDES
     alone: tuple[float, float] = (0.14, 0.28)
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Pictures of one size and their conversations, packed one after another.
+    """Images of one size and their conversations, packed one after another.
 
     pixels (B, 3, H, W) float32, normalised; ids and positions (N,) int64; lengths: B numbers that sum to N;
     asked (R,) int64: where in the packed sequence a token is predicted; targets (R,) int64: which one.
@@ -132,9 +132,9 @@ class Encoder:
         return ids, answers
 
 
-def normalise(pictures: Sequence[np.ndarray]) -> torch.Tensor:
-    """uint8 (H, W, 3) pictures of one size -> (B, 3, rows * 16, cols * 16) float32, as the image processor does it."""
-    stacked = torch.from_numpy(np.stack(pictures)).permute(0, 3, 1, 2)
+def normalise(images: Sequence[np.ndarray]) -> torch.Tensor:
+    """uint8 (H, W, 3) images of one size -> (B, 3, rows * 16, cols * 16) float32, as the image processor does it."""
+    stacked = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2)
     height, width = stacked.shape[-2:]
     size = (-(-height // 16) * 16, -(-width // 16) * 16)
     if size != (height, width):
@@ -174,7 +174,7 @@ def point(
 
 
 def make_batch(encoder: Encoder, stage: Stage, rng: np.random.Generator, size: int) -> Batch:
-    """`size` new pictures of one random size with a conversation about each."""
+    """`size` new images of one random size with a conversation about each."""
     width, height = sample_size(rng, multiple=16 if rng.random() < 0.5 else 1, sides=stage.sides)
     scenes = [sample_scene(rng, width, height, stage.counts, stage.alone) for _ in range(size)]
     grid = image_grid(width, height)

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from pixtral.training.batches import IGNORED, PATCH, SIZES, Stage, normalise, patch_labels
-from pixtral.training.pictures import draw_labelled, sample_scene, sample_size
+from pixtral.training.scenes import draw_labelled, sample_scene, sample_size
 
 _NAMING = {"describe": 1.0, "colour": 1.0, "shape": 1.0}
 _PLACING = {**_NAMING, "position": 1.0}
@@ -64,7 +64,7 @@ class State:
     lessons: int = 0
     step: int = 0
     stage: int = 0
-    pictures: int = 0
+    images: int = 0
     minutes: float = 0.0
     history: list[dict[str, Any]] = field(default_factory=list)
 
@@ -94,20 +94,20 @@ def learning_rate(plan: Plan, step: int, progress: float) -> float:
 
 
 @dataclass(frozen=True)
-class LabelledPictures:
+class LabelledImages:
     """pixels (B, 3, H, W) float32; labels (B * patches, 4) int64: colour, shape, middle, place."""
 
     pixels: torch.Tensor
     labels: torch.Tensor
 
 
-def make_labelled(rng: np.random.Generator, size: int, counts: tuple[int, ...] = (2, 3, 4, 5)) -> LabelledPictures:
-    """`size` new pictures of one random size with the labels of their patches."""
+def make_labelled(rng: np.random.Generator, size: int, counts: tuple[int, ...] = (2, 3, 4, 5)) -> LabelledImages:
+    """`size` new images of one random size with the labels of their patches."""
     width, height = sample_size(rng, multiple=PATCH)
     scenes = [sample_scene(rng, width, height, counts) for _ in range(size)]
     drawn = [draw_labelled(scene) for scene in scenes]
     labels = np.concatenate([patch_labels(scene, owners) for scene, (_, owners) in zip(scenes, drawn, strict=True)])
-    return LabelledPictures(normalise([pixels for pixels, _ in drawn]), torch.from_numpy(labels))
+    return LabelledImages(normalise([pixels for pixels, _ in drawn]), torch.from_numpy(labels))
 
 
 class Probe(nn.Module):

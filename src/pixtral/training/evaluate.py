@@ -1,4 +1,4 @@
-"""Accuracy on held-out pictures: each question asked alone, an answer right only if every token of it is.
+"""Accuracy on held-out images: each question asked alone, an answer right only if every token of it is.
 
 With greedy decoding, an answer comes out exactly when each of its tokens is the most likely one after the tokens
 before it. So one forward pass over the right answers tells which would have been generated.
@@ -48,17 +48,17 @@ def accuracy(
     encoder: Encoder,
     stage: Stage,
     kinds: Sequence[str],
-    pictures: int,
+    images: int,
     *,
     bfloat16: bool = False,
     batch_size: int = 24,
     seed: int = 0,
 ) -> dict[str, float]:
-    """Share of right answers for each kind of question, `pictures` held-out pictures like those of `stage` for each."""
+    """Share of right answers for each kind of question, `images` held-out images like those of `stage` for each."""
     right: dict[str, float] = {}
     for index, kind in enumerate(kinds):
         asking, hits, total = replace(stage, weights={kind: 1.0}, turns=1), 0, 0
-        for number in range(-(-pictures // batch_size)):
+        for number in range(-(-images // batch_size)):
             rng = np.random.default_rng([HELD_OUT_SEED, seed, index, number])
             batch = make_batch(encoder, asking, rng, batch_size)
             with torch.inference_mode():

@@ -11,8 +11,8 @@ from torch import nn
 
 from pixtral.checkpoints.save import save_model
 from pixtral.training.batches import BOS, EOS
-from pixtral.training.pictures import Scene, Thing
 from pixtral.training.questions import vocabulary
+from pixtral.training.scenes import Scene, Thing
 from pixtral.training.tiny_tokenizer import SPECIAL_TOKENS, write_tokenizer
 
 LARGEST_FOLDER = 12_000_000
@@ -43,7 +43,7 @@ def export(model: nn.Module, folder: pathlib.Path, vocab_size: int) -> dict[str,
 
 
 def demo_scene() -> Scene:
-    """The picture of the demonstration: a red circle, a blue square and a green star on a pale ground."""
+    """The image of the demonstration: a red circle, a blue square and a green star on a pale ground."""
     things = (
         Thing("red", "circle", 0, 29.0, 26.0, 19.0, 0.0, (210, 36, 40)),
         Thing("blue", "square", 5, 116.0, 58.0, 19.0, 0.12, (40, 80, 210)),

@@ -23,7 +23,7 @@ from pixtral.training.curriculum import (
     LESSONS_GOAL,
     LESSONS_LATEST,
     STAGES,
-    LabelledPictures,
+    LabelledImages,
     Plan,
     Probe,
     State,
@@ -34,7 +34,7 @@ from pixtral.training.curriculum import (
 from pixtral.training.evaluate import accuracy, forward, training_precision
 from pixtral.training.pointing import pointing_loss, watched
 
-# FOLDED pixtral.training.loop: Training in several processes of one thread each, which see different pictures and share their gradients.
+# FOLDED pixtral.training.loop: Training in several processes of one thread each, which see different images and share their gradients.
 
 
 def place() -> tuple[int, int]:
@@ -123,12 +123,12 @@ class Trainer:
         rng = np.random.default_rng([self.plan.seed, stage, number * self.world + self.rank])
         return make_batch(self.encoder, STAGES[stage], rng, self.plan.batch_size)
 
-    def lesson(self, number: int) -> LabelledPictures:
+    def lesson(self, number: int) -> LabelledImages:
         """Batch `number` of the tower's first lessons."""
         rng = np.random.default_rng([self.plan.seed, 2**20, number * self.world + self.rank])
         return make_labelled(rng, self.plan.batch_size)
 
-    def study(self, batch: LabelledPictures) -> dict[str, float]:
+    def study(self, batch: LabelledImages) -> dict[str, float]:
         """One update of the tower from patch labels; the share of right ones."""
         with training_precision(self.plan.bfloat16):
             seen = self.model.model.vision_tower.encode(list(batch.pixels))
@@ -151,7 +151,7 @@ class Trainer:
             self.pointed = 0.95 * self.pointed + 0.05 * pointed.item()
         self._update(loss + extra, self.state.step)
         self.state.step += 1
-        self.state.pictures += len(batch.lengths) * self.world
+        self.state.images += len(batch.lengths) * self.world
         return loss.item()
 
     def _update(self, loss: torch.Tensor, step: int) -> None:
@@ -165,7 +165,7 @@ class Trainer:
         self.optimizer.step()
 
     def report(self, loss: float, log: Callable[[str], None], size: int = 96) -> dict[str, float]:
-        """Measure on held-out pictures of the current stage, log a line, remember it, save."""
+        """Measure on held-out images of the current stage, log a line, remember it, save."""
         stage = STAGES[self.state.stage]
         right = accuracy(self.model, self.encoder, stage, tuple(stage.weights), size, bfloat16=self.plan.bfloat16)
         line = {
@@ -178,7 +178,7 @@ class Trainer:
         scores = " ".join(f"{kind}={value:.3f}" for kind, value in right.items())
         log(
             f"{line['minutes']:6.1f} min stage {self.state.stage} step {self.state.step} "
-            f"pictures {self.state.pictures} loss {loss:.4f} pointing {self.pointed:.3f} {scores}"
+            f"images {self.state.images} loss {loss:.4f} pointing {self.pointed:.3f} {scores}"
         )
         self.save()
         return right

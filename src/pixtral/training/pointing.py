@@ -1,7 +1,7 @@
 """Where to look: a word that names a thing should attend to the patches of that thing.
 
 Looking a thing up by its name is what answers about several things need, and what a decoder of this size finds last
-when it learns from answers alone (after 58,000 pictures it still picked one of two things at random). So two heads
+when it learns from answers alone (after 58,000 images it still picked one of two things at random). So two heads
 of one layer are told directly: their attention at the naming word should fall on the thing's patches. In a
 description it is the article and the colour of the k-th thing that point at it, one layer later, and in other answers
 the words that lead to the point ("is", "a", "at the") look back at the naming word.
@@ -18,8 +18,8 @@ import torch
 from pixtral.models.layers import Rotation, rotate
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralAttention, MistralDecoderLayer
-from pixtral.training.pictures import COLOURS, SHAPES
 from pixtral.training.questions import Question
+from pixtral.training.scenes import COLOURS, SHAPES
 
 ROUTES = ((1, (0, 3)), (2, (0, 3)), (2, (1, 4)))
 """Decoder layer and heads that are told: names in questions, descriptions, and answers that look back at the name."""

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from pixtral.training.pictures import COLOURS, PLACES, SHAPES, Scene, Thing
+from pixtral.training.scenes import COLOURS, PLACES, SHAPES, Scene, Thing
 
 KINDS = ("colour", "shape", "count", "position", "relation", "exists", "describe")
 """Every kind of question; the first four are the ones the model is measured on."""
@@ -21,7 +21,7 @@ KINDS = ("colour", "shape", "count", "position", "relation", "exists", "describe
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 
 WHERE = tuple(f"at the {place}" for place in PLACES)
-"""How an answer says that something is in cell 0..8 (see `pictures.PLACES`)."""
+"""How an answer says that something is in cell 0..8 (see `scenes.PLACES`)."""
 
 _COLOUR_OF = (
     "What colour is the {0}?", "What color is the {0}?", "Which colour is the {0}?", "Tell me the colour of the {0}.",
@@ -192,7 +192,7 @@ class Asker:
         return Question("exists", text, "Yes." if truth else "No.", index)
 
     def describe(self) -> Question:
-        """Everything in the picture."""
+        """Everything in the image."""
         return Question(
             "describe", self._pick(_DESCRIBE), describe(self.scene), frozenset(range(len(self.scene.things)))
         )

@@ -46,7 +46,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(prog="python -m pixtral.training.tiny", description=__doc__)
     parser.add_argument("--out", type=pathlib.Path, required=True, help="folder of the run; it continues from there")
     parser.add_argument("--minutes", type=float, default=Plan.minutes, help="training time (default: %(default)s)")
-    parser.add_argument("--seed", type=int, default=Plan.seed, help="of weights and pictures (default: %(default)s)")
+    parser.add_argument("--seed", type=int, default=Plan.seed, help="of weights and images (default: %(default)s)")
     parser.add_argument(
         "--processes", type=int, default=2, help="of one thread each, averaging gradients (default: %(default)s)"
     )

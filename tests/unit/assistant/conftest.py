@@ -6,7 +6,7 @@ import pytest
 from PIL import Image
 
 import pixtral
-from pixtral.assets import demo_picture_path
+from pixtral.assets import demo_image_path
 
 
 @pytest.fixture(scope="session")
@@ -15,5 +15,5 @@ def assistant():
 
 
 @pytest.fixture
-def picture():
-    return Image.open(demo_picture_path()).convert("RGB")
+def make_image():
+    return Image.open(demo_image_path()).convert("RGB")

@@ -24,7 +24,7 @@ def test_totals_and_speed():
     assert Timings(0, 0, 0, 0, 0, per_token=0, total=0).tokens_per_second == 0
 
 
-def test_json_has_everything_but_the_pictures():
+def test_json_has_everything_but_the_images():
     image = ImageInfo(width=30, height=20, resized_width=32, resized_height=32, rows=2, cols=2, tokens=6)
     made = json.loads(json.dumps(answer(images=(image,), messages=[{"role": "user", "content": object()}]).to_dict()))
     assert made["usage"] == {"prompt_tokens": 50, "image_tokens": 40, "completion_tokens": 4, "total_tokens": 54}

@@ -9,7 +9,7 @@ import torch
 from oracle import greedy
 from PIL import Image
 
-from pixtral.assets import demo_picture_path
+from pixtral.assets import demo_image_path
 from pixtral.assistant import Answer
 from pixtral.assistant.options import sampling
 from pixtral.assistant.prompt import prepare
@@ -20,11 +20,11 @@ from pixtral.generation.loop import Generation
 QUESTION = "What is in the picture?"
 
 
-def test_the_answer_is_that_of_the_plain_loop(assistant, picture):
-    prompt = prepare(assistant.processor, QUESTION, picture, None, None, None)
+def test_the_answer_is_that_of_the_plain_loop(assistant, image):
+    prompt = prepare(assistant.processor, QUESTION, image, None, None, None)
     tokenizer = assistant.processor.tokenizer
     ids = greedy(assistant.model, prompt.ids, prompt.pixels, 24, (tokenizer.eos_token_id,))
-    answer = assistant.chat(QUESTION, picture, max_new_tokens=24)
+    answer = assistant.chat(QUESTION, image, max_new_tokens=24)
     assert answer.text == tokenizer.decode(ids, skip_special_tokens=True)
     assert answer.text.strip()
     assert answer.usage.prompt_tokens == len(prompt.ids)
@@ -33,12 +33,12 @@ def test_the_answer_is_that_of_the_plain_loop(assistant, picture):
     assert answer.finish_reason == ("stop" if ids[-1] == tokenizer.eos_token_id else "length")
 
 
-def test_the_picture_matters(assistant, picture):
-    plain = Image.new("RGB", picture.size, (120, 10, 10))
-    assert assistant.chat(QUESTION, picture).text != assistant.chat(QUESTION, plain).text
+def test_the_image_matters(assistant, image):
+    plain = Image.new("RGB", image.size, (120, 10, 10))
+    assert assistant.chat(QUESTION, image).text != assistant.chat(QUESTION, plain).text
 
 
-def test_several_pictures_are_all_seen(assistant, picture):
+def test_several_images_are_all_seen(assistant, image):
     other = Image.new("RGB", (64, 64), (0, 0, 200))
     calls = []
     encode = assistant.model.encode_images
@@ -49,16 +49,16 @@ def test_several_pictures_are_all_seen(assistant, picture):
 
     assistant.model.encode_images = counted
     try:
-        answer = assistant.chat(QUESTION, [picture, other], max_new_tokens=4)
+        answer = assistant.chat(QUESTION, [image, other], max_new_tokens=4)
     finally:
         del assistant.model.encode_images
     assert calls == [[(3, 112, 144), (3, 64, 64)]]  # once, both together
     assert answer.usage.image_tokens == 7 * 10 + 4 * 5
 
 
-def test_a_stream_gives_the_same_text_in_pieces(assistant, picture):
-    whole = assistant.chat(QUESTION, picture)
-    stream = assistant.chat(QUESTION, picture, stream=True)
+def test_a_stream_gives_the_same_text_in_pieces(assistant, image):
+    whole = assistant.chat(QUESTION, image)
+    stream = assistant.chat(QUESTION, image, stream=True)
     pieces = list(stream)
     assert "".join(pieces) == whole.text == stream.answer.text
     assert len(pieces) > 1
@@ -66,29 +66,29 @@ def test_a_stream_gives_the_same_text_in_pieces(assistant, picture):
     assert stream.answer.finish_reason == whole.finish_reason
 
 
-def test_asking_for_the_answer_runs_the_rest_of_the_stream(assistant, picture):
-    stream = assistant.chat(QUESTION, picture, stream=True)
+def test_asking_for_the_answer_runs_the_rest_of_the_stream(assistant, image):
+    stream = assistant.chat(QUESTION, image, stream=True)
     first = next(stream)
     assert stream.answer.text.startswith(first)
     assert stream.answer is stream.answer
     assert list(stream) == []
 
 
-def test_a_stream_can_be_stopped(assistant, picture):
-    stream = assistant.chat(QUESTION, picture, stream=True, max_new_tokens=100)
+def test_a_stream_can_be_stopped(assistant, image):
+    stream = assistant.chat(QUESTION, image, stream=True, max_new_tokens=100)
     first = next(stream)
     stream.stop()
     assert stream.answer.text == first
     assert stream.answer.finish_reason == "abort"
     assert stream.answer.messages[-1] == {"role": "assistant", "content": first}
-    never = assistant.chat(QUESTION, picture, stream=True)
+    never = assistant.chat(QUESTION, image, stream=True)
     never.stop()
     assert never.answer.text == ""
     assert never.answer.usage.completion_tokens == 0
 
 
-def test_a_broken_stream_has_no_answer(assistant, picture, monkeypatch):
-    stream = assistant.chat(QUESTION, picture, stream=True)
+def test_a_broken_stream_has_no_answer(assistant, image, monkeypatch):
+    stream = assistant.chat(QUESTION, image, stream=True)
     monkeypatch.setattr(assistant.model, "encode_images", lambda images: 1 / 0)
     with pytest.raises(ZeroDivisionError):
         next(stream)
@@ -96,27 +96,27 @@ def test_a_broken_stream_has_no_answer(assistant, picture, monkeypatch):
         _ = stream.answer
 
 
-def test_length_ends_an_answer(assistant, picture):
-    answer = assistant.chat(QUESTION, picture, max_new_tokens=2)
+def test_length_ends_an_answer(assistant, image):
+    answer = assistant.chat(QUESTION, image, max_new_tokens=2)
     assert answer.finish_reason == "length"
     assert answer.usage.completion_tokens == 2
 
 
-def test_a_stop_string_ends_an_answer_and_is_no_part_of_it(assistant, picture):
-    whole = assistant.chat(QUESTION, picture).text
+def test_a_stop_string_ends_an_answer_and_is_no_part_of_it(assistant, image):
+    whole = assistant.chat(QUESTION, image).text
     middle = len(whole) // 2
     stop = whole[middle : middle + 3]
-    answer = assistant.chat(QUESTION, picture, stop=stop)
+    answer = assistant.chat(QUESTION, image, stop=stop)
     assert answer.text == whole[: whole.index(stop)]
     assert answer.finish_reason == "stop"
-    assert "".join(assistant.chat(QUESTION, picture, stop=["@@", stop], stream=True)) == answer.text
-    assert assistant.chat(QUESTION, picture, stop=whole[-2:] + "@@@").text == whole  # only its beginning is there
+    assert "".join(assistant.chat(QUESTION, image, stop=["@@", stop], stream=True)) == answer.text
+    assert assistant.chat(QUESTION, image, stop=whole[-2:] + "@@@").text == whole  # only its beginning is there
     with pytest.raises(GenerationError, match="stop is"):
         assistant.chat(QUESTION, stop=[""])
 
 
-def test_timings_add_up(assistant, picture):
-    timings = assistant.chat(QUESTION, picture, max_new_tokens=6).timings
+def test_timings_add_up(assistant, image):
+    timings = assistant.chat(QUESTION, image, max_new_tokens=6).timings
     parts = timings.prepare + timings.image + timings.prompt
     assert 0 < parts <= timings.first_token <= timings.total
     assert timings.image > 0
@@ -126,29 +126,29 @@ def test_timings_add_up(assistant, picture):
     assert text.per_token == 0
 
 
-def test_a_seed_makes_drawing_repeatable(assistant, picture):
+def test_a_seed_makes_drawing_repeatable(assistant, image):
     def draw(seed):
         random.seed(seed)
         torch.manual_seed(seed * 7)
-        return assistant.chat(QUESTION, picture, temperature=5.0, seed=seed, max_new_tokens=12).text
+        return assistant.chat(QUESTION, image, temperature=5.0, seed=seed, max_new_tokens=12).text
 
     assert draw(1) == draw(1)
     assert len({draw(seed) for seed in range(4)}) > 1
 
 
-def test_prompt_lookup_changes_no_answer(assistant, picture, monkeypatch):
+def test_prompt_lookup_changes_no_answer(assistant, image, monkeypatch):
     rows = []
     whole = assistant.model.forward_packed
     monkeypatch.setattr(assistant.model, "forward_packed", lambda x, *rest: rows.append(len(x)) or whole(x, *rest))
-    plain, before = assistant.chat(QUESTION, picture), sum(rows)
+    plain, before = assistant.chat(QUESTION, image), sum(rows)
     rows.clear()
-    stream = assistant.chat(QUESTION, picture, stream=True, prompt_lookup_num_tokens=5)
+    stream = assistant.chat(QUESTION, image, stream=True, prompt_lookup_num_tokens=5)
     assert "".join(stream) == stream.answer.text == plain.text
     assert (stream.answer.usage, stream.answer.finish_reason) == (plain.usage, plain.finish_reason)
     assert sum(rows) > before  # drafts were checked
 
 
-def test_prompt_lookup_and_the_cache_as_loaded_unless_a_chat_says_otherwise(assistant, picture, monkeypatch):
+def test_prompt_lookup_and_the_cache_as_loaded_unless_a_chat_says_otherwise(assistant, image, monkeypatch):
     seen = []
 
     def spy(*args, kv_cache, prompt_lookup):
@@ -158,9 +158,9 @@ def test_prompt_lookup_and_the_cache_as_loaded_unless_a_chat_says_otherwise(assi
     monkeypatch.setattr("pixtral.assistant.stream.Generation", spy)
     monkeypatch.setattr(assistant, "kv_cache", "bf16")
     monkeypatch.setattr(assistant, "prompt_lookup_num_tokens", 7)
-    assistant.chat(QUESTION, picture, max_new_tokens=1)
+    assistant.chat(QUESTION, image, max_new_tokens=1)
     own = {"kv_cache": "int8", "prompt_lookup_num_tokens": 3, "max_matching_ngram_size": 4}
-    assistant.chat(QUESTION, picture, max_new_tokens=1, **own)
+    assistant.chat(QUESTION, image, max_new_tokens=1, **own)
     assistant.conversation(kv_cache="int8", max_new_tokens=1).ask(QUESTION)
     assert seen == [("bf16", PromptLookup(7, 2)), ("int8", PromptLookup(3, 4)), ("int8", PromptLookup(7, 2))]
     monkeypatch.setattr(assistant, "prompt_lookup_num_tokens", None)
@@ -202,15 +202,15 @@ def test_unknown_options_are_refused(assistant):
         assistant.chat("Hello", max_tokens=3)
 
 
-def test_a_prompt_longer_than_the_context_is_refused_before_anything_runs(assistant, picture, monkeypatch):
+def test_a_prompt_longer_than_the_context_is_refused_before_anything_runs(assistant, image, monkeypatch):
     monkeypatch.setattr(assistant.model.config.text_config, "max_position_embeddings", 80)
     monkeypatch.setattr(assistant.model, "encode_images", lambda images: pytest.fail("the tower ran"))
     text = "word " * 60
     with pytest.raises(PromptError, match=r"\d+ tokens, 70 of them for 1 image\(s\), .* context of the model is 80"):
-        assistant.chat(text, picture)
+        assistant.chat(text, image)
     with pytest.raises(PromptError, match=r"\d+ tokens, but .*shorten the text$"):
         assistant.chat(text * 2)
-    estimate = assistant.estimate(text, picture)
+    estimate = assistant.estimate(text, image)
     assert not estimate.fits
     assert estimate.context_length == 80
 
@@ -221,9 +221,9 @@ def test_the_context_ends_an_answer(assistant, monkeypatch):
     assert answer.usage.total_tokens <= 14
 
 
-def test_an_estimate_is_what_the_answer_takes(assistant, picture):
-    estimate = assistant.estimate(QUESTION, [picture, picture], system="Be brief.", max_new_tokens=10)
-    answer = assistant.chat(QUESTION, [picture, picture], system="Be brief.", max_new_tokens=10)
+def test_an_estimate_is_what_the_answer_takes(assistant, image):
+    estimate = assistant.estimate(QUESTION, [image, image], system="Be brief.", max_new_tokens=10)
+    answer = assistant.chat(QUESTION, [image, image], system="Be brief.", max_new_tokens=10)
     assert estimate.prompt_tokens == answer.usage.prompt_tokens
     assert estimate.image_tokens == answer.usage.image_tokens
     assert estimate.images == answer.images
@@ -232,8 +232,8 @@ def test_an_estimate_is_what_the_answer_takes(assistant, picture):
     assert estimate.cache_bytes == (estimate.prompt_tokens + 10) * per_token
 
 
-def test_messages_go_on(assistant, picture):
-    first = assistant.chat(QUESTION, picture)
+def test_messages_go_on(assistant, image):
+    first = assistant.chat(QUESTION, image)
     assert [message["role"] for message in first.messages] == ["user", "assistant"]
     assert first.messages[-1]["content"] == first.text
     second = assistant.chat([*first.messages, {"role": "user", "content": "How many shapes are there?"}])
@@ -242,19 +242,19 @@ def test_messages_go_on(assistant, picture):
     assert [message["role"] for message in second.messages] == ["user", "assistant"] * 2
 
 
-def test_an_answer_can_be_begun(assistant, picture):
-    whole = assistant.chat(QUESTION, picture).text
+def test_an_answer_can_be_begun(assistant, image):
+    whole = assistant.chat(QUESTION, image).text
     begun = whole[: len(whole) // 2].rstrip()
-    content = [{"type": "image", "image": picture}, {"type": "text", "text": QUESTION}]
+    content = [{"type": "image", "image": image}, {"type": "text", "text": QUESTION}]
     messages = [{"role": "user", "content": content}, {"role": "assistant", "content": begun}]
     answer = assistant.chat(messages, max_new_tokens=20)
     assert answer.messages[-1] == {"role": "assistant", "content": begun + answer.text}
     assert len(answer.messages) == 2
 
 
-def test_a_conversation_remembers(assistant, picture):
+def test_a_conversation_remembers(assistant, image):
     conversation = assistant.conversation(max_new_tokens=20)
-    first = conversation.ask(QUESTION, picture)
+    first = conversation.ask(QUESTION, image)
     second = conversation.ask("How many shapes are there?")
     by_hand = assistant.chat([*first.messages, {"role": "user", "content": "How many shapes are there?"}])
     assert isinstance(second, Answer)
@@ -274,17 +274,17 @@ def test_options_of_a_conversation_can_be_changed_for_a_turn(assistant):
     assert conversation.messages == [{"role": "system", "content": "Be brief."}]
 
 
-def test_a_streamed_turn_counts_when_it_is_complete(assistant, picture):
+def test_a_streamed_turn_counts_when_it_is_complete(assistant, image):
     conversation = assistant.conversation(max_new_tokens=20)
-    stream = conversation.ask(QUESTION, picture, stream=True)
+    stream = conversation.ask(QUESTION, image, stream=True)
     next(stream)
     assert conversation.messages == []
     assert stream.answer.messages == conversation.messages
 
 
-def test_after_an_error_a_conversation_is_as_before(assistant, picture):
+def test_after_an_error_a_conversation_is_as_before(assistant, image):
     conversation = assistant.conversation(max_new_tokens=5)
-    conversation.ask(QUESTION, picture)
+    conversation.ask(QUESTION, image)
     before = list(conversation.messages)
     with pytest.raises(ImageError):
         conversation.ask("And this?", images="nowhere.png")
@@ -293,22 +293,22 @@ def test_after_an_error_a_conversation_is_as_before(assistant, picture):
     assert conversation.messages == before
 
 
-def test_pictures_are_read_once(assistant, tmp_path):
-    path = tmp_path / "picture.png"
-    path.write_bytes(demo_picture_path().read_bytes())
+def test_images_are_read_once(assistant, tmp_path):
+    path = tmp_path / "image.png"
+    path.write_bytes(demo_image_path().read_bytes())
     conversation = assistant.conversation(max_new_tokens=3)
     conversation.ask(QUESTION, path)
     path.unlink()
     assert conversation.ask("And now?").usage.image_tokens == 70
 
 
-def test_a_raw_prompt(assistant, picture):
-    chat = assistant.chat(QUESTION, picture)
+def test_a_raw_prompt(assistant, image):
+    chat = assistant.chat(QUESTION, image)
     raw = assistant.processor.apply_chat_template(
         [{"role": "user", "content": [{"type": "image"}, {"type": "text", "text": QUESTION}]}],
         add_generation_prompt=True,
     )
-    answer = assistant.complete(raw, picture)
+    answer = assistant.complete(raw, image)
     assert answer.text == chat.text
     assert answer.usage == chat.usage
     assert answer.messages == []
@@ -316,11 +316,11 @@ def test_a_raw_prompt(assistant, picture):
     with pytest.raises(PromptError, match="empty"):
         assistant.complete("")
     with pytest.raises(PromptError):
-        assistant.complete("no place for it", picture)
+        assistant.complete("no place for it", image)
 
 
-def test_a_prompt_explained(assistant, picture):
-    text = assistant.explain("What? [IMG]", [picture, Image.new("RGB", (20, 40))], system="Be brief.")
+def test_a_prompt_explained(assistant, image):
+    text = assistant.explain("What? [IMG]", [image, Image.new("RGB", (20, 40))], system="Be brief.")
     assert text.count("{image 0: 7 x 9 patches, 70 tokens}") == 1
     assert text.count("{image 1: 3 x 2 patches, 9 tokens}") == 1
     assert text.index("{image 0") < text.index("{image 1") < text.index("What? [IMG]")

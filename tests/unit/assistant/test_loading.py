@@ -8,7 +8,7 @@ import pytest
 import torch
 
 import pixtral
-from pixtral.assets import demo_picture_path, tiny_path
+from pixtral.assets import demo_image_path, tiny_path
 from pixtral.errors import CheckpointError, ConfigError, GenerationError
 
 QUESTION = "What is in the picture?"
@@ -16,7 +16,7 @@ QUESTION = "What is in the picture?"
 
 @pytest.fixture
 def ask():
-    return lambda assistant: assistant.chat(QUESTION, demo_picture_path(), max_new_tokens=12)
+    return lambda assistant: assistant.chat(QUESTION, demo_image_path(), max_new_tokens=12)
 
 
 def test_both_layouts_answer_alike(ask):
@@ -30,17 +30,17 @@ def test_the_dtype_is_the_file_s_unless_said_otherwise(assistant):
     assert assistant.model.dtype == torch.float32
 
 
-def test_pictures_can_be_made_smaller(ask):
+def test_images_can_be_made_smaller(ask):
     answer = ask(pixtral.load(max_image_size=64, device_map="cpu"))
     (image,) = answer.images
     assert (image.width, image.height, image.resized_width, image.resized_height) == (144, 112, 64, 64)
     assert image.tokens == 4 * 5
 
 
-def test_limits_hold_for_every_picture():
+def test_limits_hold_for_every_image():
     assistant = pixtral.load(limits=pixtral.ImageLimits(allow_files=False), device_map="cpu")
     with pytest.raises(pixtral.ImageError, match="allow_files"):
-        assistant.chat(QUESTION, demo_picture_path())
+        assistant.chat(QUESTION, demo_image_path())
 
 
 def test_how_answers_are_made_is_refused_before_anything_is_read(tmp_path):

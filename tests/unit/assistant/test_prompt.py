@@ -11,14 +11,14 @@ import pytest
 import torch
 from PIL import Image
 
-from pixtral.assets import demo_picture_path
+from pixtral.assets import demo_image_path
 from pixtral.assistant.prompt import compose, prepare
 from pixtral.errors import ImageError, ImageTooLarge, PromptError
 from pixtral.images.limits import ImageLimits
 from pixtral.messages import ImagePart, Message, TextPart
 
-PATH = str(demo_picture_path())
-PNG = demo_picture_path().read_bytes()
+PATH = str(demo_image_path())
+PNG = demo_image_path().read_bytes()
 BASE64 = base64.b64encode(PNG).decode()
 QUESTION = "What is in the picture?"
 
@@ -27,12 +27,12 @@ def prepared(assistant, message, images=None, system=None, **limits):
     return prepare(assistant.processor, message, images, system, ImageLimits(**limits), None)
 
 
-def test_pictures_come_before_the_question():
+def test_images_come_before_the_question():
     (message,) = compose(QUESTION, ["a.png", "b.png"], None)
     assert message.parts == (ImagePart("a.png"), ImagePart("b.png"), TextPart(QUESTION))
 
 
-def test_one_picture_needs_no_list():
+def test_one_image_needs_no_list():
     array = np.zeros((4, 4, 3), np.uint8)
     (message,) = compose(QUESTION, array, None)
     assert message.images[0].source is array
@@ -57,7 +57,7 @@ def test_an_empty_conversation_is_refused():
 
 
 @pytest.mark.parametrize(("places", "images"), [(1, []), (1, ["a", "b"]), (0, ["a"])])
-def test_pictures_and_places_have_to_match(places, images):
+def test_images_and_places_have_to_match(places, images):
     content = [{"type": "image"}] * places + [{"type": "text", "text": "?"}]
     with pytest.raises(PromptError, match=f"{places} image part"):
         compose([{"role": "user", "content": content}], images, None)
@@ -96,7 +96,7 @@ def test_every_shape_of_a_message_gives_the_same_ids_and_pixels(assistant, shape
     assert found.images == expected.images
 
 
-def test_what_became_of_the_pictures(assistant):
+def test_what_became_of_the_images(assistant):
     wide, tall = Image.new("RGB", (100, 40)), Image.new("RGB", (16, 49))
     prompt = prepared(assistant, QUESTION, [wide, tall])
     assert [(i.width, i.height, i.resized_width, i.resized_height, i.rows, i.cols) for i in prompt.images] == [
@@ -108,7 +108,7 @@ def test_what_became_of_the_pictures(assistant):
     assert [tuple(pixels.shape) for pixels in prompt.pixels] == [(3, 48, 112), (3, 64, 16)]
 
 
-def test_a_picture_is_named_by_its_place_when_there_are_several(assistant, tmp_path):
+def test_an_image_is_named_by_its_place_when_there_are_several(assistant, tmp_path):
     broken = tmp_path / "broken.png"
     broken.write_bytes(PNG[:200])
     with pytest.raises(ImageError, match=r"^image 1 of 2 \(counted from 0\): .*corrupt"):

@@ -57,7 +57,7 @@ def test_images_tell_blocks_of_equal_ids_apart():
     a, b, plain = (
         name_blocks(request(ids, images), SIZE, 12) for images in ((image(1, 5, b"a"),), (image(1, 5, b"b"),), ())
     )
-    assert len({*a, *b, *plain}) == 9  # the block behind the picture, too: it has seen it
+    assert len({*a, *b, *plain}) == 9  # the block behind the image, too: it has seen it
     assert name_blocks(request([1, 9, 9, 9, 9, 9, 2, 8], (image(1, 5, b"a"),)), SIZE, 7) == a[:1]
 
 

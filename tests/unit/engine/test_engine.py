@@ -1,4 +1,4 @@
-"""Engine: many requests at once give what each gives alone; pictures and prefixes are computed once."""
+"""Engine: many requests at once give what each gives alone; images and prefixes are computed once."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ def draws(**kwargs):
 # --- the same tokens
 
 
-def test_text_and_pictures_at_once_are_the_oracle():
+def test_text_and_images_at_once_are_the_oracle():
     asked = {"a": WORDS[:5], "b": (40, CAT, 41), "c": (40, DOG, 41), "d": WORDS, "e": (50, CAT, 51, DOG, 52)}
     results = run(engine_of(), *(ask(name, parts) for name, parts in asked.items()))
     for name, parts in asked.items():
         assert results[name, 0].ids == expected(parts, 8), name
         assert results[name, 0].last.finish_reason == "length"
-    assert results["b", 0].ids != results["c", 0].ids  # the pictures matter
+    assert results["b", 0].ids != results["c", 0].ids  # the images matter
 
 
 def test_requests_that_come_while_others_run():
@@ -157,13 +157,13 @@ def test_an_answer_is_a_prefix_of_the_next_question():
     assert second.ids == expected((*WORDS[:15], *first.ids, 60, 61), 8)
 
 
-def test_pictures_of_one_size_do_not_share_blocks():
+def test_images_of_one_size_do_not_share_blocks():
     engine = engine_of()
     results = run(engine, ask("a", (*WORDS[:20], CAT, 40)))
     results |= run(engine, ask("b", (*WORDS[:20], DOG, 40)))
     assert results["a", 0].ids == expected((*WORDS[:20], CAT, 40), 8)
     assert results["b", 0].ids == expected((*WORDS[:20], DOG, 40), 8)
-    assert results["b", 0].last.usage.cached_tokens == 16  # the words before the picture
+    assert results["b", 0].last.usage.cached_tokens == 16  # the words before the image
 
 
 def towers(monkeypatch):
@@ -173,7 +173,7 @@ def towers(monkeypatch):
     return calls
 
 
-def test_a_picture_goes_through_the_tower_once(monkeypatch):
+def test_an_image_goes_through_the_tower_once(monkeypatch):
     calls, engine = towers(monkeypatch), engine_of()
     run(engine, ask("a", (40, CAT, 41, 42)), ask("b", (50, CAT, 41, 42, DOG)), ask("c", (51, DOG)))
     assert calls == [2]
@@ -345,7 +345,7 @@ def test_abort_at_any_step_gives_everything_back():
         assert stats.num_free_blocks == stats.num_blocks and stats.finished == {"abort": 2, "length": 1}
 
 
-def broken_picture(error):
+def broken_image(error):
     def pixels():
         raise error
 
@@ -354,9 +354,9 @@ def broken_picture(error):
     return EngineRequest("broken", good.prompt_ids, GREEDY, (ImageInput(image.start, image.length, 6, b"?", pixels),))
 
 
-def test_a_broken_picture_ends_its_request_alone():
+def test_a_broken_image_ends_its_request_alone():
     engine = engine_of()
-    results = run(engine, ask("a", (CAT, 40)), broken_picture(OSError("gone")), ask("b", (DOG, 40)))
+    results = run(engine, ask("a", (CAT, 40)), broken_image(OSError("gone")), ask("b", (DOG, 40)))
     assert results["broken", 0].last.finish_reason == "error"
     assert str(results["broken", 0].last.error) == "gone"
     assert results["a", 0].ids == expected((CAT, 40), 8) and results["b", 0].ids == expected((DOG, 40), 8)
@@ -431,7 +431,7 @@ def test_an_error_of_the_network_ends_those_who_were_in_the_step(monkeypatch):
         (EngineRequest("a", (33,) * CONTEXT, GREEDY), PromptError, f"{CONTEXT} tokens, the context is {CONTEXT}"),
         (EngineRequest("a", (33, 96), GREEDY), PromptError, "vocabulary has 96"),
         (EngineRequest("a", (33, -1), GREEDY), PromptError, "-1"),
-        (EngineRequest("a", (33, 10, 34), GREEDY), PromptError, r"1 \[IMG\] tokens, its 0 pictures"),
+        (EngineRequest("a", (33, 10, 34), GREEDY), PromptError, r"1 \[IMG\] tokens, its 0 images"),
         (EngineRequest("a", (33, 10, 10), GREEDY, (ImageInput(1, 2, 3, b"", print),)), PromptError, "3 features for 2"),
         (EngineRequest("a", (10, 10), GREEDY, (ImageInput(1, 9, 1, b"", print),)), PromptError, "image 0"),
         (EngineRequest("a", (33,), SamplingParams(logit_bias=((96, 1.0),))), GenerationError, "token 96"),
@@ -474,7 +474,7 @@ def test_a_model_that_reads_text_only():
         engine.add_request(ask("b", (CAT, 40)))
 
 
-def test_a_picture_twice_in_one_prompt(monkeypatch):
+def test_an_image_twice_in_one_prompt(monkeypatch):
     calls = towers(monkeypatch)
     result = run(engine_of(), ask("a", (CAT, 40, CAT, 41)))["a", 0]
     assert calls == [1]

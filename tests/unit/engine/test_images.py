@@ -1,4 +1,4 @@
-"""Features by content: each picture through the tower once, as long as there is room."""
+"""Features by content: each image through the tower once, as long as there is room."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def test_what_is_pinned_stays():
     assert cache.reserve(b"c", 7) and b"a" not in cache and len(cache) == 1
 
 
-def test_one_picture_larger_than_the_limit():
+def test_one_image_larger_than_the_limit():
     cache = filled(10, a=4)
     assert cache.reserve(b"huge", 50) and len(cache) == 1
     assert not cache.reserve(b"b", 1)
@@ -47,7 +47,7 @@ def test_one_picture_larger_than_the_limit():
     cache.check({b"b": 1})
 
 
-def test_a_picture_that_never_came_is_forgotten():
+def test_an_image_that_never_came_is_forgotten():
     cache = ImageCache(10)
     cache.reserve(b"a", 4)
     cache.pin(b"a")
@@ -62,14 +62,14 @@ def asked(*images):
     return Request(SamplingParams(), (1,) * length, length, 9, images=images)
 
 
-def picture(start, length, key):
+def make_image(start, length, key):
     return ImageInput(start, length, length, key, lambda: None)
 
 
-def test_a_picture_is_encoded_when_its_first_token_is_planned_and_stays_until_its_last():
+def test_an_image_is_encoded_when_its_first_token_is_planned_and_stays_until_its_last():
     cache = ImageCache(8)
     planner = ImagePlanner(cache, Budget(1, 10, max_encoder_tokens=100, feature_bytes=1))
-    request = asked(picture(2, 6, b"a"))
+    request = asked(make_image(2, 6, b"a"))
     plan = Plan()
     assert planner.fit(request, 2, plan) == 2 and plan.encode == []
     request.num_computed = 2
@@ -77,26 +77,26 @@ def test_a_picture_is_encoded_when_its_first_token_is_planned_and_stays_until_it
     cache.put(b"a", "features")
     request.num_computed = 5
     planner.release(request)
-    assert not cache.reserve(b"b", 8), "in the middle of the picture its features must stay"
+    assert not cache.reserve(b"b", 8), "in the middle of the image its features must stay"
     assert planner.fit(request, 9, Plan()) == 9
     request.num_computed = 8
     planner.release(request)
     assert cache.reserve(b"b", 8)
 
 
-def test_tokens_wait_before_the_first_picture_for_which_there_is_no_room():
+def test_tokens_wait_before_the_first_image_for_which_there_is_no_room():
     planner = ImagePlanner(ImageCache(100), Budget(1, 10, max_encoder_tokens=10, feature_bytes=1))
-    request, plan = asked(picture(1, 6, b"a"), picture(8, 6, b"b"), picture(15, 2, b"c")), Plan()
+    request, plan = asked(make_image(1, 6, b"a"), make_image(8, 6, b"b"), make_image(15, 2, b"c")), Plan()
     assert planner.fit(request, 17, plan) == 8  # though the third would have fitted
     assert [image.key for image in plan.encode] == [b"a"] and plan.images_closed
-    assert planner.fit(asked(picture(0, 1, b"d")), 2, plan) == 0, "those behind do not take the room"
-    huge, plan = asked(picture(3, 50, b"e")), Plan()
+    assert planner.fit(asked(make_image(0, 1, b"d")), 2, plan) == 0, "those behind do not take the room"
+    huge, plan = asked(make_image(3, 50, b"e")), Plan()
     assert planner.fit(huge, 9, plan) == 9, "one always goes, however large"
 
 
-def test_equal_pictures_are_encoded_once_per_step():
+def test_equal_images_are_encoded_once_per_step():
     planner = ImagePlanner(ImageCache(100), Budget(2, 10, max_encoder_tokens=100, feature_bytes=2))
-    one, two, plan = asked(picture(0, 4, b"a"), picture(5, 4, b"a")), asked(picture(1, 4, b"a")), Plan()
+    one, two, plan = asked(make_image(0, 4, b"a"), make_image(5, 4, b"a")), asked(make_image(1, 4, b"a")), Plan()
     assert planner.fit(one, 9, plan) == 9 and planner.fit(two, 5, plan) == 5
     assert len(plan.encode) == 1 and planner.num_hits == 1 and planner.cache.nbytes == 8
     planner.release_all(one)

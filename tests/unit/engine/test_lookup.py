@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixtral.engine.prompt_lookup import PromptLookup, Proposer, picture_ids
+from pixtral.engine.prompt_lookup import PromptLookup, Proposer, image_ids
 from pixtral.errors import GenerationError
 
 IMG, BREAK, END = 10, 12, 13
@@ -59,17 +59,17 @@ def test_after_a_departure_the_text_goes_on_near_by():
     assert guessed_wrong.propose(10) == [30]
 
 
-def test_pictures_are_neither_drafted_nor_matched():
+def test_images_are_neither_drafted_nor_matched():
     grid = [IMG, IMG, BREAK, IMG, IMG, END]
     prompt = [1, *grid, 50, 51, *grid, 60, 61]
-    skip = picture_ids(prompt, IMG)
+    skip = image_ids(prompt, IMG)
     assert skip == {IMG, BREAK, END}
-    assert picture_ids([1, 2], IMG) == {IMG} and picture_ids(prompt, None) == frozenset()
+    assert image_ids([1, 2], IMG) == {IMG} and image_ids(prompt, None) == frozenset()
     assert drafts([*prompt, 50], skip=skip) == [51]
-    assert drafts([*prompt, 50, 51], skip=skip) == []  # a picture follows
+    assert drafts([*prompt, 50, 51], skip=skip) == []  # an image follows
     for tail in (grid[:1], grid[:2], grid[:3], grid):
         assert drafts([*prompt, *tail], skip=skip) == []
-    # the tokens before and behind a picture are no n-gram
+    # the tokens before and behind an image are no n-gram
     assert drafts([1, IMG, 2, 3, 5, 2, 4, 1, 2], skip={IMG}, ngram=3) == [3]
 
 
@@ -83,7 +83,7 @@ texts = st.lists(st.integers(0, 5), max_size=40)
 
 @given(texts, st.lists(texts, max_size=4), st.integers(1, 6), st.integers(1, 4), st.integers(0, 8))
 def test_drafts_stood_behind_the_newest_tokens_before(prompt, pieces, tokens, ngram, limit):
-    """Whatever the text, by the slow definition that looks at every place; 4 stands for pictures, 5 ends a text."""
+    """Whatever the text, by the slow definition that looks at every place; 4 stands for images, 5 ends a text."""
     proposer, text = Proposer(PromptLookup(tokens, ngram), prompt, skip={4}, ends={5}), list(prompt)
     for piece in [[], *pieces]:
         proposer.extend(piece)

@@ -10,7 +10,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixtral.images import fetch
 from pixtral.images.fetch import is_public, resolve
 
 PUBLIC = ("8.8.8.8", "93.184.216.34", "172.32.0.1", "2606:4700::6810:84e5", "2a00:1450:4001:81b::200e")
@@ -63,7 +62,7 @@ def test_nothing_beyond_what_is_given_out(address: ipaddress.IPv6Address) -> Non
 
 
 def test_a_lookup_has_a_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch.socket, "getaddrinfo", lambda *args, **kwargs: time.sleep(2))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *args, **kwargs: time.sleep(2))
     started = time.monotonic()
     with pytest.raises(TimeoutError, match=r"slow\.example was not resolved in time"):
         resolve("slow.example", 80, 0.2)

@@ -30,7 +30,7 @@ RGB = np.random.default_rng(0).integers(0, 256, (5, 7, 3), dtype=np.uint8)
         RGB.astype(np.uint16) * 257,
     ],
 )
-def test_one_picture_in_every_form(value: object) -> None:
+def test_one_image_in_every_form(value: object) -> None:
     assert is_array(value)
     np.testing.assert_array_equal(np.asarray(image_from_array(value)), RGB)
 

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 
 from pixtral.errors import ImageError, ImageFetchError, ImageTooLarge
-from pixtral.images import fetch
 from pixtral.images.fetch import fetch
 from pixtral.images.limits import ImageLimits
 from pixtral.images.source import load_image
@@ -203,7 +202,7 @@ def test_a_name_that_does_not_exist(monkeypatch: pytest.MonkeyPatch) -> None:
     def unknown(*args: object, **kwargs: object) -> list[object]:
         raise socket.gaierror(-2, "Name or service not known")
 
-    monkeypatch.setattr(fetch.socket, "getaddrinfo", unknown)
+    monkeypatch.setattr("socket.getaddrinfo", unknown)
     with pytest.raises(ImageFetchError, match="Name or service not known"):
         fetch("http://nowhere.invalid/a.png", LIMITS)
 
@@ -236,7 +235,7 @@ def test_private_addresses_can_be_forbidden(address: str, monkeypatch: pytest.Mo
     def lookup(*args: object, **kwargs: object) -> list[object]:
         return [(family, socket.SOCK_STREAM, 6, "", (address, 80))]
 
-    monkeypatch.setattr(fetch.socket, "getaddrinfo", lookup)
+    monkeypatch.setattr("socket.getaddrinfo", lookup)
     with pytest.raises(ImageFetchError, match=r"is not a public address.*allow_private"):
         fetch("http://inside.example.com/a.png", ImageLimits(allow_private=False))
 
@@ -244,13 +243,13 @@ def test_private_addresses_can_be_forbidden(address: str, monkeypatch: pytest.Mo
 def test_every_address_of_a_name_is_checked(server: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """One public address in front of a private one does not make the name public."""
     places = [(socket.AF_INET, socket.SOCK_STREAM, 6, "", (address, 80)) for address in ("93.184.216.34", "10.0.0.1")]
-    monkeypatch.setattr(fetch.socket, "getaddrinfo", lambda *args, **kwargs: places)
+    monkeypatch.setattr("socket.getaddrinfo", lambda *args, **kwargs: places)
     with pytest.raises(ImageFetchError, match=r"leads to 10\.0\.0\.1, which is not a public address"):
         fetch("http://two.example.com/a.png", ImageLimits(allow_private=False))
 
 
 def test_a_lookup_counts_in_the_time_limit(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(fetch.socket, "getaddrinfo", lambda *args, **kwargs: time.sleep(3))
+    monkeypatch.setattr("socket.getaddrinfo", lambda *args, **kwargs: time.sleep(3))
     started = time.monotonic()
     with pytest.raises(ImageFetchError, match=r"not received within 0\.3 seconds"):
         fetch("http://slow.example.com/a.png", ImageLimits(timeout=0.3))

@@ -105,7 +105,7 @@ def test_scaling_is_to_the_nearest() -> None:
 
 
 UPRIGHT = np.arange(6, dtype=np.uint8).reshape(2, 3)  # height 2, width 3
-STORED = {  # how a camera stores that picture under each orientation, from the EXIF specification
+STORED = {  # how a camera stores that image under each orientation, from the EXIF specification
     1: UPRIGHT,
     2: UPRIGHT[:, ::-1],
     3: UPRIGHT[::-1, ::-1],

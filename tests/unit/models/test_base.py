@@ -121,7 +121,7 @@ def test_arguments_of_checkpointing() -> None:
         model.gradient_checkpointing_enable({"use_reentrant": True})
 
 
-def test_every_parameter_learns_from_pictures_and_text() -> None:
+def test_every_parameter_learns_from_images_and_text() -> None:
     model = random_llava().train()
     batch = random_batch(model.config)
     model(**batch.inputs(labels=batch.input_ids)).loss.backward()

@@ -29,20 +29,20 @@ def tower(**fields: Any) -> PixtralVisionModel:
     return model.eval().requires_grad_(False)
 
 
-def picture(rows: int, cols: int, channels: int = 3) -> Tensor:
+def make_image(rows: int, cols: int, channels: int = 3) -> Tensor:
     return torch.randn(channels, rows * PATCH, cols * PATCH)
 
 
 def test_patches_are_what_the_convolution_gives() -> None:
-    model, pixels = tower(), picture(3, 5)
+    model, pixels = tower(), make_image(3, 5)
     expected = model.patch_conv(pixels[None])[0].flatten(1).T
     torch.testing.assert_close(model.embed_patches([pixels]), expected)
     assert model.grid(pixels) == (3, 5)
 
 
 def test_a_turned_image_is_another_image() -> None:
-    """Rows and columns play different parts: turning the picture does not merely turn the features."""
-    model, pixels = tower(), picture(3, 5)
+    """Rows and columns play different parts: turning the image does not merely turn the features."""
+    model, pixels = tower(), make_image(3, 5)
     with torch.no_grad():
         symmetric = model.patch_conv.weight + model.patch_conv.weight.transpose(2, 3)
         model.patch_conv.weight.copy_(symmetric)  # so that each patch alone looks the same when transposed
@@ -60,7 +60,7 @@ def test_features_know_where_their_patch_is() -> None:
     """All patches equal: without positions all features would be equal too, and they are, for equal values attend to
     equal values; with one patch different, its neighbours see it at different distances."""
     model = tower()
-    pixels = picture(1, 1).repeat(1, 6, 6)
+    pixels = make_image(1, 1).repeat(1, 6, 6)
     alike = model.encode([pixels])
     torch.testing.assert_close(alike, alike[:1].expand_as(alike), rtol=1e-4, atol=1e-4)
     pixels[:, :PATCH, :PATCH] = 3 * torch.randn(3, PATCH, PATCH)
@@ -102,7 +102,7 @@ def test_memory_is_linear_in_the_number_of_images(equal: bool) -> None:
     """The largest tensor grows with the patches, and is nowhere near (all patches) x (all patches)."""
     model, largest = tower(), {}
     for count in (1, 2, 4, 8):
-        images = [picture(18, 18 if equal else 18 + i % 2) for i in range(count)]
+        images = [make_image(18, 18 if equal else 18 + i % 2) for i in range(count)]
         patches = sum(image.shape[1] * image.shape[2] for image in images) // PATCH**2
         with Sizes() as sizes:
             model.encode(images)
@@ -132,7 +132,7 @@ def test_outputs() -> None:
 
 def test_one_channel_and_other_dtypes() -> None:
     model = tower(num_channels=1)
-    assert model.encode([picture(2, 2, channels=1)]).shape == (4, 32)
+    assert model.encode([make_image(2, 2, channels=1)]).shape == (4, 32)
     model = tower().to(torch.bfloat16)
     out = model(torch.randn(1, 3, 8, 8))  # float32 pixels are taken in the dtype of the weights
     assert out.last_hidden_state.dtype == torch.bfloat16
@@ -140,14 +140,14 @@ def test_one_channel_and_other_dtypes() -> None:
 
 def test_dropout_acts_in_training_alone() -> None:
     model = tower(attention_dropout=0.5)
-    images = [picture(4, 4)]
+    images = [make_image(4, 4)]
     assert model.encode(images).equal(model.encode(images))
     model.train()
     assert not model.encode(images).equal(model.encode(images))
 
 
 def test_the_trace_and_the_fast_path_agree() -> None:
-    model, images = tower(), [picture(2, 3), picture(4, 1), picture(2, 3)]
+    model, images = tower(), [make_image(2, 3), make_image(4, 1), make_image(2, 3)]
     trace = Trace.wanted(True, True)
     torch.testing.assert_close(model.encode(images, trace), model.encode(images), rtol=1e-5, atol=1e-5)
     assert trace.attentions is not None and [w.shape for w in trace.attentions[0]] == [(2, 6, 6), (2, 4, 4), (2, 6, 6)]
@@ -184,7 +184,7 @@ def test_crop_images_takes_the_upper_left() -> None:
 
 def test_images_that_were_never_padded() -> None:
     """A list of images, as processors give with do_pad=False."""
-    model, images = tower(), [picture(2, 3), picture(4, 1)]
+    model, images = tower(), [make_image(2, 3), make_image(4, 1)]
     expected = model.encode(images)
     assert model(images).last_hidden_state[0].equal(expected)
     sizes = [image.shape[1:] for image in images]
@@ -204,7 +204,7 @@ def test_the_kernels_way_and_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both are as near to float32 as bfloat16 allows; the kernels round less often."""
     exact = tower(hidden_size=128, intermediate_size=256)
     rounded = copy.deepcopy(exact).bfloat16()
-    images = [picture(5, 13), picture(1, 1), picture(16, 16)]
+    images = [make_image(5, 13), make_image(1, 1), make_image(16, 16)]
     expected = exact.encode(images)
     taken = []
     real = vision.AttentionStep
@@ -212,7 +212,7 @@ def test_the_kernels_way_and_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
         vision, "AttentionStep", lambda *call, native: taken.append(native) or real(*call, native=native)
     )
     native = rounded.encode(images)
-    monkeypatch.setattr(linear, "runs_dense", lambda *_: False)
+    monkeypatch.setattr("pixtral.models.linear.runs_dense", lambda *_: False)
     plain = rounded.encode(images)
     assert taken == [True, False]
     errors = [(out.float() - expected).square().mean().sqrt() for out in (native, plain)]

@@ -64,7 +64,7 @@ def test_any_mixture_with_a_cache(dtype: torch.dtype, stored: torch.dtype, limit
 @pytest.mark.parametrize("causal", [True, False])
 @pytest.mark.parametrize("lens", [(1,), (257,), (64, 64, 64), (3, 300, 1, 90)])
 def test_without_a_cache(dtype: torch.dtype, limit: float, causal: bool, lens: tuple[int, ...]) -> None:
-    """Prompts and pictures; rows may lie apart, as the parts of one projection do."""
+    """Prompts and images; rows may lie apart, as the parts of one projection do."""
     torch.manual_seed(len(lens))
     together = torch.randn(sum(lens), 16, 64).to(dtype)
     q, k, v = together[:, :8], together[:, 8:12], together[:, 12:]

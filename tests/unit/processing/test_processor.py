@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tokens import LARGE, SPECIAL, WEATHER, copy_of, picture, png_data_uri, small_hf, small_tekken
+from tokens import LARGE, SPECIAL, WEATHER, copy_of, make_image, png_data_uri, small_hf, small_tekken
 
 from pixtral.batch_feature import BatchFeature
 from pixtral.errors import CheckpointError, ImageError, PromptError, UnknownArgument
@@ -42,11 +42,11 @@ def processor(request: pytest.FixtureRequest, both: dict[str, PixtralProcessor])
 
 @pytest.fixture(scope="module")
 def server() -> Iterator[str]:
-    """The address of an HTTP server on this machine; /a.png and /b.png are pictures of 40x20 and 20x50."""
+    """The address of an HTTP server on this machine; /a.png and /b.png are images of 40x20 and 20x50."""
     files = {}
     for name, size in (("/a.png", (40, 20)), ("/b.png", (20, 50))):
         buffer = io.BytesIO()
-        picture(*size, 1).save(buffer, "PNG")
+        make_image(*size, 1).save(buffer, "PNG")
         files[name] = buffer.getvalue()
 
     class Handler(http.server.BaseHTTPRequestHandler):
@@ -74,7 +74,7 @@ def user(*parts: Any) -> list[dict[str, Any]]:
 
 
 def image(width: int = 40, height: int = 20, seed: int = 1) -> dict[str, Any]:
-    return {"type": "image", "image": picture(width, height, seed)}
+    return {"type": "image", "image": make_image(width, height, seed)}
 
 
 def same(found: Any, expected: Any) -> None:
@@ -101,14 +101,14 @@ def test_the_two_programs_of_the_documentation(processor: PixtralProcessor, serv
     prompt_first = user(words[0], {"type": "image"}, words[1], {"type": "image"})
     prompt = processor.apply_chat_template(prompt_first, tokenize=False, add_generation_prompt=True)
     assert prompt == "<s>[INST]Can this animal[IMG]live here?[IMG][/INST]"
-    later = processor(text=prompt, images=[picture(40, 20, 1), picture(20, 50, 1)], return_tensors="pt")
+    later = processor(text=prompt, images=[make_image(40, 20, 1), make_image(20, 50, 1)], return_tensors="pt")
     same(later, inputs)
     later["pixel_values"] = later["pixel_values"].to(torch.bfloat16)
     moved = {key: value.to("cpu") for key, value in later.items()}
     assert moved["pixel_values"].dtype == torch.bfloat16 and moved["input_ids"].dtype == torch.int64
 
 
-def test_layouts_agree_where_pictures_need_no_resizing(both: dict[str, PixtralProcessor]) -> None:
+def test_layouts_agree_where_images_need_no_resizing(both: dict[str, PixtralProcessor]) -> None:
     chat = user({"type": "text", "text": "a"}, image(32, 48), {"type": "text", "text": "b"}, image(16, 16))
     hf, native = (both[layout].apply_chat_template(chat, **READY) for layout in LAYOUTS)
     assert torch.equal(hf["input_ids"], native["input_ids"])
@@ -126,7 +126,7 @@ def test_as_many_tokens_as_features(processor: PixtralProcessor) -> None:
         (17, 16),
         *generator.integers(1, 300, (12, 2)).tolist(),
     ]:
-        found = processor(text="[IMG]", images=picture(width, height))
+        found = processor(text="[IMG]", images=make_image(width, height))
         (rows, cols) = (found["image_sizes"][0] // 16).tolist()
         assert int((found["input_ids"] == processor.image_token_id).sum()) == rows * cols
         assert processor._get_num_multimodal_tokens([(height, width)])["num_image_tokens"] == [rows * (cols + 1)]
@@ -157,9 +157,9 @@ def test_a_batch_is_its_prompts_one_at_a_time(processor: PixtralProcessor) -> No
 
 def test_prompt_first_with_lists_of_images(processor: PixtralProcessor) -> None:
     texts = ["<s>[INST]none[/INST]", "<s>[INST][IMG]one[/INST]", "<s>[INST][IMG][IMG]a[IMG][/INST]"]
-    pictures = [picture(40, 20), picture(16, 80), picture(60, 60), picture(20, 20)]
-    flat = processor(text=texts, images=pictures, padding=True)
-    same(processor(text=texts, images=[[], pictures[:1], pictures[1:]], padding=True), flat)
+    images = [make_image(40, 20), make_image(16, 80), make_image(60, 60), make_image(20, 20)]
+    flat = processor(text=texts, images=images, padding=True)
+    same(processor(text=texts, images=[[], images[:1], images[1:]], padding=True), flat)
     assert flat["image_sizes"].tolist() == [[32, 48], [80, 16], [64, 64], [32, 32]]
     assert flat["input_ids"][0][flat["attention_mask"][0] == 1].tolist()[0] == 1
 
@@ -193,12 +193,12 @@ def test_native_prompts_remember_their_ids(both: dict[str, PixtralProcessor]) ->
     chat = user({"type": "text", "text": "[IMG] </s>"}, {"type": "image"}, {"type": "text", "text": "?"})
     prompt = native.apply_chat_template(chat)
     assert isinstance(prompt, NativePrompt) and prompt == "<s>[INST][IMG] </s>[IMG]?[/INST]"
-    found = native(text=prompt, images=picture(16, 16))
+    found = native(text=prompt, images=make_image(16, 16))
     assert found["input_ids"][0].tolist()[:2] == [1, 3] and (found["input_ids"] == 10).sum() == 1
     again = pickle.loads(pickle.dumps(prompt))
     assert again == prompt and again.ids == prompt.ids
     with pytest.raises(PromptError, match=r"2 \[IMG\] token\(s\) but 1 image"):
-        native(text="" + str.__str__(prompt) + "", images=picture(16, 16))
+        native(text="" + str.__str__(prompt) + "", images=make_image(16, 16))
 
 
 def test_large_with_a_sentencepiece_file(tmp_path: Path) -> None:
@@ -215,7 +215,7 @@ def test_large_with_a_sentencepiece_file(tmp_path: Path) -> None:
     prompt = large.apply_chat_template(bare)
     assert prompt == "<s>[SYSTEM_PROMPT]Be brief.[/SYSTEM_PROMPT][INST]Wörld?[IMG]b[/INST]"
     for text in (prompt, str(prompt) + ""):
-        same(large(text=text, images=picture(40, 20, 1)), found)
+        same(large(text=text, images=make_image(40, 20, 1)), found)
 
 
 def test_other_ids_of_the_image_tokens() -> None:
@@ -256,7 +256,7 @@ def test_a_trailing_image_goes_first_unless_told_otherwise(both: dict[str, Pixtr
     native = both["mistral"]
     assert native.apply_chat_template(chat) == "<s>[INST][IMG]a\n\nb[/INST]"
     assert native.apply_chat_template(chat, keep_order=True) == "<s>[INST]a\n\nb[IMG][/INST]"
-    kept = native.tokenizer.apply_chat_template(chat, images=[picture(16, 16)], keep_order=True)["input_ids"]
+    kept = native.tokenizer.apply_chat_template(chat, images=[make_image(16, 16)], keep_order=True)["input_ids"]
     assert kept[-3:] == [10, 13, 4]
     assert native.apply_chat_template(chat) == "<s>[INST][IMG]a\n\nb[/INST]", "the next one is not affected"
     with pytest.raises(UnknownArgument, match="keep_order"):
@@ -264,14 +264,14 @@ def test_a_trailing_image_goes_first_unless_told_otherwise(both: dict[str, Pixtr
 
 
 def test_results_as_lists_and_arrays(processor: PixtralProcessor) -> None:
-    listed = processor(text=["[IMG]", "a b"], images=picture(20, 20), return_tensors=None)
+    listed = processor(text=["[IMG]", "a b"], images=make_image(20, 20), return_tensors=None)
     assert isinstance(listed["input_ids"], list) and len(listed["input_ids"][1]) != len(listed["input_ids"][0])
-    arrays = processor(text="[IMG]", images=picture(20, 20), return_tensors="np")
+    arrays = processor(text="[IMG]", images=make_image(20, 20), return_tensors="np")
     assert isinstance(arrays["input_ids"], np.ndarray) and isinstance(arrays["pixel_values"], np.ndarray)
     assert isinstance(processor.apply_chat_template(user("a"), tokenize=True, return_tensors=None), list)
-    alone = processor(images=[picture(20, 20)])
+    alone = processor(images=[make_image(20, 20)])
     assert set(alone) == {"pixel_values", "image_sizes"}
-    typed = processor(text="x[IMG]", images=picture(16, 16), return_mm_token_type_ids=True, add_special_tokens=False)
+    typed = processor(text="x[IMG]", images=make_image(16, 16), return_mm_token_type_ids=True, add_special_tokens=False)
     assert typed["mm_token_type_ids"].tolist() == [[0, 1, 1]] or typed["mm_token_type_ids"].tolist() == [[0, 1]]
     assert processor.model_input_names == ["input_ids", "attention_mask", "pixel_values", "image_sizes"]
     assert processor.post_process_image_text_to_text(typed["input_ids"]) == ["x"]
@@ -279,11 +279,11 @@ def test_results_as_lists_and_arrays(processor: PixtralProcessor) -> None:
 
 def test_options_of_the_images(processor: PixtralProcessor) -> None:
     for options in ({"size": {"longest_edge": 64}}, {"images_kwargs": {"size": {"longest_edge": 64}}}):
-        assert processor(text="[IMG]", images=picture(200, 100), **options)["image_sizes"].tolist() == [[32, 64]]
+        assert processor(text="[IMG]", images=make_image(200, 100), **options)["image_sizes"].tolist() == [[32, 64]]
         found = processor.apply_chat_template(user(image(200, 100)), **READY, processor_kwargs=options)
         assert found["image_sizes"].tolist() == [[32, 64]]
     with pytest.raises(ImageError, match="pixels"):
-        processor(text="[IMG]", images=picture(200, 100), limits=ImageLimits(max_pixels=100))
+        processor(text="[IMG]", images=make_image(200, 100), limits=ImageLimits(max_pixels=100))
 
 
 def test_truncation(processor: PixtralProcessor) -> None:
@@ -301,12 +301,12 @@ def test_truncation(processor: PixtralProcessor) -> None:
         ({}, PromptError, "nothing to process"),
         ({"text": "[IMG]"}, PromptError, "no images were passed"),
         ({"text": "[IMG]", "images": []}, PromptError, "no images were passed"),
-        ({"text": "a", "images": picture(9, 9)}, PromptError, r"0 \[IMG\]"),
-        ({"text": "[IMG]", "images": [picture(9, 9)] * 2}, PromptError, r"1 \[IMG\] token\(s\) but 2 image"),
-        ({"text": ["[IMG]", "a"], "images": [[], [picture(9, 9)]]}, PromptError, "prompt 0 has 1"),
-        ({"text": "[IMG]", "images": [[picture(9, 9)], []]}, PromptError, "2 lists but there are 1 prompt"),
-        ({"text": "[IMG]", "images": [[[picture(9, 9)]]]}, ImageError, "lists of lists"),
-        ({"text": ["[IMG]"] * 2, "images": [picture(9, 9), [picture(9, 9)]]}, ImageError, "beside lists"),
+        ({"text": "a", "images": make_image(9, 9)}, PromptError, r"0 \[IMG\]"),
+        ({"text": "[IMG]", "images": [make_image(9, 9)] * 2}, PromptError, r"1 \[IMG\] token\(s\) but 2 image"),
+        ({"text": ["[IMG]", "a"], "images": [[], [make_image(9, 9)]]}, PromptError, "prompt 0 has 1"),
+        ({"text": "[IMG]", "images": [[make_image(9, 9)], []]}, PromptError, "2 lists but there are 1 prompt"),
+        ({"text": "[IMG]", "images": [[[make_image(9, 9)]]]}, ImageError, "lists of lists"),
+        ({"text": ["[IMG]"] * 2, "images": [make_image(9, 9), [make_image(9, 9)]]}, ImageError, "beside lists"),
         ({"text": 5}, PromptError, "expected a string"),
         ({"text": []}, PromptError, "non-empty"),
         ({"text": ["a", 5]}, PromptError, "expected a string"),

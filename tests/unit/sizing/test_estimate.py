@@ -15,7 +15,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 
 import pixtral
 from pixtral import LlavaForConditionalGeneration, QuantizationConfig
-from pixtral.assets import demo_picture_path, tiny_path
+from pixtral.assets import demo_image_path, tiny_path
 from pixtral.errors import CheckpointError, ConfigError, GenerationError
 from pixtral.ops.kv_cache import KVCache
 from pixtral.sizing.memory import _Live
@@ -108,21 +108,21 @@ def test_the_cache() -> None:
     assert pixtral.estimate(dtype="float32", context=77).kv_cache == "float32"
 
 
-def test_pictures_are_counted_as_the_model_counts_them(tmp_path: Path) -> None:
+def test_images_are_counted_as_the_model_counts_them(tmp_path: Path) -> None:
     assistant = pixtral.load()
-    picture = demo_picture_path()
-    pictures: list[Any] = [picture, Image.new("RGB", (1000, 777)), (1000, 777)]
+    path = demo_image_path()
+    images: list[Any] = [path, Image.new("RGB", (1000, 777)), (1000, 777)]
     for limit in (None, 64):
-        found = pixtral.estimate(images=pictures, max_image_size=limit)
+        found = pixtral.estimate(images=images, max_image_size=limit)
         assistant.max_image_size = limit
-        true = assistant.estimate("?", [picture, pictures[1]])
+        true = assistant.estimate("?", [path, images[1]])
         assert [one.tokens for one in found.images[:2]] == [one.tokens for one in true.images]
         assert found.images[1].tokens == found.images[2].tokens
         assert (found.images[0].resized_width, found.images[0].rows) == (
             true.images[0].resized_width,
             true.images[0].rows,
         )
-    assert found.images[0].name == str(picture)
+    assert found.images[0].name == str(path)
     assert found.image_tokens + found.text_room == found.context
 
 
@@ -252,7 +252,7 @@ def test_the_page() -> None:
     )
     page = str(found)
     assert page.startswith("pixtral-12b: int4 and bfloat16, cache in int8, context of 4,096 tokens x 2\n")
-    assert "  picture: 512 x 512 -> 512 x 512, 32 rows of 32: 1,056 tokens\n" in page
+    assert "  image: 512 x 512 -> 512 x 512, 32 rows of 32: 1,056 tokens\n" in page
     assert "1,056 image tokens leave room for 3,040 of text and answer" in page
     assert "1.3 GB stay in the file, of which rows are read" in page
     assert "on the disk 25.4 GB (8.5 GB when saved again); in memory it " in page

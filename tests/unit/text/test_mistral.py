@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tokens import DATA, LARGE, SPECIAL, WEATHER, copy_of, picture, png_data_uri, small_tekken
+from tokens import DATA, LARGE, SPECIAL, WEATHER, copy_of, make_image, png_data_uri, small_tekken
 
 from pixtral.errors import CheckpointError, ImageError, PromptError, UnknownArgument
 from pixtral.images.limits import ImageLimits
@@ -28,7 +28,7 @@ def user(*parts: Any) -> list[dict[str, Any]]:
     return [{"role": "user", "content": list(parts)}]
 
 
-IMAGE = {"type": "image", "image": picture(40, 20)}
+IMAGE = {"type": "image", "image": make_image(40, 20)}
 
 
 def test_it_is_a_tokenizer(tokenizer: MistralCommonTokenizer) -> None:
@@ -44,7 +44,7 @@ def test_it_is_a_tokenizer(tokenizer: MistralCommonTokenizer) -> None:
 
 def test_images_are_those_of_the_native_processor(tokenizer: MistralCommonTokenizer) -> None:
     found = tokenizer.apply_chat_template(user(IMAGE, {"type": "text", "text": "?"}), return_tensors="np")
-    assert np.array_equal(found["pixel_values"][0], NativeImageProcessor().image(picture(40, 20)))
+    assert np.array_equal(found["pixel_values"][0], NativeImageProcessor().image(make_image(40, 20)))
     ids = found["input_ids"][0].tolist()
     assert ids[2:-2] == [10, 10, 10, 12, 10, 10, 10, 13] and found["image_sizes"].tolist() == [[32, 48]]
 
@@ -52,19 +52,19 @@ def test_images_are_those_of_the_native_processor(tokenizer: MistralCommonTokeni
 @pytest.mark.parametrize(
     "part",
     [
-        {"type": "image", "image": picture(40, 20, 3)},
+        {"type": "image", "image": make_image(40, 20, 3)},
         {"type": "image_url", "image_url": {"url": png_data_uri(40, 20, 3)}},
         {"type": "image", "url": png_data_uri(40, 20, 3)},
         {"type": "image", "base64": png_data_uri(40, 20, 3).split(",")[1]},
-        {"type": "image", "image": np.asarray(picture(40, 20, 3))},
+        {"type": "image", "image": np.asarray(make_image(40, 20, 3))},
     ],
 )
 def test_every_source_gives_the_same(tokenizer: MistralCommonTokenizer, part: dict[str, Any], tmp_path: Path) -> None:
     path = tmp_path / "p.png"
-    picture(40, 20, 3).save(path)
+    make_image(40, 20, 3).save(path)
     expected = tokenizer.apply_chat_template(user({"type": "image", "path": str(path)}), return_tensors="pt")
     found = tokenizer.apply_chat_template(user(part), return_tensors="pt")
-    handed = tokenizer.apply_chat_template(user({"type": "image"}), images=[picture(40, 20, 3)], return_tensors="pt")
+    handed = tokenizer.apply_chat_template(user({"type": "image"}), images=[make_image(40, 20, 3)], return_tensors="pt")
     for key in expected:
         assert expected[key].equal(found[key]) and expected[key].equal(handed[key])
 
@@ -76,7 +76,7 @@ def test_images_obey_the_limits(tmp_path: Path) -> None:
         with pytest.raises(ImageError, match=r"not opened|not fetched|allow_"):
             tokenizer.apply_chat_template(user({"type": "image", "image": source}))
     with pytest.raises(ImageError, match="pixels"):
-        tokenizer.apply_chat_template(user({"type": "image", "image": picture(40, 30)}))
+        tokenizer.apply_chat_template(user({"type": "image", "image": make_image(40, 30)}))
 
 
 def test_mistral_commons_own_tokenizer_uses_our_images(tokenizer: MistralCommonTokenizer) -> None:

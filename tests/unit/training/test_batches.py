@@ -10,8 +10,8 @@ from PIL import Image
 from pixtral.images.geometry import expand, image_grid
 from pixtral.processing import PixtralProcessor
 from pixtral.training.batches import Encoder, Stage, make_batch, normalise, prefetch
-from pixtral.training.pictures import draw, sample_scene, sample_size
 from pixtral.training.questions import KINDS, conversation, vocabulary
+from pixtral.training.scenes import draw, sample_scene, sample_size
 from pixtral.training.tiny import VOCAB_SIZE
 from pixtral.training.tiny_tokenizer import write_tokenizer
 
@@ -39,8 +39,8 @@ def test_ids_and_pixels_equal_the_processors(folder, encoder):
         turns = conversation(scene, rng, STAGE.weights, 3)
         messages = []
         for number, turn in enumerate(turns):
-            picture = [{"type": "image", "image": Image.fromarray(draw(scene))}] if number == 0 else []
-            messages.append({"role": "user", "content": [*picture, {"type": "text", "text": turn.text}]})
+            opened = [{"type": "image", "image": Image.fromarray(draw(scene))}] if number == 0 else []
+            messages.append({"role": "user", "content": [*opened, {"type": "text", "text": turn.text}]})
             messages.append({"role": "assistant", "content": turn.answer})
         made = processor.apply_chat_template(messages, tokenize=True, return_dict=True, return_tensors="pt")
         image = expand(image_grid(width, height), 10, 12, 13)
@@ -69,10 +69,10 @@ def test_one_seed_gives_one_batch(encoder):
 def test_prefetch_yields_in_order_and_passes_errors_on():
     def make(number: int):
         if number == 9:
-            raise RuntimeError("broken picture")
+            raise RuntimeError("broken image")
         return number
 
     batches = prefetch(make, 5)
     assert [next(batches) for _ in range(4)] == [5, 6, 7, 8]
-    with pytest.raises(RuntimeError, match="broken picture"):
+    with pytest.raises(RuntimeError, match="broken image"):
         next(batches)

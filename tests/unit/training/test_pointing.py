@@ -9,9 +9,9 @@ import torch
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.training.batches import IMG, Encoder, Stage, make_batch, patch_owners
 from pixtral.training.evaluate import forward
-from pixtral.training.pictures import COLOURS, SHAPES, draw_labelled, sample_scene
 from pixtral.training.pointing import ANSWER, ROUTES, Pointer, pointing_loss, watched
 from pixtral.training.questions import KINDS, vocabulary
+from pixtral.training.scenes import COLOURS, SHAPES, draw_labelled, sample_scene
 from pixtral.training.tiny import VOCAB_SIZE, tiny_config
 from pixtral.training.tiny_tokenizer import write_tokenizer
 

@@ -5,8 +5,8 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from pixtral.training.pictures import COLOURS, SHAPES, sample_scene
 from pixtral.training.questions import KINDS, NUMBERS, WHERE, Asker, conversation, describe, plural
+from pixtral.training.scenes import COLOURS, SHAPES, sample_scene
 
 
 def asked(kind: str, number: int = 150, seed: int = 0):

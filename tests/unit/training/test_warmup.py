@@ -9,7 +9,7 @@ import torch
 from pixtral.models.vision import PixtralVisionModel
 from pixtral.training.batches import IGNORED, SIZES, patch_labels
 from pixtral.training.curriculum import Probe, make_labelled, probe_loss
-from pixtral.training.pictures import COLOURS, SHAPES, draw_labelled, sample_scene
+from pixtral.training.scenes import COLOURS, SHAPES, draw_labelled, sample_scene
 from pixtral.training.tiny import tiny_config
 
 

@@ -33,10 +33,10 @@ export class Answers {
   }
 
   /** Answers the last question of a conversation into its last message. */
-  async start(conversation, answer, pictures, dropped) {
+  async start(conversation, answer, images, dropped) {
     const controller = new AbortController();
     this.#running.set(conversation.id, { conversation, controller });
-    const saved = this.library.save(conversation, pictures, dropped);
+    const saved = this.library.save(conversation, images, dropped);
     let frame = 0;
     let keptAt = performance.now();
     const changed = () => {
@@ -51,7 +51,7 @@ export class Answers {
       const body = await this.#body(conversation);
       await stream(answer, body, controller.signal, changed);
     } catch (error) {
-      fail(answer, error); // a picture that cannot be sent
+      fail(answer, error); // an image that cannot be sent
     }
     cancelAnimationFrame(frame);
     await saved;
@@ -70,7 +70,7 @@ export class Answers {
     const { maxBytes } = this.watch;
     if (size > maxBytes) {
       throw new ApiError(
-        `With its pictures it has ${bytes(size)}; the server takes ${bytes(maxBytes)}. Use fewer or smaller pictures.`,
+        `With its images it has ${bytes(size)}; the server takes ${bytes(maxBytes)}. Use fewer or smaller images.`,
         { status: 413 },
       );
     }

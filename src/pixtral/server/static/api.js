@@ -30,7 +30,7 @@ export const facts = () => json("page/facts");
 /** The models it serves. */
 export const models = async () => (await json("v1/models")).data;
 
-/** Patches and tokens of a picture of width x height pixels. */
+/** Patches and tokens of an image of width x height pixels. */
 export const grid = (width, height, detail) => json(`page/grid?width=${width}&height=${height}&detail=${detail}`);
 
 /** Patches and tokens of each page of a PDF, given as a data: address. */

@@ -4,7 +4,7 @@ import * as api from "./api.js";
 import { Answers } from "./answers.js";
 import { copyFrom } from "./clipboard.js";
 import { Composer } from "./composer.js";
-import { asText, emptyAnswer, newConversation, pictureIds, titleOf, userMessage } from "./conversation.js";
+import { asText, emptyAnswer, newConversation, imageIds, titleOf, userMessage } from "./conversation.js";
 import { announce, byId } from "./dom.js";
 import { placeIcons } from "./icons.js";
 import { apiKey } from "./key.js";
@@ -17,7 +17,7 @@ import { openSettings } from "./settings-dialog.js";
 import { Sidebar } from "./sidebar.js";
 import { startTheme } from "./theme-button.js";
 import { Thread } from "./thread.js";
-import { PictureUrls } from "./urls.js";
+import { ImageUrls } from "./urls.js";
 import { fillWelcome } from "./welcome.js";
 
 const NO_LIMITS = { auth_required: false, max_images: 100, max_image_pixels: 5e7, max_body_bytes: 5e7, demo: false };
@@ -31,7 +31,7 @@ class App {
     startTheme();
     this.facts = await api.facts().catch(() => NO_LIMITS);
     this.library = await Library.open(() => this.reload());
-    this.urls = new PictureUrls((id) => this.library.blob(id));
+    this.urls = new ImageUrls((id) => this.library.blob(id));
     this.current = this.fresh();
     this.answers = new Answers(this.library, () => this.model, {
       maxBytes: this.facts.max_body_bytes,
@@ -48,7 +48,7 @@ class App {
       remove: (id) => this.remove(this.library.find(id)),
     });
     this.composer = new Composer(this.urls, this.facts, {
-      send: (text, pictures, editing) => this.send(text, pictures, editing),
+      send: (text, images, editing) => this.send(text, images, editing),
       stop: () => this.answers.stop(this.current),
       detail: () => this.current.settings.detail,
       editLast: () => this.edit(this.current.messages.findLast((message) => message.role === "user")),
@@ -56,7 +56,7 @@ class App {
     });
     fillWelcome(this.facts.demo, async (file, question) => {
       this.composer.text = question;
-      if (!this.composer.pictureIds.length) await this.composer.add([file]);
+      if (!this.composer.imageIds.length) await this.composer.add([file]);
       this.composer.focus();
     });
     this.listen();
@@ -131,7 +131,7 @@ class App {
     this.current = conversation;
     this.composer.edit(null);
     this.thread.show(conversation.messages);
-    this.urls.keepOnly([...pictureIds(conversation), ...this.composer.pictureIds]);
+    this.urls.keepOnly([...imageIds(conversation), ...this.composer.imageIds]);
     this.sidebar.toggle(false);
     this.refresh();
     this.composer.focus();
@@ -175,11 +175,11 @@ class App {
   }
 
   /** Takes a question, in place of `editing` and what followed it if that is given, and answers it. */
-  async send(text, pictures, editing) {
-    const before = pictureIds(this.current);
-    this.current.messages = [...this.messagesBefore(editing), userMessage(text, pictures)];
-    const dropped = before.filter((id) => !pictureIds(this.current).includes(id));
-    await this.answer(pictures, dropped);
+  async send(text, images, editing) {
+    const before = imageIds(this.current);
+    this.current.messages = [...this.messagesBefore(editing), userMessage(text, images)];
+    const dropped = before.filter((id) => !imageIds(this.current).includes(id));
+    await this.answer(images, dropped);
   }
 
   async retry(answer) {
@@ -188,13 +188,13 @@ class App {
     await this.answer();
   }
 
-  async answer(pictures = [], dropped = []) {
+  async answer(images = [], dropped = []) {
     const conversation = this.current;
     const answer = emptyAnswer();
     conversation.messages.push(answer);
     conversation.updated = Date.now();
     this.thread.show(conversation.messages);
-    const done = this.answers.start(conversation, answer, pictures, dropped);
+    const done = this.answers.start(conversation, answer, images, dropped);
     this.refresh();
     await done;
   }
@@ -212,12 +212,12 @@ class App {
 
   async edit(message) {
     if (!message || this.answers.busy.has(this.current.id)) return;
-    const pictures = await Promise.all(
-      message.pictures.map(async (p) => ({ ...p, blob: await this.library.blob(p.id) })),
+    const images = await Promise.all(
+      message.images.map(async (p) => ({ ...p, blob: await this.library.blob(p.id) })),
     );
     this.composer.edit(
       message,
-      pictures.filter(({ blob }) => blob),
+      images.filter(({ blob }) => blob),
     );
   }
 

@@ -1,23 +1,23 @@
-// Where a message is written: text, pictures by button, paste and drop, what they cost, send and stop.
+// Where a message is written: text, images by button, paste and drop, what they cost, send and stop.
 
-import { pictureCount, pictureTokens } from "./conversation.js";
+import { imageCount, imageTokens } from "./conversation.js";
 import { announce, byId, count, h, plural } from "./dom.js";
 import { gridded, sheet } from "./grid.js";
 import { iconButton } from "./icons.js";
 import { listenForFiles } from "./intake.js";
 import { notify } from "./notices.js";
-import { describe, pictureOf, remeasured, sentAs } from "./pictures.js";
+import { describe, imageOf, remeasured, sentAs } from "./images.js";
 import { view } from "./viewer.js";
 
 const TILE_HEIGHT = 104; // CSS pixels
 const TILE_WIDTH = 220;
 
 export class Composer {
-  #pictures = [];
+  #images = [];
   #pending = 0;
   #editing = null;
 
-  /** `actions`: send(text, pictures, editing), stop(), detail(), editLast(), before(editing) -> messages. */
+  /** `actions`: send(text, images, editing), stop(), detail(), editLast(), before(editing) -> messages. */
   constructor(urls, facts, actions) {
     Object.assign(this, { urls, facts, actions, context: null });
     this.field = byId("question");
@@ -35,14 +35,14 @@ export class Composer {
     this.refresh();
   }
 
-  /** Adds files as pictures; those that are none are said. */
+  /** Adds files as images; those that are none are said. */
   async add(files) {
     const { max_images: most, max_image_pixels: maxPixels } = this.facts;
-    const room = most - pictureCount(this.actions.before(this.#editing)) - this.#pictures.length;
+    const room = most - imageCount(this.actions.before(this.#editing)) - this.#images.length;
     if (files.length > room) {
-      notify(`This server takes ${plural(most, "picture")} in a conversation.`, {
+      notify(`This server takes ${plural(most, "image")} in a conversation.`, {
         kind: "error",
-        name: "pictures",
+        name: "images",
         seconds: 10,
       });
     }
@@ -54,17 +54,17 @@ export class Composer {
   }
 
   async #addOne(file, options) {
-    const slot = { id: null, name: file.name || "picture" };
-    this.#pictures.push(slot);
+    const slot = { id: null, name: file.name || "image" };
+    this.#images.push(slot);
     this.refresh();
     try {
-      const picture = await pictureOf(file, options);
-      this.urls.add(picture);
-      const at = this.#pictures.indexOf(slot);
-      if (at !== -1) this.#pictures[at] = picture;
-      announce(`${picture.name} added, ${plural(picture.grid.tokens, "token")}`);
+      const image = await imageOf(file, options);
+      this.urls.add(image);
+      const at = this.#images.indexOf(slot);
+      if (at !== -1) this.#images[at] = image;
+      announce(`${image.name} added, ${plural(image.grid.tokens, "token")}`);
     } catch (error) {
-      this.#pictures = this.#pictures.filter((item) => item !== slot);
+      this.#images = this.#images.filter((item) => item !== slot);
       notify(error.message, { kind: "error", seconds: 10 });
     } finally {
       this.#pending -= 1;
@@ -72,21 +72,21 @@ export class Composer {
     }
   }
 
-  /** Measures the pictures that wait for another level of detail. */
+  /** Measures the images that wait for another level of detail. */
   async measureAgain(detail) {
-    this.#pictures = await Promise.all(
-      this.#pictures.map((p) => (p.id && p.detail !== detail ? remeasured(p, detail) : p)),
+    this.#images = await Promise.all(
+      this.#images.map((p) => (p.id && p.detail !== detail ? remeasured(p, detail) : p)),
     );
     this.refresh();
   }
 
   /** Puts a message back to be changed; null ends that. */
-  edit(message, pictures) {
+  edit(message, images) {
     if (this.#editing) this.clear();
     this.#editing = message;
     if (message) {
       this.field.value = message.text;
-      this.#pictures = pictures;
+      this.#images = images;
     }
     this.refresh();
     this.focus();
@@ -95,14 +95,14 @@ export class Composer {
   /** Empties the composer. */
   clear() {
     this.field.value = "";
-    this.#pictures = [];
+    this.#images = [];
     this.#editing = null;
     this.refresh();
   }
 
-  /** The ids of the pictures that wait. */
-  get pictureIds() {
-    return this.#pictures.map((picture) => picture.id).filter(Boolean);
+  /** The ids of the images that wait. */
+  get imageIds() {
+    return this.#images.map((image) => image.id).filter(Boolean);
   }
 
   set text(text) {
@@ -138,17 +138,17 @@ export class Composer {
   }
 
   get #isReady() {
-    return this.#pending === 0 && (this.field.value.trim() !== "" || this.#pictures.length > 0);
+    return this.#pending === 0 && (this.field.value.trim() !== "" || this.#images.length > 0);
   }
 
   #send() {
     if (!this.#isReady || this.busy) return;
-    const [text, pictures, editing] = [this.field.value, this.#pictures, this.#editing];
+    const [text, images, editing] = [this.field.value, this.#images, this.#editing];
     this.clear();
     if (matchMedia("(pointer: coarse)").matches)
       this.field.blur(); // its keyboard would hide the answer
     else this.focus();
-    this.actions.send(text, pictures, editing);
+    this.actions.send(text, images, editing);
   }
 
   #keydown(event) {
@@ -160,7 +160,7 @@ export class Composer {
     } else if (event.key === "Escape" && this.#editing && !this.busy) {
       event.stopPropagation();
       this.clear();
-    } else if (event.key === "ArrowUp" && this.field.value === "" && !this.#pictures.length) {
+    } else if (event.key === "ArrowUp" && this.field.value === "" && !this.#images.length) {
       event.preventDefault();
       this.actions.editLast();
     }
@@ -168,52 +168,52 @@ export class Composer {
 
   #showTray() {
     const tray = byId("tray");
-    tray.hidden = this.#pictures.length === 0;
-    const shown = new Map([...tray.children].map((tile) => [tile.picture, tile]));
-    tray.replaceChildren(...this.#pictures.map((picture) => shown.get(picture) ?? this.#tile(picture)));
+    tray.hidden = this.#images.length === 0;
+    const shown = new Map([...tray.children].map((tile) => [tile.image, tile]));
+    tray.replaceChildren(...this.#images.map((image) => shown.get(image) ?? this.#tile(image)));
   }
 
-  #tile(picture) {
-    const remove = iconButton("close", `Remove ${picture.name}`, () => this.#remove(picture), "remove");
+  #tile(image) {
+    const remove = iconButton("close", `Remove ${image.name}`, () => this.#remove(image), "remove");
     const tile = h("li", { class: "tile" });
-    tile.picture = picture;
-    if (picture.id === null) {
-      tile.append(h("span", { class: "reading", role: "img", "aria-label": `Reading ${picture.name}` }));
+    tile.image = image;
+    if (image.id === null) {
+      tile.append(h("span", { class: "reading", role: "img", "aria-label": `Reading ${image.name}` }));
       return tile;
     }
-    if (picture.pages) {
-      tile.append(h("div", { class: "tile-frame" }, sheet(picture), remove), captionOf(picture));
+    if (image.pages) {
+      tile.append(h("div", { class: "tile-frame" }, sheet(image), remove), captionOf(image));
       return tile;
     }
-    const width = Math.min(TILE_WIDTH, (TILE_HEIGHT * picture.width) / picture.height);
-    const image = h("img", { alt: picture.name });
-    const frame = gridded(image, picture, width);
-    this.urls.show(image, picture.id);
-    const label = `${picture.name}: ${describe(picture)}`;
-    const title = `${label} (${sentAs(picture)})`;
+    const width = Math.min(TILE_WIDTH, (TILE_HEIGHT * image.width) / image.height);
+    const image = h("img", { alt: image.name });
+    const frame = gridded(image, image, width);
+    this.urls.show(image, image.id);
+    const label = `${image.name}: ${describe(image)}`;
+    const title = `${label} (${sentAs(image)})`;
     const open = h("button", { type: "button", class: "look", "aria-label": label, title }, frame);
-    open.addEventListener("click", () => view(picture, this.urls));
-    tile.append(h("div", { class: "tile-frame" }, open, remove), captionOf(picture));
+    open.addEventListener("click", () => view(image, this.urls));
+    tile.append(h("div", { class: "tile-frame" }, open, remove), captionOf(image));
     return tile;
   }
 
-  #remove(picture) {
-    this.#pictures = this.#pictures.filter((item) => item !== picture);
+  #remove(image) {
+    this.#images = this.#images.filter((item) => item !== image);
     this.refresh();
     this.focus();
   }
 
   #showCost() {
-    const tokens = this.#pictures.reduce((sum, picture) => sum + (picture.grid?.tokens ?? 0), 0);
-    const before = pictureTokens(this.actions.before(this.#editing));
+    const tokens = this.#images.reduce((sum, image) => sum + (image.grid?.tokens ?? 0), 0);
+    const before = imageTokens(this.actions.before(this.#editing));
     const tooMuch = this.context !== null && before + tokens >= this.context;
     const cost = byId("cost");
     cost.classList.toggle("too-much", tooMuch);
     const all = count(before + tokens);
-    const parts = [plural(this.#pictures.length, "picture"), plural(tokens, "token")];
+    const parts = [plural(this.#images.length, "image"), plural(tokens, "token")];
     if (before) parts.push(`${all} with those before`);
-    if (tooMuch) cost.textContent = `${all} tokens of pictures: more than the ${count(this.context)} this model reads`;
-    else cost.textContent = this.#pictures.length ? parts.join(", ") : "";
+    if (tooMuch) cost.textContent = `${all} tokens of images: more than the ${count(this.context)} this model reads`;
+    else cost.textContent = this.#images.length ? parts.join(", ") : "";
   }
 
   #showEditing() {
@@ -225,7 +225,7 @@ export class Composer {
   }
 }
 
-/** What a picture costs, in a line. */
+/** What an image costs, in a line. */
 function captionOf({ pages, grid }) {
   const shape = pages ? plural(pages, "page") : `${grid.rows} × ${grid.cols}`;
   return h("p", { class: "caption" }, h("b", {}, count(grid.tokens)), ` tokens · ${shape}`);

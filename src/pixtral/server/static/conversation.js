@@ -1,7 +1,7 @@
 // A conversation as it is kept, and as it is sent.
 
 import { newId } from "./dom.js";
-import { dataUrl, PictureError } from "./pictures.js";
+import { dataUrl, ImageError } from "./images.js";
 import { requestFields } from "./settings.js";
 
 /** An empty one. */
@@ -10,13 +10,13 @@ export function newConversation(settings) {
   return { id: newId(), title: "", created: now, updated: now, settings, messages: [] };
 }
 
-/** What a user says; pictures without their bytes, which the store has. */
-export function userMessage(text, pictures) {
+/** What a user says; images without their bytes, which the store has. */
+export function userMessage(text, images) {
   return {
     id: newId(),
     role: "user",
     text,
-    pictures: pictures.map(({ blob, ...rest }) => ({ ...rest, size: blob.size })),
+    images: images.map(({ blob, ...rest }) => ({ ...rest, size: blob.size })),
   };
 }
 
@@ -26,7 +26,7 @@ export function emptyAnswer() {
     id: newId(),
     role: "assistant",
     text: "",
-    pictures: [],
+    images: [],
     state: "streaming",
     error: null,
     usage: null,
@@ -39,36 +39,36 @@ export function titleOf(conversation) {
   if (conversation.title) return conversation.title;
   const first = conversation.messages.find((message) => message.role === "user");
   if (!first) return "New conversation";
-  const text = first.text.trim().replace(/\s+/g, " ") || first.pictures[0]?.name || "Pictures";
+  const text = first.text.trim().replace(/\s+/g, " ") || first.images[0]?.name || "Images";
   return text.length > 60 ? `${text.slice(0, 58).trimEnd()}…` : text;
 }
 
-/** The ids of all pictures in it. */
-export function pictureIds(conversation) {
-  return conversation.messages.flatMap((message) => message.pictures.map((picture) => picture.id));
+/** The ids of all images in it. */
+export function imageIds(conversation) {
+  return conversation.messages.flatMap((message) => message.images.map((image) => image.id));
 }
 
-/** Tokens of all pictures that were sent. */
-export function pictureTokens(messages) {
-  return messages.flatMap((message) => message.pictures).reduce((sum, picture) => sum + picture.grid.tokens, 0);
+/** Tokens of all images that were sent. */
+export function imageTokens(messages) {
+  return messages.flatMap((message) => message.images).reduce((sum, image) => sum + image.grid.tokens, 0);
 }
 
-/** How many pictures were sent, pages counted; each goes with every question. */
-export function pictureCount(messages) {
-  return messages.flatMap((message) => message.pictures).reduce((sum, picture) => sum + (picture.pages ?? 1), 0);
+/** How many images were sent, pages counted; each goes with every question. */
+export function imageCount(messages) {
+  return messages.flatMap((message) => message.images).reduce((sum, image) => sum + (image.pages ?? 1), 0);
 }
 
 /** The conversation as text. */
 export function asText(conversation) {
   const parts = conversation.messages.map((message) => {
-    const pictures = message.pictures.map((picture) => `[${picture.name}]`).join(" ");
+    const images = message.images.map((image) => `[${image.name}]`).join(" ");
     const who = message.role === "user" ? "You" : "Pixtral";
-    return `${who}:\n${[pictures, message.text].filter(Boolean).join("\n")}`;
+    return `${who}:\n${[images, message.text].filter(Boolean).join("\n")}`;
   });
   return parts.join("\n\n") + "\n";
 }
 
-/** The body of the request for the next answer. `blobOf` finds the bytes of a picture. */
+/** The body of the request for the next answer. `blobOf` finds the bytes of an image. */
 export async function requestBody(conversation, model, blobOf) {
   const { settings } = conversation;
   const messages = settings.system.trim() ? [{ role: "system", content: settings.system }] : [];
@@ -87,13 +87,13 @@ export async function requestBody(conversation, model, blobOf) {
 
 async function partsOf(message, blobOf) {
   const parts = [];
-  for (const picture of message.pictures) {
-    const blob = await blobOf(picture.id);
+  for (const image of message.images) {
+    const blob = await blobOf(image.id);
     if (!blob)
-      throw new PictureError(
-        `The picture “${picture.name}” is no longer in this browser. Edit the question without it.`,
+      throw new ImageError(
+        `The image “${image.name}” is no longer in this browser. Edit the question without it.`,
       );
-    parts.push({ type: "image_url", image_url: { url: await dataUrl(blob), detail: picture.detail } });
+    parts.push({ type: "image_url", image_url: { url: await dataUrl(blob), detail: image.detail } });
   }
   if (message.text.trim()) parts.push({ type: "text", text: message.text });
   return parts;

@@ -1,11 +1,11 @@
-// The patch grid, drawn over a picture.
+// The patch grid, drawn over an image.
 
 import { h } from "./dom.js";
 import { icon } from "./icons.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An image in the shape of its picture, shown `width` CSS pixels wide, with the grid of its patches over it. */
+/** An image in the shape of its image, shown `width` CSS pixels wide, with the grid of its patches over it. */
 export function gridded(image, { width: across, height: down, grid }, width) {
   const frame = h("span", { class: "gridded" }, image, gridOf(grid.rows, grid.cols, width / grid.cols));
   frame.style.width = `${width}px`;
@@ -18,7 +18,7 @@ export function sheet({ name }) {
   return h("span", { class: "sheet" }, icon("document"), h("span", {}, name));
 }
 
-/** Lines between the patches; fainter where the patches are small, so that the picture stays visible. */
+/** Lines between the patches; fainter where the patches are small, so that the image stays visible. */
 function gridOf(rows, cols, side) {
   const svg = document.createElementNS(SVG, "svg");
   svg.setAttribute("class", "grid");

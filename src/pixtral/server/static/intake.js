@@ -1,4 +1,4 @@
-// Pictures that are chosen, pasted or dropped anywhere on the page.
+// Images that are chosen, pasted or dropped anywhere on the page.
 
 import { byId } from "./dom.js";
 

@@ -1,13 +1,13 @@
 // All conversations of this browser, and what happens when it cannot keep them.
 
-import { pictureIds } from "./conversation.js";
+import { imageIds } from "./conversation.js";
 import { notify } from "./notices.js";
 import { openStore, QuotaError } from "./store.js";
 
 export class Library {
   conversations = [];
   #gone = new Set(); // ids of those that were deleted; an answer may still be on its way into them
-  #held = new Map(); // bytes of pictures that the store does not have
+  #held = new Map(); // bytes of images that the store does not have
   #channel = "BroadcastChannel" in globalThis ? new BroadcastChannel("pixtral") : null;
 
   /** Opens what the browser has; `changed` is called when another tab has written. */
@@ -37,13 +37,13 @@ export class Library {
     return this.conversations.find((conversation) => conversation.id === id) ?? null;
   }
 
-  /** Keeps a conversation and new pictures. A full store is said once; the page goes on with what it has. */
-  async save(conversation, pictures = [], dropped = []) {
+  /** Keeps a conversation and new images. A full store is said once; the page goes on with what it has. */
+  async save(conversation, images = [], dropped = []) {
     if (this.#gone.has(conversation.id)) return;
     if (!this.conversations.includes(conversation)) this.conversations.push(conversation);
     this.conversations.sort((a, b) => b.updated - a.updated);
-    for (const picture of pictures) this.#held.set(picture.id, picture.blob);
-    const unkept = pictureIds(conversation).filter((id) => this.#held.has(id));
+    for (const image of images) this.#held.set(image.id, image.blob);
+    const unkept = imageIds(conversation).filter((id) => this.#held.has(id));
     try {
       await this.store.put(
         conversation,
@@ -64,15 +64,15 @@ export class Library {
     }
   }
 
-  /** The bytes of a picture, or null. */
+  /** The bytes of an image, or null. */
   async blob(id) {
     return this.#held.get(id) ?? (await this.store.blob(id).catch(() => null));
   }
 
   /** Forgets a conversation; returns what brings it back. */
   async remove(conversation) {
-    const ids = pictureIds(conversation);
-    const pictures = await Promise.all(ids.map(async (id) => ({ id, blob: await this.blob(id) })));
+    const ids = imageIds(conversation);
+    const images = await Promise.all(ids.map(async (id) => ({ id, blob: await this.blob(id) })));
     this.#gone.add(conversation.id);
     this.conversations = this.conversations.filter((other) => other !== conversation);
     await this.store
@@ -80,7 +80,7 @@ export class Library {
       .catch(() => notify("The browser could not delete this.", { kind: "error", seconds: 8 }));
     for (const id of ids) this.#held.delete(id);
     this.#channel?.postMessage(conversation.id);
-    const kept = pictures.filter(({ blob }) => blob);
+    const kept = images.filter(({ blob }) => blob);
     return () => {
       this.#gone.delete(conversation.id);
       return this.save(conversation, kept);

@@ -110,7 +110,7 @@ class Inline {
   }
 
   #open(char) {
-    this.brackets.push({ place: this.out.length, picture: char === "!" });
+    this.brackets.push({ place: this.out.length, image: char === "!" });
     this.#push(char === "!" ? "![" : "[", char === "!" ? 2 : 1);
   }
 
@@ -120,9 +120,9 @@ class Inline {
     const href = link && safeAddress(link[1] ?? link[2]);
     if (!href) return this.#push("]", 1);
     const children = joined(emphasized(this.out.splice(bracket.place).slice(1)));
-    // a picture from elsewhere is never loaded: it would tell a stranger that somebody reads this
+    // an image from elsewhere is never loaded: it would tell a stranger that somebody reads this
     this.#push({ tag: "a", href, children: children.length ? children : [href] }, link[0].length);
-    if (!bracket.picture) this.brackets = []; // no link inside a link
+    if (!bracket.image) this.brackets = []; // no link inside a link
   }
 
   #angle() {

@@ -1,4 +1,4 @@
-// The panel of settings: instructions, detail of pictures, sampling, and the keys of the keyboard.
+// The panel of settings: instructions, detail of images, sampling, and the keys of the keyboard.
 
 import { h } from "./dom.js";
 import { openDialog } from "./dialog.js";
@@ -28,7 +28,7 @@ export function openSettings(settings, done) {
     { class: "stack", novalidate: true },
     h("label", { for: "system" }, "Instructions", h("small", {}, "system prompt of this conversation")),
     system,
-    h("label", { for: "detail" }, "Detail of pictures", h("small", {}, "for those not sent yet")),
+    h("label", { for: "detail" }, "Detail of images", h("small", {}, "for those not sent yet")),
     detail,
     h(
       "fieldset",

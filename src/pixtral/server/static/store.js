@@ -1,6 +1,6 @@
-// Conversations and their pictures in IndexedDB; in memory, with a word about it, where the browser keeps nothing.
+// Conversations and their images in IndexedDB; in memory, with a word about it, where the browser keeps nothing.
 
-import { pictureIds } from "./conversation.js";
+import { imageIds } from "./conversation.js";
 
 const NAME = "pixtral";
 const VERSION = 1;
@@ -22,7 +22,7 @@ function opened() {
     const request = indexedDB.open(NAME, VERSION);
     request.onupgradeneeded = () => {
       request.result.createObjectStore("conversations", { keyPath: "id" });
-      request.result.createObjectStore("pictures", { keyPath: "id" });
+      request.result.createObjectStore("images", { keyPath: "id" });
     };
     request.onsuccess = () => resolve(request.result);
     request.onerror = () => reject(request.error);
@@ -44,24 +44,24 @@ class Store {
     return all.sort((a, b) => b.updated - a.updated);
   }
 
-  /** Writes a conversation, its new pictures with it or not at all, and drops pictures that are no longer in it. */
-  async put(conversation, pictures = [], dropped = []) {
-    await this.#run("readwrite", ["conversations", "pictures"], (t) => {
-      for (const id of dropped) t.objectStore("pictures").delete(id);
-      for (const picture of pictures) t.objectStore("pictures").put({ id: picture.id, blob: picture.blob });
+  /** Writes a conversation, its new images with it or not at all, and drops images that are no longer in it. */
+  async put(conversation, images = [], dropped = []) {
+    await this.#run("readwrite", ["conversations", "images"], (t) => {
+      for (const id of dropped) t.objectStore("images").delete(id);
+      for (const image of images) t.objectStore("images").put({ id: image.id, blob: image.blob });
       return t.objectStore("conversations").put(conversation);
     });
   }
 
-  /** The bytes of a picture, or null. */
+  /** The bytes of an image, or null. */
   async blob(id) {
-    return (await this.#run("readonly", ["pictures"], (t) => t.objectStore("pictures").get(id)))?.blob ?? null;
+    return (await this.#run("readonly", ["images"], (t) => t.objectStore("images").get(id)))?.blob ?? null;
   }
 
-  /** Forgets a conversation and its pictures. */
+  /** Forgets a conversation and its images. */
   async remove(conversation) {
-    await this.#run("readwrite", ["conversations", "pictures"], (t) => {
-      for (const id of pictureIds(conversation)) t.objectStore("pictures").delete(id);
+    await this.#run("readwrite", ["conversations", "images"], (t) => {
+      for (const id of imageIds(conversation)) t.objectStore("images").delete(id);
       return t.objectStore("conversations").delete(conversation.id);
     });
   }
@@ -90,9 +90,9 @@ class MemoryStore {
     return [...this.#conversations.values()].sort((a, b) => b.updated - a.updated);
   }
 
-  async put(conversation, pictures = [], dropped = []) {
+  async put(conversation, images = [], dropped = []) {
     for (const id of dropped) this.#blobs.delete(id);
-    for (const picture of pictures) this.#blobs.set(picture.id, picture.blob);
+    for (const image of images) this.#blobs.set(image.id, image.blob);
     this.#conversations.set(conversation.id, conversation);
   }
 
@@ -101,7 +101,7 @@ class MemoryStore {
   }
 
   async remove(conversation) {
-    for (const id of pictureIds(conversation)) this.#blobs.delete(id);
+    for (const id of imageIds(conversation)) this.#blobs.delete(id);
     this.#conversations.delete(conversation.id);
   }
 }

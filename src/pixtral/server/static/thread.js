@@ -5,10 +5,10 @@ import { copyButton } from "./clipboard.js";
 import { gridded, sheet } from "./grid.js";
 import { iconButton, setIcon } from "./icons.js";
 import { Prose } from "./markdown.js";
-import { describe } from "./pictures.js";
+import { describe } from "./images.js";
 import { view } from "./viewer.js";
 
-const ALONE = 200; // height of a picture, in CSS pixels
+const ALONE = 200; // height of an image, in CSS pixels
 const AMONG_OTHERS = 130;
 
 export class Thread {
@@ -75,23 +75,23 @@ export class Thread {
 
   #fillQuestion(item, message) {
     item.append(h("h3", { class: "unseen" }, "Question"));
-    const height = message.pictures.length > 1 ? AMONG_OTHERS : ALONE;
-    const pictures = message.pictures.map((picture) => this.#picture(picture, height));
-    if (pictures.length) item.append(h("ul", { class: "pictures" }, ...pictures));
+    const height = message.images.length > 1 ? AMONG_OTHERS : ALONE;
+    const images = message.images.map((image) => this.#image(image, height));
+    if (images.length) item.append(h("ul", { class: "images" }, ...images));
     if (message.text.trim()) item.append(h("div", { class: "bubble" }, message.text));
     const copy = message.text && copyButton(() => message.text, "Copy the question");
     const edit = iconButton("edit", "Edit the question", () => this.actions.edit(message));
     item.append(h("div", { class: "message-foot" }, copy, edit));
   }
 
-  #picture(picture, height) {
-    if (picture.pages) return h("li", { title: describe(picture) }, sheet(picture));
-    const width = Math.min((height * picture.width) / picture.height, 320);
-    const image = h("img", { alt: picture.name, loading: "lazy" });
-    const frame = gridded(image, picture, width);
-    this.urls.show(image, picture.id);
-    const label = `${picture.name}: ${describe(picture)}`;
-    const open = () => view(picture, this.urls);
+  #image(image, height) {
+    if (image.pages) return h("li", { title: describe(image) }, sheet(image));
+    const width = Math.min((height * image.width) / image.height, 320);
+    const image = h("img", { alt: image.name, loading: "lazy" });
+    const frame = gridded(image, image, width);
+    this.urls.show(image, image.id);
+    const label = `${image.name}: ${describe(image)}`;
+    const open = () => view(image, this.urls);
     return h(
       "li",
       {},

@@ -1,23 +1,23 @@
-// Addresses under which the page shows pictures that the browser holds.
+// Addresses under which the page shows images that the browser holds.
 
-/** Object URLs by the id of the picture; `blobOf` finds bytes that have not been shown yet. */
-export class PictureUrls {
+/** Object URLs by the id of the image; `blobOf` finds bytes that have not been shown yet. */
+export class ImageUrls {
   #urls = new Map();
 
   constructor(blobOf) {
     this.blobOf = blobOf;
   }
 
-  /** Sets the picture as the source of an image, now or when its bytes have been read. */
+  /** Sets the image as the source of an image, now or when its bytes have been read. */
   async show(image, id) {
     const url = this.#urls.get(id) ?? (await this.#read(id));
     if (url) image.src = url;
     else image.closest(".gridded, .tile")?.classList.add("lost");
   }
 
-  /** Takes the bytes of a picture that is not in the store yet. */
-  add(picture) {
-    if (!this.#urls.has(picture.id)) this.#urls.set(picture.id, URL.createObjectURL(picture.blob));
+  /** Takes the bytes of an image that is not in the store yet. */
+  add(image) {
+    if (!this.#urls.has(image.id)) this.#urls.set(image.id, URL.createObjectURL(image.blob));
   }
 
   /** Lets go of all but these. */

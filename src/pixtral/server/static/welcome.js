@@ -4,7 +4,7 @@ import { byId, h } from "./dom.js";
 
 const QUESTIONS = ["What is in the picture?", "What colour is the star?", "How many shapes are there?"];
 
-/** Fills the welcome; with the embedded model it offers the packaged picture: `ask(file, question)`. */
+/** Fills the welcome; with the embedded model it offers the packaged image: `ask(file, question)`. */
 export function fillWelcome(demo, ask) {
   const address = new URL("demo.png", import.meta.url);
   const offer =
@@ -19,7 +19,7 @@ export function fillWelcome(demo, ask) {
         h(
           "p",
           {},
-          "The small model inside the package is answering. It knows coloured shapes and nothing else. Try it on this picture:",
+          "The small model inside the package is answering. It knows coloured shapes and nothing else. Try it on this image:",
         ),
         h(
           "div",
@@ -31,11 +31,11 @@ export function fillWelcome(demo, ask) {
       ),
     );
   byId("welcome").replaceChildren(
-    h("h2", {}, "Ask about a picture"),
+    h("h2", {}, "Ask about an image"),
     h(
       "p",
       {},
-      "Drop pictures anywhere, paste them, or add them below. The grid over each shows the patches that the model sees, and what they cost.",
+      "Drop images anywhere, paste them, or add them below. The grid over each shows the patches that the model sees, and what they cost.",
     ),
     ...(offer ? [offer] : []),
   );

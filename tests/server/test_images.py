@@ -1,4 +1,4 @@
-"""Pictures of a request: decoded as everywhere else, within budgets and limits, without holding up the event loop."""
+"""Images of a request: decoded as everywhere else, within budgets and limits, without holding up the event loop."""
 
 from __future__ import annotations
 
@@ -14,12 +14,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
-from server.picture_files import bomb, data_uri, drawn_pdf, encoded, hostile, huge_exif, pdf
+from server.image_files import bomb, data_uri, drawn_pdf, encoded, hostile, huge_exif, pdf
 
 from pixtral.images.geometry import image_grid
 from pixtral.images.source import load_image
 from pixtral.server.errors import ApiError
-from pixtral.server.images import Picture, PictureLimits, PictureLoader, size_within
+from pixtral.server.images import ImageLoader, ImageUrl, RequestImageLimits, size_within
 from pixtral.server.pdf import PdfLimits, draw_pages
 
 
@@ -27,15 +27,15 @@ def tokens_of(width: int, height: int) -> int:
     return image_grid(width, height).num_tokens
 
 
-LIMITS = PictureLimits(tokens_of)
+LIMITS = RequestImageLimits(tokens_of)
 HOSTILE = hostile()
 
 
-def load(*pictures: Picture | str, limits: PictureLimits = LIMITS) -> list[list[Image.Image]]:
+def load(*urls: ImageUrl | str, limits: RequestImageLimits = LIMITS) -> list[list[Image.Image]]:
     async def once() -> list[list[Image.Image]]:
-        loader = PictureLoader(limits)
+        loader = ImageLoader(limits)
         try:
-            asked = [picture if isinstance(picture, Picture) else Picture(picture) for picture in pictures]
+            asked = [url if isinstance(url, ImageUrl) else ImageUrl(url) for url in urls]
             async with loader.loaded(asked) as images:
                 return images
         finally:
@@ -50,16 +50,16 @@ def test_the_same_pixels_as_everywhere_else() -> None:
         np.testing.assert_array_equal(np.asarray(image), np.asarray(load_image(file)))
 
 
-def test_no_pictures() -> None:
+def test_no_images() -> None:
     assert load() == []
 
 
 @pytest.mark.parametrize("name", HOSTILE)
-def test_hostile_pictures(name: str) -> None:
+def test_hostile_images(name: str) -> None:
     url, message = HOSTILE[name]
     started = time.monotonic()
     with pytest.raises(ApiError, match=message) as caught:
-        load(Picture(url, param="messages[3].content[1]"))
+        load(ImageUrl(url, param="messages[3].content[1]"))
     assert caught.value.status == 400
     assert caught.value.param == "messages[3].content[1]"
     assert caught.value.code in ("invalid_image", "image_too_large", "image_not_fetched")
@@ -73,16 +73,16 @@ def test_odd_exif_is_no_obstacle() -> None:
     assert image.size == (32, 24)
 
 
-def test_the_second_picture_is_to_blame() -> None:
+def test_the_second_image_is_to_blame() -> None:
     good = data_uri(encoded(16, 16))
     with pytest.raises(ApiError) as caught:
-        load(Picture(good, param="first"), Picture("file:///x", param="second"))
+        load(ImageUrl(good, param="first"), ImageUrl("file:///x", param="second"))
     assert caught.value.param == "second"
 
 
 def test_too_many_are_refused_before_any_is_read() -> None:
     started = time.monotonic()
-    with pytest.raises(ApiError, match=r"found 1000 pictures.*at most 16") as caught:
+    with pytest.raises(ApiError, match=r"found 1000 images.*at most 16") as caught:
         load(*[data_uri(b"")] * 1000)
     assert caught.value.code == "too_many_images"
     assert time.monotonic() - started < 0.5
@@ -92,7 +92,7 @@ def test_too_many_are_refused_before_any_is_read() -> None:
 def test_detail_is_a_budget_of_tokens(detail: str, most: int) -> None:
     limits = dataclasses.replace(LIMITS, auto_tokens=1000)
     for size in ((1024, 1024), (3000, 500), (500, 1400), (64, 64)):
-        ((image,),) = load(Picture(data_uri(encoded(*size)), detail), limits=limits)  # type: ignore[arg-type]
+        ((image,),) = load(ImageUrl(data_uri(encoded(*size)), detail), limits=limits)  # type: ignore[arg-type]
         full = tokens_of(*size)
         if full <= most:
             assert image.size == size  # never made larger, nor touched without need
@@ -112,20 +112,20 @@ def test_every_budget_is_kept(width: int, height: int, budget: int) -> None:
 
 def test_pages_of_a_pdf() -> None:
     red_left = drawn_pdf(b"1 0 0 rg 0 0 100 100 re f")
-    pages, (picture,) = load(data_uri(pdf((300, 200), (100, 400)), "application/pdf"), data_uri(encoded(16, 16)))
+    pages, (image,) = load(data_uri(pdf((300, 200), (100, 400)), "application/pdf"), data_uri(encoded(16, 16)))
     assert [page.size for page in pages] == [(1024, 683), (256, 1024)]
-    assert picture.size == (16, 16)
-    ((page,),) = load(Picture(data_uri(red_left, ""), "low"))
+    assert image.size == (16, 16)
+    ((page,),) = load(ImageUrl(data_uri(red_left, ""), "low"))
     assert tokens_of(*page.size) <= 256
     assert page.getpixel((10, 10)) == (255, 0, 0)
     assert page.getpixel((page.width - 10, 10)) == (255, 255, 255)
 
 
-def test_pages_count_as_pictures() -> None:
+def test_pages_count_as_images() -> None:
     two = data_uri(pdf((50, 50), (50, 50)), "application/pdf")
     limits = dataclasses.replace(LIMITS, max_images=3)
     assert len(load(two, limits=limits)[0]) == 2
-    with pytest.raises(ApiError, match=r"found 4 pictures in a request \(pages of PDFs are counted\)"):
+    with pytest.raises(ApiError, match=r"found 4 images in a request \(pages of PDFs are counted\)"):
         load(two, two, limits=limits)
 
 
@@ -157,11 +157,11 @@ def test_the_pdf_process_knows_no_keys(tmp_path: Path, monkeypatch: pytest.Monke
     assert "PIXTRAL" not in (tmp_path / "child.py.env").read_text()
 
 
-def test_the_event_loop_goes_on_while_pictures_are_decoded() -> None:
+def test_the_event_loop_goes_on_while_images_are_decoded() -> None:
     url = data_uri(bomb(5000))
 
     async def longest_pause() -> float:
-        loader = PictureLoader(LIMITS)
+        loader = ImageLoader(LIMITS)
         longest, done = 0.0, asyncio.Event()
 
         async def beat() -> None:
@@ -173,7 +173,7 @@ def test_the_event_loop_goes_on_while_pictures_are_decoded() -> None:
 
         beating = asyncio.ensure_future(beat())
         started = time.monotonic()
-        async with loader.loaded([Picture(url)] * 4):
+        async with loader.loaded([ImageUrl(url)] * 4):
             taken = time.monotonic() - started
         done.set()
         await beating
@@ -184,14 +184,14 @@ def test_the_event_loop_goes_on_while_pictures_are_decoded() -> None:
     assert asyncio.run(longest_pause()) < 0.5
 
 
-def test_few_requests_hold_pictures_at_a_time() -> None:
+def test_few_requests_hold_images_at_a_time() -> None:
     async def most() -> int:
-        loader = PictureLoader(dataclasses.replace(LIMITS, max_preparing=2))
+        loader = ImageLoader(dataclasses.replace(LIMITS, max_preparing=2))
         inside = most = 0
 
         async def one() -> None:
             nonlocal inside, most
-            async with loader.loaded([Picture(data_uri(encoded(16, 16)))]):
+            async with loader.loaded([ImageUrl(data_uri(encoded(16, 16)))]):
                 inside += 1
                 most = max(most, inside)
                 await asyncio.sleep(0.01)
@@ -221,9 +221,7 @@ FILES = {kind: encoded(40, 30, kind) for kind in ("PNG", "JPEG", "WEBP", "GIF", 
     st.lists(st.tuples(st.integers(0, 999), st.binary(max_size=6)), max_size=6),
     st.data(),
 )
-def test_damaged_files_are_pictures_or_refused(
-    kind: str, changes: list[tuple[int, bytes]], data: st.DataObject
-) -> None:
+def test_damaged_files_are_images_or_refused(kind: str, changes: list[tuple[int, bytes]], data: st.DataObject) -> None:
     """Bytes changed anywhere, most of them in the header, the end perhaps cut: no error but ours."""
     file = bytearray(FILES[kind])
     for place, new in changes:

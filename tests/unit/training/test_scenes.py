@@ -1,4 +1,4 @@
-"""Generated pictures: one seed gives one picture, and the picture shows what its scene says."""
+"""Generated images: one seed gives one image, and the image shows what its scene says."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import math
 import numpy as np
 import pytest
 
-from pixtral.training.pictures import COLOURS, PLACES, SHAPES, SIDES, draw, sample_scene, sample_size
+from pixtral.training.scenes import COLOURS, PLACES, SHAPES, SIDES, draw, sample_scene, sample_size
 
 
 def scenes(seed: int, number: int, **options):
@@ -16,7 +16,7 @@ def scenes(seed: int, number: int, **options):
     return [sample_scene(rng, *sample_size(rng), **options) for _ in range(number)]
 
 
-def test_one_seed_gives_one_picture():
+def test_one_seed_gives_one_image():
     first, again = scenes(5, 20), scenes(5, 20)
     assert first == again
     assert all(np.array_equal(draw(a), draw(b)) for a, b in zip(first, again, strict=True))

@@ -1,4 +1,4 @@
-// Files become pictures: looked at by the browser, measured by the server, kept as they are where that is possible.
+// Files become images: looked at by the browser, measured by the server, kept as they are where that is possible.
 
 import { grid, pages } from "./api.js";
 import { bytes, count, newId, plural } from "./dom.js";
@@ -6,16 +6,16 @@ import { bytes, count, newId, plural } from "./dom.js";
 const READ_BY_SERVER = new Set(["image/png", "image/jpeg", "image/webp", "image/gif", "image/bmp"]);
 const KEEP_BELOW = 2e6; // bytes; larger files are sent at the size that the model sees: all go with every question
 
-/** A file that cannot become a picture; the message is for the user. */
-export class PictureError extends Error {}
+/** A file that cannot become an image; the message is for the user. */
+export class ImageError extends Error {}
 
 /**
  * {id, name, type, blob, width, height, detail, grid, scaled} of a file.
  * `grid` is {rows, cols, tokens, width, height}: what the model will see.
  * A PDF has the number of its `pages` and, as its grid, their tokens alone.
  */
-export async function pictureOf(file, { detail, maxPixels }) {
-  const name = file.name || "picture";
+export async function imageOf(file, { detail, maxPixels }) {
+  const name = file.name || "image";
   if (file.type === "application/pdf") return documentOf(file, name, detail);
   const image = await decoded(file, name);
   let { naturalWidth: width, naturalHeight: height } = image;
@@ -32,10 +32,10 @@ export async function pictureOf(file, { detail, maxPixels }) {
   return { id: newId(), name, type: blob.type, blob, width, height, detail, grid: measured, scaled };
 }
 
-/** The picture measured anew for another level of detail. */
-export async function remeasured(picture, detail) {
-  if (picture.pages) return { ...(await documentOf(picture.blob, picture.name, detail)), id: picture.id };
-  return { ...picture, detail, grid: await grid(picture.width, picture.height, detail) };
+/** The image measured anew for another level of detail. */
+export async function remeasured(image, detail) {
+  if (image.pages) return { ...(await documentOf(image.blob, image.name, detail)), id: image.id };
+  return { ...image, detail, grid: await grid(image.width, image.height, detail) };
 }
 
 /** The bytes as a data: address. */
@@ -43,23 +43,23 @@ export function dataUrl(blob) {
   return new Promise((resolve, reject) => {
     const reader = new FileReader();
     reader.onload = () => resolve(reader.result);
-    reader.onerror = () => reject(new PictureError("A picture can no longer be read; remove it and add it again."));
+    reader.onerror = () => reject(new ImageError("An image can no longer be read; remove it and add it again."));
     reader.readAsDataURL(blob);
   });
 }
 
-/** One line about a picture. */
-export function describe(picture) {
-  const { grid: g } = picture;
-  if (picture.pages) return `${plural(picture.pages, "page")}, ${plural(g.tokens, "token")}`;
-  const seen = g.width === picture.width && g.height === picture.height ? "" : ` → ${g.width} × ${g.height}`;
-  return `${picture.width} × ${picture.height}${seen} pixels, ${g.rows} × ${g.cols} patches, ${count(g.tokens)} tokens`;
+/** One line about an image. */
+export function describe(image) {
+  const { grid: g } = image;
+  if (image.pages) return `${plural(image.pages, "page")}, ${plural(g.tokens, "token")}`;
+  const seen = g.width === image.width && g.height === image.height ? "" : ` → ${g.width} × ${g.height}`;
+  return `${image.width} × ${image.height}${seen} pixels, ${g.rows} × ${g.cols} patches, ${count(g.tokens)} tokens`;
 }
 
-/** What a picture is sent as. */
-export function sentAs(picture) {
-  const size = bytes(picture.blob.size);
-  return picture.scaled ? `scaled down here to what the model sees, ${size}` : size;
+/** What an image is sent as. */
+export function sentAs(image) {
+  const size = bytes(image.blob.size);
+  return image.scaled ? `scaled down here to what the model sees, ${size}` : size;
 }
 
 async function documentOf(file, name, detail) {
@@ -84,24 +84,24 @@ async function decoded(file, name) {
   try {
     await image.decode();
   } catch {
-    throw new PictureError(`“${name}” is not a picture that this browser can show. Use PNG, JPEG, WebP or GIF.`);
+    throw new ImageError(`“${name}” is not an image that this browser can show. Use PNG, JPEG, WebP or GIF.`);
   } finally {
     URL.revokeObjectURL(address);
   }
   return image;
 }
 
-/** The picture drawn at another size, over white as the model sees it. */
+/** The image drawn at another size, over white as the model sees it. */
 async function redrawn(image, width, height, name) {
   const canvas = document.createElement("canvas");
   [canvas.width, canvas.height] = [width, height];
   const context = canvas.getContext("2d");
-  if (!context) throw new PictureError(`“${name}” is too large for this browser.`);
+  if (!context) throw new ImageError(`“${name}” is too large for this browser.`);
   context.imageSmoothingQuality = "high";
   context.fillStyle = "#fff";
   context.fillRect(0, 0, width, height);
   context.drawImage(image, 0, 0, width, height);
   const blob = await new Promise((resolve) => canvas.toBlob(resolve, "image/png"));
-  if (!blob) throw new PictureError(`“${name}” is too large for this browser.`);
+  if (!blob) throw new ImageError(`“${name}” is too large for this browser.`);
   return blob;
 }

@@ -1,4 +1,4 @@
-"""Pictures that people send, well and ill meant: PNGs that lie, bombs, files of two kinds, PDFs."""
+"""Images that people send, well and ill meant: PNGs that lie, bombs, files of two kinds, PDFs."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def bomb(side: int) -> bytes:
 
 
 def text_bomb() -> bytes:
-    """A small picture with a text chunk of 60 MB, compressed to 60 kB."""
+    """A small image with a text chunk of 60 MB, compressed to 60 kB."""
     text = chunk(b"zTXt", b"Comment\0\0" + zlib.compress(bytes(60_000_000), 9))
     return png(8, 8, zlib.compress(bytes(72)), text)
 
@@ -117,5 +117,5 @@ def hostile() -> dict[str, tuple[str, str]]:
         "text": ("data:text/plain;base64,aGVsbG8=", "no image format known here"),
         "file": ("file:///etc/passwd", "never opened"),
         "path": ("/etc/passwd", "never opened"),
-        "remote": ("http://127.0.0.1:9/a.png", "does not fetch pictures"),
+        "remote": ("http://127.0.0.1:9/a.png", "does not fetch images"),
     }

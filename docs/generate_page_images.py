@@ -1,6 +1,6 @@
-"""Take the README's pictures of the page in the browser: light, dark, and on a phone; the embedded model answers.
+"""Take the README's images of the page in the browser: light, dark, and on a phone; the embedded model answers.
 
-python docs/generate_page_pictures.py [FOLDER]        needs playwright and Chromium
+python docs/generate_page_images.py [FOLDER]        needs playwright and Chromium
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ import numpy as np
 from PIL import Image
 from playwright.sync_api import sync_playwright
 
-from pixtral.assets import demo_picture_path
-from pixtral.training.pictures import draw, sample_scene
+from pixtral.assets import demo_image_path
+from pixtral.training.scenes import draw, sample_scene
 
 PHONE = {"width": 390, "height": 800}
 WINDOWS = (("light", 1.5, {"width": 1100, "height": 920}), ("dark", 1.5, {"width": 1000, "height": 640}))
 EARLIER = ("How many shapes are there?", "What shape is the blue thing?")
 QUESTIONS = ("What is in the picture?", "How many shapes are there?")
-SEEDS = (17, 10)  # of the other pictures
+SEEDS = (17, 10)  # of the other images
 
 
 @contextlib.contextmanager
@@ -40,11 +40,11 @@ def server() -> Iterator[str]:
             process.terminate()
 
 
-def ask(page: Any, question: str, *pictures: pathlib.Path) -> None:
+def ask(page: Any, question: str, *images: pathlib.Path) -> None:
     """One question and its whole answer."""
-    if pictures:
-        page.set_input_files("#files", pictures)
-        page.locator(".tile .caption").nth(len(pictures) - 1).wait_for()
+    if images:
+        page.set_input_files("#files", images)
+        page.locator(".tile .caption").nth(len(images) - 1).wait_for()
     page.locator("#question").fill(question)
     page.locator("#send").click()
     page.locator(".message.assistant .meta").last.wait_for()
@@ -52,13 +52,13 @@ def ask(page: Any, question: str, *pictures: pathlib.Path) -> None:
 
 
 def converse(page: Any, url: str, others: list[pathlib.Path]) -> None:
-    """Some conversations, the last one open, with more pictures waiting."""
+    """Some conversations, the last one open, with more images waiting."""
     page.goto(url)
     page.locator("body.ready").wait_for()
     for question in EARLIER:
         ask(page, question, others[0])
         page.keyboard.press("Alt+n")
-    ask(page, QUESTIONS[0], demo_picture_path())
+    ask(page, QUESTIONS[0], demo_image_path())
     ask(page, QUESTIONS[1])
     page.set_input_files("#files", others)
     page.locator(".tile .caption").nth(len(others) - 1).wait_for()

@@ -1,4 +1,4 @@
-"""A web server on loopback with two pictures of different sizes."""
+"""A web server on loopback with two images of different sizes."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from PIL import Image, ImageDraw
 
 
-def picture(size: tuple[int, int], colour: str) -> bytes:
+def make_image(size: tuple[int, int], colour: str) -> bytes:
     """A PNG of one disc."""
     image = Image.new("RGB", size, "white")
     ImageDraw.Draw(image).ellipse((10, 10, 60, 60), fill=colour)
@@ -20,7 +20,7 @@ def picture(size: tuple[int, int], colour: str) -> bytes:
     return buffer.getvalue()
 
 
-FILES = {"/dog.png": picture((100, 150), "red"), "/mountain.png": picture((128, 90), "blue")}
+FILES = {"/dog.png": make_image((100, 150), "red"), "/mountain.png": make_image((128, 90), "blue")}
 
 
 class Handler(BaseHTTPRequestHandler):

@@ -1,6 +1,6 @@
-"""Draw the picture of the README: the packaged picture with its patch grid, and the embedded model's own answers.
+"""Draw the image of the README: the packaged image with its patch grid, and the embedded model's own answers.
 
-python docs/generate_picture.py [OUT]
+python docs/generate_demo_image.py [OUT]
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ import sys
 from PIL import Image, ImageDraw, ImageFont
 
 import pixtral
-from pixtral.assets import demo_picture_path
+from pixtral.assets import demo_image_path
 
 SCALE, PATCH, MARGIN, TEXT_WIDTH = 4, 16, 28, 480
 INK, GREY, ACCENT, PAPER = (32, 34, 40), (120, 126, 138), (214, 84, 26), (250, 250, 248)
@@ -24,9 +24,9 @@ QUESTIONS = (
 )
 
 
-def with_grid(picture: Image.Image) -> Image.Image:
-    """The picture enlarged, a line around every patch."""
-    large = picture.resize((picture.width * SCALE, picture.height * SCALE), Image.Resampling.LANCZOS)
+def with_grid(image: Image.Image) -> Image.Image:
+    """The image enlarged, a line around every patch."""
+    large = image.resize((image.width * SCALE, image.height * SCALE), Image.Resampling.LANCZOS)
     pen = ImageDraw.Draw(large, "RGBA")
     step = PATCH * SCALE
     for x in range(0, large.width + 1, step):
@@ -40,9 +40,9 @@ def main() -> None:
     """Ask, draw, write."""
     out = pathlib.Path(sys.argv[1] if sys.argv[1:] else pathlib.Path(__file__).parent / "images" / "demo.png")
     assistant = pixtral.load()
-    answers = [assistant.chat(question, images=demo_picture_path()) for question in QUESTIONS]
+    answers = [assistant.chat(question, images=demo_image_path()) for question in QUESTIONS]
     info = answers[0].images[0]
-    left = with_grid(Image.open(demo_picture_path()).convert("RGB"))
+    left = with_grid(Image.open(demo_image_path()).convert("RGB"))
     canvas = Image.new("RGB", (left.width + TEXT_WIDTH + 3 * MARGIN, left.height + 2 * MARGIN), PAPER)
     canvas.paste(left, (MARGIN, MARGIN))
     pen, x, y = ImageDraw.Draw(canvas), left.width + 2 * MARGIN, MARGIN

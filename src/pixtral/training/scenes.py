@@ -1,7 +1,7 @@
-"""Generated pictures: coloured shapes on plain, graded or noisy backgrounds, with the truth about what is in them.
+"""Generated images: coloured shapes on plain, graded or noisy backgrounds, with the truth about what is in them.
 
-A `Scene` says what a picture shows; `sample_scene` invents one and `draw` paints it. Everything random comes from
-the `numpy` generator that the caller passes, so one seed gives one picture, on any machine.
+A `Scene` says what an image shows; `sample_scene` invents one and `draw` paints it. Everything random comes from
+the `numpy` generator that the caller passes, so one seed gives one image, on any machine.
 """
 
 from __future__ import annotations
@@ -31,10 +31,10 @@ COLOURS: dict[str, RGB] = {
 }
 SHAPES = ("circle", "square", "triangle", "star", "cross", "ring", "heart")
 PLACES = ("top left", "top", "top right", "left", "centre", "right", "bottom left", "bottom", "bottom right")
-"""The nine cells of a picture in reading order; cell `i` is in row ``i // 3`` and column ``i % 3``."""
+"""The nine cells of an image in reading order; cell `i` is in row ``i // 3`` and column ``i % 3``."""
 
 SIDES = (88, 160)
-"""Smallest and largest side of a picture in pixels."""
+"""Smallest and largest side of an image in pixels."""
 
 _BACKGROUNDS: tuple[RGB, ...] = (
     (252, 250, 244), (230, 232, 236), (206, 196, 160), (190, 214, 242), (176, 214, 184), (240, 214, 206),
@@ -61,7 +61,7 @@ class Thing:
 
 @dataclass(frozen=True)
 class Scene:
-    """What a picture shows: `things` in reading order on a background graded from one colour to another."""
+    """What an image shows: `things` in reading order on a background graded from one colour to another."""
 
     width: int
     height: int
