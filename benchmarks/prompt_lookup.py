@@ -31,9 +31,9 @@ import pixtral
 from pixtral.bench.measured_model import random_subject
 from pixtral.bench.settings import Settings
 from pixtral.bench.work import FilledContext
-from pixtral.engine.prompt_lookup import PromptLookup
+from pixtral.engine.sampling_params import PromptLookup, SamplingParams
 from pixtral.errors import PixtralError
-from pixtral.generation.loop import Generation, Prompt, SamplingParams
+from pixtral.generation.loop import Generation, Prompt
 from pixtral.quantization import Asked
 
 

@@ -17,7 +17,9 @@ from pixtral.bench.ceilings import Ceilings, Meter
 from pixtral.bench.machine import Resident, reset_peak, resident
 from pixtral.bench.settings import Phase, Settings
 from pixtral.bench.work import FilledContext, Work, cache_bytes, decoder_work, idle_share, image_work
-from pixtral.generation.loop import Generation, Prompt, SamplingParams, context_length
+from pixtral.engine.request import context_length
+from pixtral.engine.sampling_params import SamplingParams
+from pixtral.generation.loop import Generation, Prompt
 from pixtral.images.geometry import expand
 from pixtral.images.processors import PixtralImageProcessorFast
 from pixtral.pretrained import LlavaForConditionalGeneration

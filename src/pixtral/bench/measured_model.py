@@ -16,8 +16,8 @@ from pixtral.bench.work import cache_bytes, weight_bytes
 from pixtral.checkpoints.memory import available_memory, gigabytes
 from pixtral.configuration import LlavaConfig
 from pixtral.configuration.shapes import shape_config, with_layers
+from pixtral.engine.request import context_length
 from pixtral.errors import ConfigError
-from pixtral.generation.loop import context_length
 from pixtral.pretrained import LlavaForConditionalGeneration
 from pixtral.quantization import Asked
 

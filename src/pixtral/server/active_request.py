@@ -10,7 +10,7 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pixtral.engine.outputs import Output, Usage
+from pixtral.engine.outputs import RequestOutput, Usage
 from pixtral.engine.request import EngineRequest
 from pixtral.errors import EngineError
 from pixtral.server.errors import ApiError, as_api_error, unavailable
@@ -52,7 +52,7 @@ class Running:
         self._state.leave()
         self.watch.observe(self._state.metrics)
 
-    async def outputs(self, request: EngineRequest) -> AsyncIterator[Output]:
+    async def outputs(self, request: EngineRequest) -> AsyncIterator[RequestOutput]:
         """What the engine gives, until the answer is complete.
 
         Raises:
@@ -79,9 +79,9 @@ class Running:
                 _log.error("request failed", exc_info=error, extra={"request_id": name})
             raise failure from error
 
-    async def outputs_of_all(self, requests: Sequence[EngineRequest]) -> AsyncIterator[tuple[int, Output]]:
+    async def outputs_of_all(self, requests: Sequence[EngineRequest]) -> AsyncIterator[tuple[int, RequestOutput]]:
         """The outputs of several prompts as they come, with the place of each prompt. Errors as in `outputs`."""
-        queue: asyncio.Queue[tuple[int, Output | BaseException | None]] = asyncio.Queue()
+        queue: asyncio.Queue[tuple[int, RequestOutput | BaseException | None]] = asyncio.Queue()
 
         async def pump(place: int, request: EngineRequest) -> None:
             try:

@@ -9,7 +9,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from pixtral.engine.outputs import EngineStats, Output
+from pixtral.engine.outputs import EngineStats, RequestOutput
 
 _FIRST = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 _EACH = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -58,7 +58,7 @@ class Stopwatch:
         self._last: dict[int, float] = {}
         self._tokens: dict[int, int] = {}
 
-    def note(self, output: Output) -> None:
+    def note(self, output: RequestOutput) -> None:
         """Tokens have come."""
         now, index = self._clock(), output.index
         self._first.setdefault(index, now)

@@ -6,11 +6,9 @@ import dataclasses
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from pixtral.engine.input_processor import place_images
-from pixtral.engine.request import ImageInput
 from pixtral.errors import PromptError
 from pixtral.messages import ImagePart, Message, Part, TextPart, ToolCall
-from pixtral.models.vision import crop_images
+from pixtral.processing.encoded import EncodedPrompt
 from pixtral.processing.prompts import text_to_ids
 from pixtral.server import protocol_chat as chat
 from pixtral.server.errors import ApiError
@@ -25,17 +23,9 @@ if TYPE_CHECKING:
     from pixtral.server.state import ServerState
 
 
-@dataclasses.dataclass(frozen=True)
-class PromptInput:
-    """What the engine reads."""
-
-    ids: tuple[int, ...]
-    images: tuple[ImageInput, ...] = ()
-
-
 async def prompt_of(
     state: ServerState, messages: Sequence[chat.Message], tools: Sequence[dict[str, Any]] | None = None
-) -> PromptInput:
+) -> EncodedPrompt:
     """The prompt of a conversation.
 
     Raises:
@@ -48,9 +38,9 @@ async def prompt_of(
     size = state.settings.max_image_size
     texts = [part.text for message in ours for part in message.parts if isinstance(part, TextPart)]
 
-    def encode() -> PromptInput:
+    def encode() -> EncodedPrompt:
         check_length(texts, state.processor.tokenizer, state.max_model_len, "messages")
-        return _encode(state.processor, _filled(ours, images), tools, size)
+        return state.processor.encode(_filled(ours, images), tools=tools or None, max_image_size=size)
 
     async with state.image_loader.loaded(image_urls) as images:
         state.metrics.images.inc(sum(map(len, images)))
@@ -74,10 +64,10 @@ def raw_prompt(
     return ids
 
 
-def check_room(prompt: PromptInput, context: int, max_tokens: int | None = None, *, param: str = "messages") -> None:
+def check_room(prompt: EncodedPrompt, context: int, max_tokens: int | None = None, *, param: str = "messages") -> None:
     """Refuse a prompt that leaves no room for its answer."""
     length = len(prompt.ids)
-    image_tokens = sum(image.length for image in prompt.images)
+    image_tokens = prompt.num_image_tokens
     share = f" ({image_tokens} of them for {len(prompt.images)} image(s))" if image_tokens else ""
     if length >= context or length + (max_tokens or 1) > context:
         wanted = f" and {max_tokens} more are asked for" if max_tokens and length < context else ""
@@ -87,25 +77,6 @@ def check_room(prompt: PromptInput, context: int, max_tokens: int | None = None,
             "included; shorten the text, use detail 'low' or fewer images, or ask for fewer tokens",
             param="max_tokens" if wanted else param, code="context_length_exceeded",
         )  # fmt: skip
-
-
-def _encode(
-    processor: PixtralProcessor, messages: list[Message], tools: Sequence[dict[str, Any]] | None, size: int | None
-) -> PromptInput:
-    goes_on = messages[-1].role == "assistant"
-    options: dict[str, Any] = {} if size is None else {"size": {"longest_edge": size}}
-    if tools:
-        options["tools"] = list(tools)
-    batch = processor.apply_chat_template(
-        messages, add_generation_prompt=not goes_on, continue_final_message=goes_on,
-        tokenize=True, return_dict=True, return_tensors="pt", **options,
-    )  # fmt: skip
-    ids = tuple(batch["input_ids"][0].tolist())
-    if "pixel_values" not in batch:
-        return PromptInput(ids)
-    pixels = crop_images(batch["pixel_values"], batch["image_sizes"])
-    side = processor.patch_size * processor.spatial_merge_size
-    return PromptInput(ids, place_images(ids, pixels, image_token=processor.image_token_id, patch_size=side))
 
 
 def _filled(messages: Sequence[Message], images: Sequence[Sequence[Image]]) -> list[Message]:

@@ -12,7 +12,7 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pixtral.engine.outputs import Output, TokenLogprobs
+from pixtral.engine.outputs import RequestOutput, TokenLogprobs
 from pixtral.engine.request import EngineRequest
 from pixtral.server.active_request import Running
 from pixtral.server.prompts import check_room, prompt_of
@@ -70,7 +70,7 @@ async def _answer(
     body: ChatCompletionRequest,
     running: Running,
     special: Sequence[Reader | None],
-    outputs: AsyncIterator[Output],
+    outputs: AsyncIterator[RequestOutput],
 ) -> dict[str, Any]:
     readers = [reader or TextReader() for reader in special]
     count = len(readers)
@@ -109,15 +109,15 @@ async def _events(
     body: ChatCompletionRequest,
     running: Running,
     readers: Sequence[Reader | None],
-    first: Output,
-    outputs: AsyncIterator[Output],
+    first: RequestOutput,
+    outputs: AsyncIterator[RequestOutput],
 ) -> AsyncIterator[bytes]:
     chunks = Chunks("chat.completion.chunk", f"chatcmpl-{running.id}", running.created, state.model_name,
                     body.include_usage)  # fmt: skip
     names = TokenNames(state.processor.tokenizer)
     usage = UsageSum()
 
-    def written(output: Output) -> str:
+    def written(output: RequestOutput) -> str:
         """The chunks of one output."""
         reader, index = readers[output.index], output.index
         logprobs = "null"

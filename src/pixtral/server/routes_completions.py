@@ -11,10 +11,11 @@ from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pixtral.engine.outputs import Output, TokenLogprobs
+from pixtral.engine.outputs import RequestOutput, TokenLogprobs
 from pixtral.engine.request import EngineRequest
+from pixtral.processing.encoded import EncodedPrompt
 from pixtral.server.active_request import Running
-from pixtral.server.prompts import PromptInput, check_room, raw_prompt
+from pixtral.server.prompts import check_room, raw_prompt
 from pixtral.server.protocol import DEFAULT_TOKENS, Bodies, CompletionRequest, parse
 from pixtral.server.state import ServerState
 from pixtral.server.streaming import DONE, Chunks, EventStream, TokenNames, UsageSum, finite, json_response
@@ -59,7 +60,7 @@ async def _engine_requests(state: ServerState, body: CompletionRequest, id: str)
     )
     requests = []
     for number, ids in enumerate(prompts):
-        check_room(PromptInput(ids), state.max_model_len, limit, param="prompt")
+        check_room(EncodedPrompt(ids), state.max_model_len, limit, param="prompt")
         requests.append(
             EngineRequest(
                 f"{id}-{number}", ids, params,
@@ -70,7 +71,7 @@ async def _engine_requests(state: ServerState, body: CompletionRequest, id: str)
 
 
 async def _answer(
-    state: ServerState, body: CompletionRequest, running: Running, outputs: AsyncIterator[tuple[int, Output]]
+    state: ServerState, body: CompletionRequest, running: Running, outputs: AsyncIterator[tuple[int, RequestOutput]]
 ) -> dict[str, Any]:
     n = body.n or 1
     count = len(body.prompts) * n
@@ -109,15 +110,15 @@ async def _events(
     state: ServerState,
     body: CompletionRequest,
     running: Running,
-    first: tuple[int, Output],
-    outputs: AsyncIterator[tuple[int, Output]],
+    first: tuple[int, RequestOutput],
+    outputs: AsyncIterator[tuple[int, RequestOutput]],
 ) -> AsyncIterator[bytes]:
     chunks = Chunks("text_completion", f"cmpl-{running.id}", running.created, state.model_name, body.include_usage)
     names = TokenNames(state.processor.tokenizer)
     usages = [UsageSum() for _ in body.prompts]
     offsets: dict[int, int] = {}
 
-    def written(prompt: int, output: Output) -> str:
+    def written(prompt: int, output: RequestOutput) -> str:
         choice = prompt * (body.n or 1) + output.index
         logprobs = "null"
         if body.logprobs is not None:

@@ -12,7 +12,7 @@ from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pixtral.engine.outputs import Output
+from pixtral.engine.outputs import RequestOutput
 from pixtral.server.active_request import Running
 from pixtral.server.errors import ApiError, validation_error
 from pixtral.server.protocol import Bodies, parse
@@ -108,7 +108,7 @@ class Answer:
             "output": self._items, "usage": self._usage,
         }  # fmt: skip
 
-    def push(self, output: Output) -> list[dict[str, Any]]:
+    def push(self, output: RequestOutput) -> list[dict[str, Any]]:
         """Events of one output of the engine."""
         events: list[dict[str, Any]] = []
         for delta in self._reader.push(output):
@@ -189,7 +189,7 @@ class Answer:
         return f"{kind}_{self._id}{len(self._items)}"
 
 
-async def _events(answer: Answer, first: Output, outputs: AsyncIterator[Output]) -> AsyncIterator[bytes]:
+async def _events(answer: Answer, first: RequestOutput, outputs: AsyncIterator[RequestOutput]) -> AsyncIterator[bytes]:
     opening = _written([answer.event(name, response=answer.whole()) for name in ("created", "in_progress")])
     try:
         async with aclosing(outputs):  # type: ignore[type-var]

@@ -155,7 +155,7 @@ def state_of(assistant: Assistant, settings: Settings) -> ServerState:
     from pixtral.engine.async_engine import AsyncEngine
     from pixtral.engine.config import EngineConfig, MiB
     from pixtral.engine.engine import Engine
-    from pixtral.engine.prompt_lookup import PromptLookup
+    from pixtral.engine.sampling_params import PromptLookup
 
     config = EngineConfig(
         max_model_len=settings.max_model_len,

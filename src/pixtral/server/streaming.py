@@ -12,7 +12,7 @@ from typing import Any, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from pixtral.engine.outputs import Output, TokenLogprobs, Usage
+from pixtral.engine.outputs import RequestOutput, TokenLogprobs, Usage
 from pixtral.server.errors import ApiError
 from pixtral.text.protocol import Tokenizer
 
@@ -113,7 +113,7 @@ _LOWEST = -9999.0  # OpenAI's number for impossible; JSON has no infinity
 class Reader(Protocol):
     """Reads what the model says in one choice: text, tool calls, whatever it is, in the words of OpenAI's deltas."""
 
-    def push(self, output: Output) -> list[Delta]:
+    def push(self, output: RequestOutput) -> list[Delta]:
         """What is certain with this output."""
         ...
 
@@ -121,7 +121,7 @@ class Reader(Protocol):
         """The whole message; asked for once, when the last output has come."""
         ...
 
-    def finish_reason(self, output: Output) -> str:
+    def finish_reason(self, output: RequestOutput) -> str:
         """Why the choice ended; asked for with its last output."""
         ...
 
@@ -132,7 +132,7 @@ class TextReader:
     def __init__(self) -> None:
         self._pieces: list[str] = []
 
-    def push(self, output: Output) -> list[Delta]:
+    def push(self, output: RequestOutput) -> list[Delta]:
         """The new text."""
         if not output.text:
             return []
@@ -143,7 +143,7 @@ class TextReader:
         """The text."""
         return {"role": "assistant", "content": "".join(self._pieces), "refusal": None}
 
-    def finish_reason(self, output: Output) -> str:
+    def finish_reason(self, output: RequestOutput) -> str:
         """The engine's own."""
         assert output.finish_reason is not None
         return output.finish_reason

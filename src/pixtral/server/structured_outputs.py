@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pixtral.engine.outputs import Output
+from pixtral.engine.outputs import RequestOutput
 from pixtral.engine.request import Guide
 from pixtral.errors import StructureError
 from pixtral.server.protocol import Sampling, StructuredOutputs
@@ -134,7 +134,7 @@ class ToolReader:
         self._content: list[str] = []
         self._calls: list[dict[str, Any]] = []
 
-    def push(self, output: Output) -> list[Delta]:
+    def push(self, output: RequestOutput) -> list[Delta]:
         """Words, names and pieces of arguments."""
         found = [self._parser.push(output.token_ids)]
         if output.finish_reason is not None:
@@ -154,7 +154,7 @@ class ToolReader:
         message = {"role": "assistant", "content": content if content or not self._calls else None, "refusal": None}
         return {**message, "tool_calls": self._calls} if self._calls else message
 
-    def finish_reason(self, output: Output) -> str:
+    def finish_reason(self, output: RequestOutput) -> str:
         """ "tool_calls" when the answer ended by itself with calls, else the engine's own."""
         assert output.finish_reason is not None
         return "tool_calls" if self._calls and output.finish_reason == "stop" else output.finish_reason

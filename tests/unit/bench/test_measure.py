@@ -15,8 +15,9 @@ from pixtral.bench.random_model import empty_model, fill_random
 from pixtral.bench.settings import Settings
 from pixtral.bench.work import FilledContext
 from pixtral.configuration.shapes import shape_config, with_layers
+from pixtral.engine.sampling_params import SamplingParams
 from pixtral.errors import ConfigError
-from pixtral.generation.loop import Generation, Prompt, SamplingParams
+from pixtral.generation.loop import Generation, Prompt
 from pixtral.quantization import Asked
 
 SETTINGS = Settings(images=(64,), prompt=40, new=3, contexts=(70,), memory_context=90, repeat=2)
