@@ -116,11 +116,11 @@ class Counted(FilledContext):
 
     passes = rows = 0
 
-    def forward_packed(self, embeds: Any, positions: Any, packing: Any, cache: Any) -> Any:
+    def forward_packed(self, embeds: Any, positions: Any, packing: Any, cache: Any, wanted: Any) -> Any:
         """As the model's own."""
         if cache.lengths[0] >= self.drawn:
             self.passes, self.rows = self.passes + 1, self.rows + len(embeds)
-        return super().forward_packed(embeds, positions, packing, cache)
+        return super().forward_packed(embeds, positions, packing, cache, wanted)
 
 
 def answer_once(

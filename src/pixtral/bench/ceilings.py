@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -47,6 +48,13 @@ class Ceilings:
         }
 
 
+def seconds_of(run: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 class Meter:
     """Measures the ceilings; holds READ_BYTES of memory."""
 
@@ -65,9 +73,7 @@ class Meter:
         """Bytes per second of one pass over the buffer, some milliseconds."""
         if self._read is not None:
             return READ_BYTES / self._read(self.threads, self._buffer.ctypes.data, READ_BYTES)
-        start = time.perf_counter()
-        self._words.sum()
-        return READ_BYTES / (time.perf_counter() - start)
+        return READ_BYTES / seconds_of(self._words.sum)
 
     def ceilings(self) -> Ceilings:
         """Ceilings: reading as the median of several passes, since it varies on a shared machine; products the best."""
@@ -93,7 +99,5 @@ def _torch_rate(product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], d
         a = torch.ones(side, side, dtype=dtype)
         product(a, a)
         for _ in range(PASSES):
-            start = time.perf_counter()
-            product(a, a)
-            rate = max(rate, 2 * side**3 / (time.perf_counter() - start))
+            rate = max(rate, 2 * side**3 / seconds_of(functools.partial(product, a, a)))
     return rate

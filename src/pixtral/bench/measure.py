@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,7 +12,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pixtral.bench.ceilings import Ceilings, Meter
+from pixtral.bench.ceilings import Ceilings, Meter, seconds_of
 from pixtral.bench.machine import Resident, reset_peak, resident
 from pixtral.bench.random_model import FilledContext
 from pixtral.bench.settings import Settings
@@ -174,9 +173,7 @@ class Bench:
         """Seconds of a call, and the ceilings around it."""
         assert self.meter is not None
         before = self.meter.read()
-        start = time.perf_counter()
-        run()
-        seconds = time.perf_counter() - start
+        seconds = seconds_of(run)
         return seconds, dataclasses.replace(self.ceilings, read=(before + self.meter.read()) / 2)
 
     def _missing_seconds(self, runs: list[tuple[float, Ceilings]], image: float = 0.0, rows: int = 1) -> float:

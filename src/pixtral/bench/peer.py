@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from pixtral.bench.ceilings import seconds_of
 from pixtral.bench.measured_model import MeasuredModel
 from pixtral.bench.settings import Settings
 from pixtral.checkpoints.memory import available_memory, gigabytes
@@ -45,10 +46,10 @@ def measure_transformers(measured: MeasuredModel, settings: Settings, log: Calla
             small = min(side, 64)
             model.get_image_features(pixels[..., :small, :small], image_sizes=torch.tensor([[small, small]]))
             encode = functools.partial(model.get_image_features, pixels, image_sizes=sizes)
-            runs = [_seconds(encode) for _ in range(settings.repeat)]
+            runs = [seconds_of(encode) for _ in range(settings.repeat)]
             figures["image"].append({"side": side, **_figure(runs)})
         hidden = torch.zeros(1, model.lm_head.in_features, dtype=torch.bfloat16)
-        head = statistics.median(_seconds(lambda: model.lm_head(hidden)) for _ in range(3))
+        head = statistics.median(seconds_of(lambda: model.lm_head(hidden)) for _ in range(3))
         grow = measured.of_layers / layers
         _generate(model, 32, 2)
         prompts, tokens = [], []
@@ -155,9 +156,3 @@ def _figure(runs: list[float], tokens: int | None = None) -> dict[str, Any]:
     seconds = statistics.median(runs)
     rate = {} if tokens is None else {"tokens": tokens, "tokens_per_second": round(tokens / seconds, 3)}
     return {"seconds": round(seconds, 5), "runs": [round(run, 5) for run in runs], **rate}
-
-
-def _seconds(run: Callable[[], object]) -> float:
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
