@@ -1,9 +1,9 @@
-"""From a conversation to the engine's prompt: images opened, tokens and pixels made, beside the event loop."""
+"""Prompts for the engine: token ids and images of a conversation, or of a text, made in threads."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pixtral.errors import PromptError
@@ -12,7 +12,6 @@ from pixtral.processing.encoded import EncodedPrompt
 from pixtral.processing.prompts import text_to_ids
 from pixtral.server import protocol_chat as chat
 from pixtral.server.errors import ApiError
-from pixtral.server.guard import check_length
 from pixtral.server.images import ImageUrl
 from pixtral.structured.tools import check_history
 
@@ -21,6 +20,10 @@ if TYPE_CHECKING:
 
     from pixtral.processing import PixtralProcessor
     from pixtral.server.state import ServerState
+    from pixtral.text.protocol import Tokenizer
+
+_CHARACTERS = 8  # for each token of the context; ordinary text has 2 to 5
+_CUT = 64  # tokens that cutting a text may add
 
 
 async def prompt_of(
@@ -39,8 +42,8 @@ async def prompt_of(
     texts = [part.text for message in ours for part in message.parts if isinstance(part, TextPart)]
 
     def encode() -> EncodedPrompt:
-        check_length(texts, state.processor.tokenizer, state.max_model_len, "messages")
-        return state.processor.encode(_filled(ours, images), tools=tools or None, max_image_size=size)
+        _check_length(texts, state.processor.tokenizer, state.max_model_len, "messages")
+        return state.processor.encode(_with_images(ours, images), tools=tools or None, max_image_size=size)
 
     async with state.image_loader.loaded(image_urls) as images:
         state.metrics.images.inc(sum(map(len, images)))
@@ -50,14 +53,14 @@ async def prompt_of(
 def raw_prompt(
     processor: PixtralProcessor, prompt: str | list[int], add_special_tokens: bool, context: int
 ) -> tuple[int, ...]:
-    """The ids of a prompt that is written out; control tokens written in it count as such.
+    """The token ids of a raw prompt; control tokens written in it are parsed as such.
 
     Raises:
-        PromptError: it holds a place for an image.
-        ApiError: it is far beyond the context.
+        PromptError: it has an image token.
+        ApiError: it is far longer than the context.
     """
     if isinstance(prompt, str):
-        check_length([prompt], processor.tokenizer, context, "prompt")
+        _check_length([prompt], processor.tokenizer, context, "prompt")
     ids = tuple(prompt if isinstance(prompt, list) else text_to_ids(processor.tokenizer, prompt, add_special_tokens))
     if processor.image_token_id in ids:
         raise PromptError("the prompt has an [IMG] token, but no image can come with it; use /v1/chat/completions")
@@ -79,8 +82,35 @@ def check_room(prompt: EncodedPrompt, context: int, max_tokens: int | None = Non
         )  # fmt: skip
 
 
-def _filled(messages: Sequence[Message], images: Sequence[Sequence[Image]]) -> list[Message]:
-    """The messages with their images; a PDF is as many as it has pages."""
+def _check_length(texts: Iterable[str], tokenizer: Tokenizer, context: int, param: str) -> None:
+    """Refuse texts whose first characters, 8 for each token of the context, have more tokens than the context.
+
+    Raises:
+        ApiError: they have. A text that passes may still be too long, which is seen when all of it has been read.
+    """
+    room, beginnings = context * _CHARACTERS, []
+    for text in texts:
+        beginnings.append(text[:room])
+        room -= len(text)
+        if room < 0:
+            break
+    else:
+        return
+    count = 0
+    for text in beginnings:
+        count += len(tokenizer.ordinary_ids(text))
+        if count > context + _CUT:
+            raise ApiError(
+                400,
+                f"the text has more than {count:,} tokens, but the context is {context:,} tokens, the answer included; "
+                "shorten the text",
+                param=param,
+                code="context_length_exceeded",
+            )
+
+
+def _with_images(messages: Sequence[Message], images: Sequence[Sequence[Image]]) -> list[Message]:
+    """The messages with their images; a PDF gives one for each page."""
     rest = iter(images)
     return [
         dataclasses.replace(
@@ -96,7 +126,7 @@ def _filled(messages: Sequence[Message], images: Sequence[Sequence[Image]]) -> l
 
 
 def _message(message: chat.Message, where: str, image_urls: list[ImageUrl]) -> Message:
-    """One message, with an empty place for each image, which is appended to `image_urls`."""
+    """One message with empty image parts, whose URLs are appended to `image_urls`."""
     content = message.content
     parts: list[Part] = []
     if isinstance(content, str):
