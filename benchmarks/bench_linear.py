@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from pixtral.bench.ceilings import Meter
-from pixtral.ops.linear import PackedWeight, gated_linear, linear, packed_shapes
+from pixtral.ops.linear import QuantizedWeight, gated_linear, linear, quantized_shapes
 from pixtral.ops.native.library import kernels
 from pixtral.ops.runtime import empty_huge, use_threads
 
@@ -71,14 +71,14 @@ class Limits:
         }
 
 
-def random_weight(bits: int, rows: int, width: int) -> PackedWeight:
+def random_weight(bits: int, rows: int, width: int) -> QuantizedWeight:
     """Any codes and scales."""
-    shapes = packed_shapes(bits, GROUP, rows, width)
+    shapes = quantized_shapes(bits, GROUP, rows, width)
     parts = {name: empty_huge(shape, dtype) for name, (dtype, shape) in shapes.items()}
     parts["codes"].random_(0 if bits == 4 else 1, 256)
     parts["scales"].random_(30, 127)
     parts["row_scales"].fill_(1e-4)
-    return PackedWeight(bits, GROUP, rows, width, **parts)
+    return QuantizedWeight(bits, GROUP, rows, width, **parts)
 
 
 def seconds(run: Callable[[], object]) -> float:
@@ -126,7 +126,7 @@ def measure(shape: str, all_rows: list[int], limits: Limits, budget: float) -> l
     return lines
 
 
-def _call(x: Tensor, weights: list[PackedWeight], gated: bool) -> object:
+def _call(x: Tensor, weights: list[QuantizedWeight], gated: bool) -> object:
     return gated_linear(x, *weights) if gated else linear(x, weights)
 
 
@@ -135,7 +135,7 @@ def overhead(calls: int = 2000) -> dict[str, float]:
     x = torch.randn(1, 64, dtype=torch.bfloat16)
     weights = [random_weight(4, 16, 64) for _ in range(3)]
 
-    def run(some: list[PackedWeight]) -> None:
+    def run(some: list[QuantizedWeight]) -> None:
         for _ in range(calls):
             linear(x, some)
 

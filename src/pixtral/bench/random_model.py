@@ -21,7 +21,7 @@ from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig
 from pixtral.errors import ConfigError
 from pixtral.models.file_embedding import FileEmbedding
-from pixtral.models.linear import PackedLinear
+from pixtral.models.linear import QuantizedLinear
 from pixtral.ops.quantized_weight import LEVELS4
 from pixtral.ops.runtime import empty_huge
 from pixtral.pretrained import LlavaForConditionalGeneration
@@ -67,8 +67,8 @@ def fill_random(model: LlavaForConditionalGeneration, seed: int = 0) -> None:
     if tied:
         model.lm_head.weight = model.decoder.embed_tokens.weight
     for module in model.modules():
-        if isinstance(module, PackedLinear):
-            _fill_packed(module, generator)
+        if isinstance(module, QuantizedLinear):
+            _fill_quantized(module, generator)
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:
                 setattr(module, name, nn.Parameter(_plain(name, parameter, generator), requires_grad=False))
@@ -84,7 +84,7 @@ def _plain(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype).normal_(std=width**-0.5, generator=generator)
 
 
-def _fill_packed(layer: PackedLinear, generator: torch.Generator) -> None:
+def _fill_quantized(layer: QuantizedLinear, generator: torch.Generator) -> None:
     """Random codes and scales; the scale of the rows makes outputs of order one from inputs of order one."""
     codes = empty_huge(layer.codes.shape, torch.uint8)  # as in a load
     codes.view(torch.int64).random_(-(2**63), None, generator=generator)

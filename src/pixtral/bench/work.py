@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from pixtral.bench.ceilings import Ceilings
 from pixtral.configuration import MistralConfig
 from pixtral.engine.model import PackedModel
-from pixtral.models.linear import PackedLinear
+from pixtral.models.linear import QuantizedLinear
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.ops.attention import Packing
 from pixtral.ops.kv_cache import KVCache
@@ -53,7 +53,7 @@ def linear_work(modules: Iterable[nn.Module], rows: int) -> Work:
         if not isinstance(width, int) or not isinstance(out, int):
             continue
         operations = 2.0 * rows * width * out
-        in_int8 = isinstance(module, PackedLinear) and module.activations == "int8"
+        in_int8 = isinstance(module, QuantizedLinear) and module.activations == "int8"
         total += Work(
             operations if in_int8 else 0.0, 0.0 if in_int8 else operations, sum(map(_nbytes, _tensors(module)))
         )

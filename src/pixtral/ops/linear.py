@@ -15,23 +15,23 @@ from torch import Tensor
 from pixtral.errors import ConfigError
 from pixtral.ops.linear_native import native_gated_linear, native_linear, runs_natively
 from pixtral.ops.linear_reference import (
+    dequantized_gated_linear,
+    dequantized_linear,
     gated_linear_gradient,
     gated_linear_reference,
     linear_gradient,
     linear_reference,
-    unpacked_gated_linear,
-    unpacked_linear,
 )
 from pixtral.ops.quantized_weight import (
-    PackedWeight,
+    QuantizedWeight,
     choose_group_size,
-    native_pack,
-    native_unpack,
-    pack_reference,
-    packed_shapes,
-    packs_natively,
+    dequantize_reference,
+    native_dequantize,
+    native_quantize,
+    quantize_reference,
+    quantized_shapes,
+    quantizes_natively,
     tensors_of,
-    unpack_reference,
 )
 
 # FOLDED pixtral.ops.linear: The quantized linear layers as operators of torch.library: what runs, how it is traced, and its gradient.
@@ -41,9 +41,9 @@ _LIBRARY: Any = torch.library.Library("pixtral", "FRAGMENT")  # type: ignore[no-
 _TENSORS = "Tensor[] codes, Tensor[] scales, Tensor[] row_scales"
 _NUMBERS = "int[] bits, int[] group_sizes, int[] out_features, str activations"
 # `biases` is empty, or has one for each weight, of length 0 where there is none
-_LIBRARY.define("pack(Tensor weight, int bits, int group_size) -> (Tensor, Tensor, Tensor)")
+_LIBRARY.define("quantize_weight(Tensor weight, int bits, int group_size) -> (Tensor, Tensor, Tensor)")
 _LIBRARY.define(
-    "unpack(Tensor codes, Tensor scales, Tensor row_scales, int bits, int group_size, int out_features, "
+    "dequantize_weight(Tensor codes, Tensor scales, Tensor row_scales, int bits, int group_size, int out_features, "
     "ScalarType dtype) -> Tensor"
 )
 _LIBRARY.define(f"linear(Tensor x, Tensor[] biases, {_TENSORS}, {_NUMBERS}) -> Tensor[]")
@@ -53,31 +53,31 @@ Tensors = Sequence[Tensor]
 Numbers = Sequence[int]
 
 
-def _weights(codes: Tensors, scales: Tensors, row_scales: Tensors, *numbers: Numbers) -> list[PackedWeight]:
+def _weights(codes: Tensors, scales: Tensors, row_scales: Tensors, *numbers: Numbers) -> list[QuantizedWeight]:
     """An operator's tensors and numbers (bits, group sizes, output features), put together again."""
     each = zip(*numbers, codes, scales, row_scales, strict=True)
-    return [PackedWeight(b, g, n, c.shape[1] * 32 // b, c, s, r) for b, g, n, c, s, r in each]
+    return [QuantizedWeight(b, g, n, c.shape[1] * 32 // b, c, s, r) for b, g, n, c, s, r in each]
 
 
-def _pack(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    packed = (native_pack if packs_natively(weight) else pack_reference)(weight, bits, group_size)
+def _quantize(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    packed = (native_quantize if quantizes_natively(weight) else quantize_reference)(weight, bits, group_size)
     return packed.codes, packed.scales, packed.row_scales
 
 
-def _pack_fake(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
-    shapes = packed_shapes(bits, group_size, *weight.shape)
+def _quantize_fake(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = quantized_shapes(bits, group_size, *weight.shape)
     codes, scales, row_scales = (weight.new_empty(shape, dtype=dtype) for dtype, shape in shapes.values())
     return codes, scales, row_scales
 
 
-def _unpack(
+def _dequantize(
     codes: Tensor, scales: Tensor, row_scales: Tensor, bits: int, group_size: int, out_features: int, dtype: torch.dtype
 ) -> Tensor:
     (weight,) = _weights([codes], [scales], [row_scales], [bits], [group_size], [out_features])
-    return (native_unpack if packs_natively(codes) else unpack_reference)(weight, dtype)
+    return (native_dequantize if quantizes_natively(codes) else dequantize_reference)(weight, dtype)
 
 
-def _unpack_fake(
+def _dequantize_fake(
     codes: Tensor, scales: Tensor, row_scales: Tensor, bits: int, group_size: int, out_features: int, dtype: torch.dtype
 ) -> Tensor:
     return codes.new_empty(out_features, codes.shape[1] * 32 // bits, dtype=dtype)
@@ -88,7 +88,7 @@ def _linear(x: Tensor, biases: Tensors, *packed: Any) -> list[Tensor]:
     each = [bias if len(bias) else None for bias in biases] if biases else [None] * len(weights)
     if packed[-1] == "int8" and runs_natively(x):
         return native_linear(x, weights, each)
-    product = linear_reference if packed[-1] == "int8" else unpacked_linear
+    product = linear_reference if packed[-1] == "int8" else dequantized_linear
     return [product(x, weight, bias) for weight, bias in zip(weights, each, strict=True)]
 
 
@@ -111,7 +111,7 @@ def _linear_backward(ctx: Any, grads: Tensors) -> tuple[Any, ...]:
 def _gated_linear(x: Tensor, *packed: Any) -> Tensor:
     gate, up = _weights(*packed[:-1])
     if packed[-1] != "int8":
-        return unpacked_gated_linear(x, gate, up)
+        return dequantized_gated_linear(x, gate, up)
     return (native_gated_linear if runs_natively(x) else gated_linear_reference)(x, gate, up)
 
 
@@ -129,8 +129,8 @@ def _gated_linear_backward(ctx: Any, grad: Tensor) -> tuple[Any, ...]:
 
 
 for _name, _run, _fake in (
-    ("pack", _pack, _pack_fake),
-    ("unpack", _unpack, _unpack_fake),
+    ("quantize_weight", _quantize, _quantize_fake),
+    ("dequantize_weight", _dequantize, _dequantize_fake),
     ("linear", _linear, _linear_fake),
     ("gated_linear", _gated_linear, _gated_linear_fake),
 ):
@@ -142,31 +142,39 @@ torch.library.register_autograd(
 )
 
 
-__all__ = ["PackedWeight", "choose_group_size", "gated_linear", "linear", "pack", "packed_shapes", "unpack"]
+__all__ = [
+    "QuantizedWeight",
+    "choose_group_size",
+    "dequantize_weight",
+    "gated_linear",
+    "linear",
+    "quantize_weight",
+    "quantized_shapes",
+]
 
 ACTIVATIONS = ("int8", "bf16")
 
 
-def pack(weight: Tensor, bits: int, group_size: int) -> PackedWeight:
+def quantize_weight(weight: Tensor, bits: int, group_size: int) -> QuantizedWeight:
     """Quantize (N, K) weights of any float dtype, with the scales that leave the smallest squared error.
 
     Raises:
         QuantizationError: the bits or the group size do not fit, or a weight is NaN or infinite.
     """
-    packed = torch.ops.pixtral.pack.default(weight, bits, group_size)
-    return PackedWeight(bits, group_size, weight.shape[0], weight.shape[1], *packed)
+    packed = torch.ops.pixtral.quantize_weight.default(weight, bits, group_size)
+    return QuantizedWeight(bits, group_size, weight.shape[0], weight.shape[1], *packed)
 
 
-def unpack(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
+def dequantize_weight(packed: QuantizedWeight, dtype: torch.dtype) -> Tensor:
     """The (N, K) weights that the codes stand for."""
     numbers = (packed.bits, packed.group_size, packed.out_features)
-    unpacked: Tensor = torch.ops.pixtral.unpack.default(*tensors_of(packed), *numbers, dtype)
+    unpacked: Tensor = torch.ops.pixtral.dequantize_weight.default(*tensors_of(packed), *numbers, dtype)
     return unpacked
 
 
 def linear(
     x: Tensor,
-    weights: Sequence[PackedWeight],
+    weights: Sequence[QuantizedWeight],
     biases: Sequence[Tensor | None] | None = None,
     *,
     activations: str = "int8",
@@ -191,7 +199,7 @@ def linear(
     return outs
 
 
-def gated_linear(x: Tensor, gate: PackedWeight, up: PackedWeight, *, activations: str = "int8") -> Tensor:
+def gated_linear(x: Tensor, gate: QuantizedWeight, up: QuantizedWeight, *, activations: str = "int8") -> Tensor:
     """silu(x gate^T) * (x up^T) for x (M, K): (M, N) in x's dtype."""
     _check(activations)
     if activations == "int8" and _is_plain(x, ()):
@@ -212,7 +220,7 @@ def _is_plain(x: Tensor, biases: Sequence[Tensor | None]) -> bool:
     return runs_natively(x)
 
 
-def _packed(weights: Sequence[PackedWeight]) -> tuple[list[Tensor] | list[int], ...]:
+def _packed(weights: Sequence[QuantizedWeight]) -> tuple[list[Tensor] | list[int], ...]:
     """The weights as an operator takes them: a list for each field."""
     return (
         [weight.codes for weight in weights],

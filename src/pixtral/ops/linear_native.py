@@ -15,7 +15,7 @@ from torch import Tensor
 
 from pixtral.errors import QuantizationError
 from pixtral.ops.native.library import kernels
-from pixtral.ops.quantized_weight import NUMBERS, PackedWeight
+from pixtral.ops.quantized_weight import NUMBERS, QuantizedWeight
 
 
 def runs_natively(x: Tensor) -> bool:
@@ -23,7 +23,7 @@ def runs_natively(x: Tensor) -> bool:
     return x.is_cpu and x.dtype in NUMBERS and _function() is not None
 
 
-def native_linear(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
+def native_linear(x: Tensor, weights: Sequence[QuantizedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
     """x (M, K) -> one (M, N_i) for each weight, in x's dtype."""
     if len({weight.group_size for weight in weights}) > 1:  # the kernels quantize x for one size of groups
         pairs = zip(weights, biases, strict=True)
@@ -33,7 +33,7 @@ def native_linear(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[T
     return outs
 
 
-def native_gated_linear(x: Tensor, gate: PackedWeight, up: PackedWeight) -> Tensor:
+def native_gated_linear(x: Tensor, gate: QuantizedWeight, up: QuantizedWeight) -> Tensor:
     """silu(x gate^T) * (x up^T), (M, N) in x's dtype."""
     if (gate.bits, gate.group_size) != (up.bits, up.group_size):
         gates, ups = native_linear(x.float(), [gate, up], [None, None])
@@ -50,7 +50,7 @@ def native_gated_linear(x: Tensor, gate: PackedWeight, up: PackedWeight) -> Tens
 
 def _call(
     x: Tensor,
-    weights: Sequence[PackedWeight],
+    weights: Sequence[QuantizedWeight],
     biases: Sequence[Tensor | None],
     outs: Sequence[Tensor],
     *,
@@ -80,7 +80,7 @@ def _call(
         raise MemoryError(f"no memory to quantize {rows} x {width} activations; use fewer rows at a time")
 
 
-def _check(weight: PackedWeight, width: int) -> None:
+def _check(weight: QuantizedWeight, width: int) -> None:
     """Raise unless the kernels can read this weight; quick, since it is done at each call."""
     if weight.in_features != width:
         raise QuantizationError(
@@ -102,7 +102,7 @@ def _check(weight: PackedWeight, width: int) -> None:
         raise QuantizationError("the weight's tensors are not contiguous on the CPU; call .contiguous() or .cpu()")
 
 
-def _usable(bias: Tensor, weight: PackedWeight) -> Tensor:
+def _usable(bias: Tensor, weight: QuantizedWeight) -> Tensor:
     """The bias as the kernels read it."""
     if bias.shape != (weight.out_features,):
         raise QuantizationError(

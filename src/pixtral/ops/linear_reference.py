@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixtral.ops.quantized_weight import TILE, PackedWeight, levels_of, unpack_codes
+from pixtral.ops.quantized_weight import TILE, QuantizedWeight, levels_of, unpack_codes
 
 ACTIVATION_GROUP = 128  # columns of the activations that share a scale
 SMALLEST = 1e-30  # a group whose largest activation is below this counts as zero
@@ -35,17 +35,17 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     return levels.to(torch.int8).view(rows, -1)[:, :width], scales
 
 
-def linear_reference(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+def linear_reference(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
     """x (M, K) -> (M, N) in x's dtype: the slow twin of `linear` for one weight."""
     return _product(x, weight, bias).to(x.dtype)
 
 
-def gated_linear_reference(x: Tensor, gate: PackedWeight, up: PackedWeight) -> Tensor:
+def gated_linear_reference(x: Tensor, gate: QuantizedWeight, up: QuantizedWeight) -> Tensor:
     """silu(x gate^T) * (x up^T), (M, N): the slow twin of `gated_linear`."""
     return (F.silu(_product(x, gate, None)) * _product(x, up, None)).to(x.dtype)
 
 
-def _product(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+def _product(x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
     """(M, N) float32, a few rows of x and a few tiles of weights at a time."""
     levels, scales = quantize_activations(x)
     out = torch.empty(len(x), len(weight.row_scales), device=x.device)
@@ -81,7 +81,7 @@ def _sum_groups(exact: Tensor, scales: Tensor, ratio: int) -> Tensor:
 UNPACKED = 1 << 26  # weights that are unpacked at once
 
 
-def unpacked_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+def dequantized_linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
     """x (M, K) -> (M, N) in x's dtype, without rounding x."""
     out = x.new_empty(len(x), weight.out_features)
     for rows, part in _parts(weight, x.dtype):
@@ -89,12 +89,12 @@ def unpacked_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None)
     return out
 
 
-def unpacked_gated_linear(x: Tensor, gate: PackedWeight, up: PackedWeight) -> Tensor:
+def dequantized_gated_linear(x: Tensor, gate: QuantizedWeight, up: QuantizedWeight) -> Tensor:
     """silu(x gate^T) * (x up^T), without rounding x."""
-    return F.silu(unpacked_linear(x, gate)) * unpacked_linear(x, up)
+    return F.silu(dequantized_linear(x, gate)) * dequantized_linear(x, up)
 
 
-def linear_gradient(grad: Tensor, weight: PackedWeight) -> Tensor:
+def linear_gradient(grad: Tensor, weight: QuantizedWeight) -> Tensor:
     """The gradient of a product (M, N) -> that of its input (M, K)."""
     out = grad.new_zeros(len(grad), weight.in_features, dtype=torch.float32)
     for rows, part in _parts(weight, grad.dtype):
@@ -102,20 +102,20 @@ def linear_gradient(grad: Tensor, weight: PackedWeight) -> Tensor:
     return out.to(grad.dtype)
 
 
-def gated_linear_gradient(grad: Tensor, x: Tensor, gate: PackedWeight, up: PackedWeight) -> Tensor:
+def gated_linear_gradient(grad: Tensor, x: Tensor, gate: QuantizedWeight, up: QuantizedWeight) -> Tensor:
     """The gradient of silu(gate) * up (M, N) -> that of its input x (M, K); the products are made again."""
-    gates, ups = unpacked_linear(x, gate).float(), unpacked_linear(x, up).float()
+    gates, ups = dequantized_linear(x, gate).float(), dequantized_linear(x, up).float()
     share = torch.sigmoid(gates)
     slope = share * (1 + gates * (1 - share))
     through_gate = linear_gradient((grad * ups * slope).to(grad.dtype), gate)
     return through_gate + linear_gradient((grad * gates * share).to(grad.dtype), up)
 
 
-def _parts(weight: PackedWeight, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+def _parts(weight: QuantizedWeight, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
     """Rows and what they unpack to, so that the whole weight never lies unpacked in memory."""
     step = max(1, UNPACKED // (TILE * max(weight.in_features, 1)))
     for first in range(0, len(weight.codes), step):
         part = weight.tiles(first, min(first + step, len(weight.codes)))
         tensors = (part.codes, part.scales, part.row_scales)
         rows = slice(first * TILE, first * TILE + part.out_features)
-        yield rows, torch.ops.pixtral.unpack(*tensors, part.bits, part.group_size, part.out_features, dtype)
+        yield rows, torch.ops.pixtral.dequantize_weight(*tensors, part.bits, part.group_size, part.out_features, dtype)

@@ -32,7 +32,7 @@ ZERO_CODE = {4: 8, 8: 128}  # what weights of scale zero are stored as: the leve
 
 
 @dataclasses.dataclass(frozen=True)
-class PackedWeight:
+class QuantizedWeight:
     """A linear layer's weights in 4 or 8 bits.
 
     With B = ceil(out_features / 16) tiles of rows:
@@ -61,15 +61,15 @@ class PackedWeight:
         """Memory that the tensors take."""
         return self.codes.nbytes + self.scales.nbytes + self.row_scales.nbytes
 
-    def tiles(self, first: int, last: int) -> PackedWeight:
+    def tiles(self, first: int, last: int) -> QuantizedWeight:
         """The rows of some tiles, on the same memory."""
         rows = min(last * TILE, self.out_features) - first * TILE
         parts = (self.codes[first:last], self.scales[first:last], self.row_scales[first * TILE : last * TILE])
-        return PackedWeight(self.bits, self.group_size, rows, self.in_features, *parts)
+        return QuantizedWeight(self.bits, self.group_size, rows, self.in_features, *parts)
 
     def check(self) -> None:
         """Raise QuantizationError where the tensors are not what the numbers ask for."""
-        shapes = packed_shapes(self.bits, self.group_size, self.out_features, self.in_features)
+        shapes = quantized_shapes(self.bits, self.group_size, self.out_features, self.in_features)
         for name, (dtype, shape) in shapes.items():
             tensor = getattr(self, name)
             if tensor.dtype != dtype or tuple(tensor.shape) != shape:
@@ -79,15 +79,15 @@ class PackedWeight:
                 )
 
 
-def tensors_of(weight: PackedWeight) -> tuple[Tensor, Tensor, Tensor]:
+def tensors_of(weight: QuantizedWeight) -> tuple[Tensor, Tensor, Tensor]:
     """Codes, scales and row scales."""
     return weight.codes, weight.scales, weight.row_scales
 
 
-def packed_shapes(
+def quantized_shapes(
     bits: int, group_size: int, out_features: int, in_features: int
 ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Dtype and shape of each tensor of a PackedWeight, by its name."""
+    """Dtype and shape of each tensor of a QuantizedWeight, by its name."""
     if bits not in (4, 8):
         raise QuantizationError(f"weights in {bits!r} bits are not supported; choose 4 or 8")
     if group_size not in GROUP_SIZES or in_features % group_size:
@@ -134,7 +134,7 @@ def levels_of(codes: Tensor, bits: int) -> Tensor:
     return torch.tensor(LEVELS4, dtype=torch.float32, device=codes.device)[codes.long()]
 
 
-def unpack_reference(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
+def dequantize_reference(packed: QuantizedWeight, dtype: torch.dtype) -> Tensor:
     """(N, K) weights: the slow twin of `unpack`."""
     levels = levels_of(unpack_codes(packed.codes, packed.bits), packed.bits)
     scales = packed.scales.transpose(1, 2).reshape(len(packed.row_scales), -1).float()
@@ -156,10 +156,10 @@ SMALLEST = 1e-30  # a group whose largest weight is below this counts as zero
 CHUNK = 1 << 21  # weights that are searched at once
 
 
-def pack_reference(weight: Tensor, bits: int, group_size: int) -> PackedWeight:
+def quantize_reference(weight: Tensor, bits: int, group_size: int) -> QuantizedWeight:
     """The slow twin of `pack`."""
     rows, width = weight.shape
-    shapes = packed_shapes(bits, group_size, rows, width)
+    shapes = quantized_shapes(bits, group_size, rows, width)
     tiles = shapes["codes"][1][0]
     codes = torch.full((tiles * TILE, width), ZERO_CODE[bits], dtype=torch.uint8)
     scales = torch.zeros(tiles * TILE, width // group_size, dtype=torch.int8)
@@ -171,7 +171,7 @@ def pack_reference(weight: Tensor, bits: int, group_size: int) -> PackedWeight:
         refuse_non_finite(some, start)
         codes[place], scales[place], row_scales[place] = _search(some.view(len(some), -1, group_size), bits)
     by_tile = scales.view(tiles, TILE, -1).transpose(1, 2).contiguous()
-    return PackedWeight(bits, group_size, rows, width, pack_codes(codes, bits), by_tile, row_scales)
+    return QuantizedWeight(bits, group_size, rows, width, pack_codes(codes, bits), by_tile, row_scales)
 
 
 def refuse_non_finite(weight: Tensor, first_row: int = 0) -> None:
@@ -253,16 +253,16 @@ def _sum(values: Tensor) -> Tensor:
 # FOLDED pixtral.ops.quantized_weight: Calls of the native packer and unpacker; what they compute is said in `scale_search.py` and `packing.py`.
 
 
-def packs_natively(tensor: Tensor) -> bool:
+def quantizes_natively(tensor: Tensor) -> bool:
     """Whether the kernels are there and can read this tensor."""
     return tensor.is_cpu and _function("px_pack") is not None
 
 
-def native_pack(weight: Tensor, bits: int, group_size: int) -> PackedWeight:
+def native_quantize(weight: Tensor, bits: int, group_size: int) -> QuantizedWeight:
     """Quantize (N, K) weights."""
-    shapes = packed_shapes(bits, group_size, *weight.shape)
+    shapes = quantized_shapes(bits, group_size, *weight.shape)
     codes, scales, row_scales = (torch.empty(shape, dtype=dtype) for dtype, shape in shapes.values())
-    packed = PackedWeight(bits, group_size, weight.shape[0], weight.shape[1], codes, scales, row_scales)
+    packed = QuantizedWeight(bits, group_size, weight.shape[0], weight.shape[1], codes, scales, row_scales)
     if weight.dtype not in NUMBERS:
         weight = weight.float()
     if weight.stride(1) != 1:
@@ -280,7 +280,7 @@ def native_pack(weight: Tensor, bits: int, group_size: int) -> PackedWeight:
     return packed
 
 
-def native_unpack(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
+def native_dequantize(packed: QuantizedWeight, dtype: torch.dtype) -> Tensor:
     """The (N, K) weights that the codes stand for."""
     packed.check()
     parts = {name: getattr(packed, name).contiguous() for name in ("codes", "scales", "row_scales")}
@@ -292,7 +292,7 @@ def native_unpack(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
     return out.to(dtype)
 
 
-def _numbers(dense: Tensor, packed: PackedWeight) -> Any:
+def _numbers(dense: Tensor, packed: QuantizedWeight) -> Any:
     """A call as the kernels take it."""
     numbers = (
         dense.data_ptr(),

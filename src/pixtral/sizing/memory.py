@@ -26,7 +26,7 @@ from pixtral.configuration import LlavaConfig
 from pixtral.engine.model import PREFILL_TOKENS
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.ops.kv_cache import KVCache
-from pixtral.quantization.packed import PackedQuantizer
+from pixtral.quantization.groupwise import GroupwiseQuantizer
 from pixtral.sizing.described_model import Subject
 from pixtral.sizing.result import PartSize
 
@@ -56,14 +56,14 @@ def work_space(subject: Subject, sizes: Sequence[tuple[int, int]], tokens: int, 
     """
     config = _shallow(subject.config)
     model = build_empty(LlavaForConditionalGeneration, config)
-    if isinstance(subject.quantizer, PackedQuantizer):
+    if isinstance(subject.quantizer, GroupwiseQuantizer):
         subject.quantizer.swap(model, subject.dtype)
     with torch.no_grad(), FakeTensorMode():
         _without_values(model, subject.dtype)
         images = _counted(model, lambda live: _encode(model.eval(), sizes, tokens, batch)) if sizes else 0
         prompt = _counted(model, lambda live: _prefill(model.eval(), config, tokens, batch, cache, live))
-    unpacked = _unpacked_bytes(subject)
-    return Work(*(int(OVERHEAD * peak) + KERNELS + unpacked if peak else 0 for peak in (images, prompt)))
+    dequantized = _dequantized_bytes(subject)
+    return Work(*(int(OVERHEAD * peak) + KERNELS + dequantized if peak else 0 for peak in (images, prompt)))
 
 
 def _shallow(config: LlavaConfig) -> LlavaConfig:
@@ -127,12 +127,12 @@ def _shares(rows: int, wanted: Sequence[int]) -> list[int]:
     return shares
 
 
-def _unpacked_bytes(subject: Subject) -> int:
+def _dequantized_bytes(subject: Subject) -> int:
     """Weights in full precision that layers of fewer bits make for themselves while they compute."""
     text = subject.config.text_config
     largest = text.hidden_size * text.intermediate_size * subject.dtype.itemsize
     config: Any = None if subject.quantizer is None else subject.quantizer.config
-    if isinstance(subject.quantizer, PackedQuantizer):
+    if isinstance(subject.quantizer, GroupwiseQuantizer):
         return largest if config.activations == "bf16" else 0
     return largest if config is not None else 0
 
