@@ -23,8 +23,9 @@ import torch
 from torch import Tensor
 
 from pixtral.bench.ceilings import Meter
-from pixtral.ops.linear import QuantizedWeight, gated_linear, linear, quantized_shapes
+from pixtral.ops.linear import gated_linear, linear
 from pixtral.ops.native.library import kernels
+from pixtral.ops.quantized_weight import QuantizedWeight, quantized_shapes
 from pixtral.ops.runtime import empty_huge, use_threads
 
 # bits, output features of each weight, input features, and whether the first two are gate and up

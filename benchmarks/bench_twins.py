@@ -23,10 +23,10 @@ from pixtral.bench.machine import describe
 from pixtral.ops.attention import Packing, attention
 from pixtral.ops.dense import dense_gated_linear, dense_linear
 from pixtral.ops.kv_cache import KVCache
-from pixtral.ops.linear import QuantizedWeight, gated_linear, quantize_weight
+from pixtral.ops.linear import gated_linear
 from pixtral.ops.linear_reference import dequantized_gated_linear
 from pixtral.ops.native.library import kernels
-from pixtral.ops.quantized_weight import quantize_reference
+from pixtral.ops.quantized_weight import QuantizedWeight, quantize_reference, quantize_weight
 from pixtral.ops.rowwise import add, rms_norm, rotate_pair
 
 ROWS, WIDTH, WIDE, HEADS, KEY_HEADS, DIM = 1056, 5120, 14336, 32, 8, 128  # a prompt in the decoder

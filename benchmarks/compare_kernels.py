@@ -25,8 +25,9 @@ from torch.nn.functional import linear as linear_of
 from pixtral.ops import attention_native, dense, linear_native, rowwise
 from pixtral.ops.attention import attention
 from pixtral.ops.kv_cache import LayerCache, Packing
-from pixtral.ops.linear import QuantizedWeight, gated_linear, linear, quantized_shapes
+from pixtral.ops.linear import gated_linear, linear
 from pixtral.ops.native import library
+from pixtral.ops.quantized_weight import QuantizedWeight, quantized_shapes
 from pixtral.ops.runtime import empty_huge, use_threads
 
 Run = Callable[[], Tensor]

@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixtral.ops.linear import dequantize_weight, linear, quantize_weight
+from pixtral.ops.linear import linear
 from pixtral.ops.linear_reference import quantize_activations
+from pixtral.ops.quantized_weight import dequantize_weight, quantize_weight
 
 Format = Callable[[Tensor], Tensor]
 GGML = {"Q4_0": (2, 18, 32), "Q4_K": (12, 144, 256), "Q8_0": (8, 34, 32)}  # its number, bytes and weights of a block

@@ -15,12 +15,10 @@ from pixtral.models.linear import QuantizedLinear
 from pixtral.models.llava import LlavaMultiModalProjector
 from pixtral.models.mistral import MistralDecoderLayer
 from pixtral.models.vision import PixtralVisionModel
-from pixtral.ops.linear import choose_group_size, quantize_weight, quantized_shapes
-from pixtral.ops.quantized_weight import CHUNK
+from pixtral.ops.quantized_weight import SEARCH_CHUNK, TILE, choose_group_size, quantize_weight, quantized_shapes
 from pixtral.ops.runtime import empty_huge
 from pixtral.quantization.base import BLOCK_BYTES, Quantizer, Slot, WeightSource, replace_module
 
-TILE = 16  # rows that are packed together: blocks of a weight are cut between them
 VISION_BITS = 8
 GROUP_SIZES: tuple[int, ...] = (64, 32)  # the first that divides a width is taken
 VISION_GROUP_SIZES: tuple[int, ...] = (128, 64, 32)  # an image is many rows, for each of which a scale costs time
@@ -90,7 +88,7 @@ class GroupwiseQuantizer(Quantizer):
         """
         assert isinstance(layer, QuantizedLinear)
         weights = layer.in_features * layer.out_features
-        return 24 * min(weights, CHUNK) + 3 * min(weights, BLOCK_BYTES // 2)
+        return 24 * min(weights, SEARCH_CHUNK) + 3 * min(weights, BLOCK_BYTES // 2)
 
     def quantize(self, layer: nn.Module, source: WeightSource, device: torch.device) -> None:
         """Pack block after block, so that no second copy of a large weight is ever held."""

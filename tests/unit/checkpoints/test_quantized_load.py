@@ -24,7 +24,7 @@ from pixtral.models.linear import QuantizedLinear
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
 from pixtral.models.vision import PixtralVisionModel
-from pixtral.ops.linear import dequantize_weight, quantize_weight
+from pixtral.ops.quantized_weight import dequantize_weight, quantize_weight
 from pixtral.quantization import Asked
 
 INT4, ALL = Asked("int4"), Asked("int4", quantize_vision=True)
@@ -356,7 +356,7 @@ from pixtral.checkpoints.layout import find
 from pixtral.checkpoints.quantize import quantize_checkpoint
 from pixtral.configuration import QuantizationConfig
 from pixtral.models.llava import LlavaForConditionalGeneration as Model
-from pixtral.ops.linear import QuantizedWeight, quantized_shapes
+from pixtral.ops.quantized_weight import QuantizedWeight, quantized_shapes
 from pixtral.quantization import Asked, base, groupwise
 
 def status(field):

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from pixtral.models.linear import QuantizedLinear
-from pixtral.ops.linear import dequantize_weight, linear, quantize_weight
+from pixtral.ops.linear import linear
+from pixtral.ops.quantized_weight import dequantize_weight, quantize_weight
 
 
 def layer(bits: int = 4, bias: bool = True, activations: str = "int8") -> tuple[QuantizedLinear, torch.Tensor]:

@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixtral.errors import ConfigError, QuantizationError
-from pixtral.ops.linear import QuantizedWeight, dequantize_weight, gated_linear, linear, quantize_weight
+from pixtral.ops.linear import gated_linear, linear
 from pixtral.ops.linear_reference import gated_linear_reference, linear_reference, quantize_activations
-from pixtral.ops.quantized_weight import quantized_shapes
+from pixtral.ops.quantized_weight import QuantizedWeight, dequantize_weight, quantize_weight, quantized_shapes
 
 HALVES = (torch.bfloat16, torch.float16)
 # of silu(gate) * up: exponentials differ in their last bit, and results in the last bit of the type

@@ -12,18 +12,22 @@ from torch import Tensor
 
 from pixtral.errors import QuantizationError
 from pixtral.ops import linear_native, quantized_weight
-from pixtral.ops.linear import (
-    QuantizedWeight,
-    choose_group_size,
-    dequantize_weight,
-    linear,
-    quantize_weight,
-    quantized_shapes,
-)
+from pixtral.ops.linear import linear
 from pixtral.ops.linear_reference import linear_reference
 from pixtral.ops.native import library as native_library
 from pixtral.ops.native.library import ISAS, kernels
-from pixtral.ops.quantized_weight import LEVELS4, dequantize_reference, pack_codes, quantize_reference, unpack_codes
+from pixtral.ops.quantized_weight import (
+    LEVELS4,
+    QuantizedWeight,
+    choose_group_size,
+    dequantize_reference,
+    dequantize_weight,
+    pack_codes,
+    quantize_reference,
+    quantize_weight,
+    quantized_shapes,
+    unpack_codes,
+)
 
 TENSORS = ("codes", "scales", "row_scales")
 

@@ -17,7 +17,7 @@ from pixtral.models.linear import QuantizedLinear
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
 from pixtral.models.vision import PixtralVisionModel
-from pixtral.ops.linear import quantize_weight
+from pixtral.ops.quantized_weight import quantize_weight
 from pixtral.quantization import base
 from pixtral.quantization.base import Slot, TensorSource
 from pixtral.quantization.groupwise import GroupwiseQuantizer
