@@ -158,10 +158,10 @@ class PretrainedModel(QuantizedModel, PixtralModule):
             offload_folder: allows "auto" to leave on the disk what finds no room. What the checkpoint stores as it is
                 used stays there; the rest is written here, and goes with the model.
             attn_implementation: None, "sdpa" or "eager", for programs written for Transformers; it is one and the same.
-            quantization: "int4" or "int8" packs the decoder's weights while they are read (output layer: 8 bits); None
-                leaves them as they are stored, which may be packed.
-            quantize_vision: also pack the vision tower's and the projector's, in 8 bits.
-            activations: "int8" (fast; the default) or "bf16": what goes into packed layers.
+            quantization: "int4" or "int8" quantizes the decoder's weights while they are read (output layer: 8 bits);
+                None leaves them as they are stored, which may be quantized.
+            quantize_vision: also quantize the vision tower's and the projector's, in 8 bits.
+            activations: "int8" (fast; the default) or "bf16": what goes into quantized layers.
             quantization_config: the same with every setting: a QuantizationConfig; or a BitsAndBytesConfig, for that
                 library; or the dict of one.
             layout: which layout to read when a folder holds both: "auto" (Hugging Face's), "hf", "mistral".

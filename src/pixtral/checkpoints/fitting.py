@@ -19,7 +19,7 @@ from pixtral.configuration.quantization import QuantizationConfig
 from pixtral.errors import ConfigError
 from pixtral.quantization import Quantizer
 from pixtral.quantization.base import BLOCK_BYTES
-from pixtral.quantization.packed import PackedQuantizer
+from pixtral.quantization.groupwise import GroupwiseQuantizer
 
 # A strategy fills this share of what is free: the rest is for activations and the cache.
 SHARE = 0.9
@@ -152,11 +152,11 @@ def _settings(one: Opened, target: Target, wish: Wish) -> Iterator[Setting]:
     main = device_of(target.placement.main)
     sizes = _sizes(one)
     plain = one.quantizer is None
-    wider = isinstance(one.quantizer, PackedQuantizer) and one.quantizer.config.bits > 4 and not one.quantizer.stored
+    wider = isinstance(one.quantizer, GroupwiseQuantizer) and one.quantizer.config.bits > 4 and not one.quantizer.stored
     if plain and one.dtype.itemsize > 2:
         yield Setting('dtype="bfloat16"', sum(sizes.values()) * 2 // one.dtype.itemsize, main)
     if plain or wider:
-        packed = packed_bytes(one)
+        packed = quantized_bytes(one)
         if packed is not None:
             yield Setting('quantization="int4"', packed, _CPU)
     if main.type != "cpu":
@@ -165,10 +165,10 @@ def _settings(one: Opened, target: Target, wish: Wish) -> Iterator[Setting]:
         yield _on_disk(one)
 
 
-def packed_bytes(one: Opened) -> int | None:
+def quantized_bytes(one: Opened) -> int | None:
     """What the model would take in 4 bits, or None when it cannot be packed."""
     model = build_empty(type(one.model), one.config)
-    quantizer = PackedQuantizer(QuantizationConfig(bits=4))
+    quantizer = GroupwiseQuantizer(QuantizationConfig(bits=4))
     try:
         layers = quantizer.swap(model, torch.bfloat16)
     except ConfigError:  # a width that no group divides, or no decoder
@@ -209,4 +209,4 @@ def _words(one: Opened) -> str:
 
 def _cpu_only(one: Opened) -> bool:
     """Whether there are layers that only a CPU computes."""
-    return isinstance(one.quantizer, PackedQuantizer)
+    return isinstance(one.quantizer, GroupwiseQuantizer)

@@ -24,7 +24,7 @@ from pixtral.configuration.quantization import QuantizationConfig
 from pixtral.errors import CheckpointError
 from pixtral.hub import saving
 from pixtral.quantization import Asked
-from pixtral.quantization.packed import PackedQuantizer
+from pixtral.quantization.groupwise import GroupwiseQuantizer
 
 
 @dataclass(frozen=True)
@@ -75,12 +75,12 @@ def quantize_checkpoint(
     limit = parse_bytes(max_shard_size, "max_shard_size")
     found = open_checkpoint(files, dtype=dtype, asked=Asked(config=config))
     refuse(found.plan, found.contents)
-    if not isinstance(found.quantizer, PackedQuantizer) or found.quantizer.stored:
+    if not isinstance(found.quantizer, GroupwiseQuantizer) or found.quantizer.stored:
         raise CheckpointError(f"{files.folder} is quantized already; quantize the original checkpoint")
     with saving(out.parent):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise CheckpointError(f"{out} is there already and not empty; choose another folder, or remove it")
-        shapes = _shapes(found, PackedQuantizer(config, stored=True))
+        shapes = _shapes(found, GroupwiseQuantizer(config, stored=True))
         after = total_bytes(shapes)
         _check_room(out.parent, after + sum(path.stat().st_size for path in copies))
         with staging(out.parent / f".{out.name}.partial") as place:
@@ -94,7 +94,7 @@ def quantize_checkpoint(
     return Quantized(out, (*written, *(path.name for path in copies), "config.json"), before, after)
 
 
-def _shapes(found: Opened, stored: PackedQuantizer) -> Shapes:
+def _shapes(found: Opened, stored: GroupwiseQuantizer) -> Shapes:
     """What the copy will hold: name in its files -> dtype and shape, in the order in which they lie best."""
     wanted = found.plan.wanted
     ours: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
@@ -111,9 +111,9 @@ def _shapes(found: Opened, stored: PackedQuantizer) -> Shapes:
 
 def _spelled(found: Opened, name: str) -> str:
     """The name in the files of a tensor of the model."""
-    canonical = found.kind.own.canonical_stored(name, PackedQuantizer.suffixes)
+    canonical = found.kind.own.canonical_stored(name, GroupwiseQuantizer.suffixes)
     assert canonical is not None
-    stored = found.kind.published.spell_stored(canonical, PackedQuantizer.suffixes)
+    stored = found.kind.published.spell_stored(canonical, GroupwiseQuantizer.suffixes)
     assert stored is not None
     return stored
 
@@ -127,7 +127,7 @@ def _check_room(folder: Path, need: int) -> None:
 
 
 def _write(
-    found: Opened, quantizer: PackedQuantizer, folder: Path, shapes: Shapes, limit: int, progress: bool
+    found: Opened, quantizer: GroupwiseQuantizer, folder: Path, shapes: Shapes, limit: int, progress: bool
 ) -> list[str]:
     """Write the weights; the names of the files. Each tensor is written and given up as soon as it is there."""
     plan = found.plan
@@ -149,7 +149,7 @@ def _write(
     return [*shards, *write_index(folder, "model", shards, shapes)]
 
 
-def _made(found: Opened, quantizer: PackedQuantizer, name: str) -> dict[str, Tensor]:
+def _made(found: Opened, quantizer: GroupwiseQuantizer, name: str) -> dict[str, Tensor]:
     """What was just read of the model, by name; the model forgets it."""
     wanted = found.plan.wanted
     if name in wanted.owners:

@@ -13,7 +13,7 @@ from pixtral.configuration import PixtralVisionConfig
 from pixtral.errors import ImageError
 from pixtral.models.base import AttentionStep, LayerStack, PixtralModule
 from pixtral.models.layers import MLP, RMSNorm, Rotation, grid_rotation
-from pixtral.models.linear import PackedLinear, applied, project, takes_kernels
+from pixtral.models.linear import QuantizedLinear, applied, project, takes_kernels
 from pixtral.models.outputs import BaseModelOutputWithPooling, Trace
 from pixtral.ops.attention import Packing
 from pixtral.ops.dense import dense_linear, runs_dense
@@ -156,7 +156,7 @@ class PixtralVisionModel(PixtralModule):
     def _is_native(self, x: Tensor) -> bool:
         """Whether the kernels take the products of all blocks, and so had better take what lies between them."""
         layers = [block.get_submodule("attention.q_proj") for block in self.transformer.layers]
-        return isinstance(layers[0], PackedLinear) or takes_kernels(x, *layers)
+        return isinstance(layers[0], QuantizedLinear) or takes_kernels(x, *layers)
 
     def forward(
         self,

@@ -215,7 +215,7 @@ def test_without_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             LlavaForConditionalGeneration.from_pretrained(tmp_path, **arguments)
 
 
-def test_packed_layers_stay_on_the_cpu(tmp_path: Path) -> None:
+def test_quantized_layers_stay_on_the_cpu(tmp_path: Path) -> None:
     wide = llava_dict(text={"hidden_size": 64, "intermediate_size": 64})
     write_hf(tmp_path, config=wide)
     with pytest.raises(ConfigError, match=r"int4 layers compute on the CPU alone, but .* on 'disk'; leave device_map"):

@@ -1,4 +1,4 @@
-"""`quantize_checkpoint`: what a load would have packed, written beside its other files, whole or not at all."""
+"""`quantize_checkpoint`: what a load would have quantized, written beside its other files, whole or not at all."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ SOURCES: dict[str, tuple[Callable[[Path, dict[str, Any]], object], dict[str, Any
 
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("config", [INT4, QuantizationConfig(8, 32, 16, True)])
-def test_it_is_what_a_load_packs(name: str, config: QuantizationConfig, tmp_path: Path) -> None:
+def test_it_is_what_a_load_quantizes(name: str, config: QuantizationConfig, tmp_path: Path) -> None:
     write, change = SOURCES[name]
     write(tmp_path / "plain", packable_dict(**change))
     made = quantize(tmp_path / "plain", tmp_path / "out", config)
