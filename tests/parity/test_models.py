@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers.models.pixtral.modeling_pixtral import PixtralVisionRotaryEmbedding, apply_rotary_pos_emb
 
 from pixtral.configuration import MistralConfig, PixtralVisionConfig
-from pixtral.models.layers import grid_rotation, rotate
+from pixtral.layers.blocks import grid_rotation, rotate
+from pixtral.layers.outputs import BaseModelOutputWithPooling
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
-from pixtral.models.outputs import BaseModelOutputWithPooling
 from pixtral.models.vision import PixtralVisionModel
 
 LOGITS = {"rtol": 0.0, "atol": 1e-4}

@@ -76,7 +76,7 @@ def load(
         GenerationError: an unknown kind of cache, or a number below 1.
     """
     started = time.perf_counter()
-    from pixtral.pretrained import LlavaForConditionalGeneration
+    from pixtral.models import LlavaForConditionalGeneration
     from pixtral.processing import AutoProcessor
 
     if layout not in ("auto", "hf", "mistral"):

@@ -22,13 +22,13 @@ from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig, MistralConfig
 from pixtral.engine.model import PackedModel
 from pixtral.errors import ConfigError
-from pixtral.models.file_embedding import FileEmbedding
-from pixtral.models.linear import QuantizedLinear
+from pixtral.layers.file_embedding import FileEmbedding
+from pixtral.layers.linear import QuantizedLinear
+from pixtral.models import LlavaForConditionalGeneration
 from pixtral.ops.attention import Packing
 from pixtral.ops.kv_cache import KVCache
 from pixtral.ops.quantized_weight import LEVELS4
 from pixtral.ops.runtime import empty_huge
-from pixtral.pretrained import LlavaForConditionalGeneration
 from pixtral.quantization import Asked, choose_quantizer
 
 _BLOCK = 1 << 22  # numbers that are drawn at a time for the embeddings

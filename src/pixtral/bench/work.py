@@ -11,7 +11,7 @@ from torch import nn
 
 from pixtral.bench.ceilings import Ceilings
 from pixtral.configuration import MistralConfig
-from pixtral.models.linear import QuantizedLinear
+from pixtral.layers.linear import QuantizedLinear
 from pixtral.models.llava import LlavaForConditionalGeneration
 
 

@@ -20,9 +20,6 @@ from pixtral.checkpoints.placement import Place, Placement, device_of
 from pixtral.checkpoints.safetensors_io import TensorInfo, read_header, read_tensor, write_file
 from pixtral.errors import CheckpointError, ConfigError, MissingDependency
 from pixtral.hub import saving
-from pixtral.models.base import PixtralModule
-from pixtral.models.mistral import MistralDecoderLayer
-from pixtral.models.vision import PixtralAttentionLayer
 
 
 class Offloaded(Mapping[str, Tensor]):
@@ -124,7 +121,6 @@ def _state(file: Path) -> tuple[int, int, int]:
 # FOLDED pixtral.checkpoints.offload: One model in several places: which module goes where, and the hooks that bring tensors together (by accelerate).
 
 
-_UNSPLIT = (MistralDecoderLayer, PixtralAttentionLayer)  # what adds its input to its output stays in one place
 _log = logging.getLogger("pixtral")
 
 
@@ -151,7 +147,7 @@ def spread(model: nn.Module, strategy: str, limits: Mapping[Place, int], sizes: 
         MissingDependency: accelerate is not installed.
     """
     accelerate = _accelerate()
-    unsplit = sorted({type(module).__name__ for module in model.modules() if isinstance(module, _UNSPLIT)})
+    unsplit = sorted({type(one).__name__ for one in model.modules()}.intersection(_no_split_modules(model)))
     most = dict(limits)
     options = {"no_split_module_classes": unsplit, "special_dtypes": dict(sizes)}
     if strategy != "sequential":
@@ -183,9 +179,15 @@ def attach(model: nn.Module, placement: Placement, offloaded: Offloaded) -> None
     model.offloaded = offloaded  # type: ignore[assignment]
     model.hf_device_map = dict(placement.devices)  # type: ignore[assignment]  # nn.Module takes any attribute
     for module in model.modules():
-        if isinstance(module, PixtralModule):
-            module.main_device = device_of(main)
+        if hasattr(module, "main_device"):
+            module.main_device = device_of(main)  # type: ignore[assignment]
     _log.info("the model is spread: %s", dict(placement.devices))
+
+
+def _no_split_modules(model: nn.Module) -> tuple[str, ...]:
+    """Classes of blocks that add their input to their output, and so stay on one device."""
+    names: tuple[str, ...] = getattr(model, "_no_split_modules", ())
+    return names
 
 
 def _device(place: Place) -> str | torch.device:

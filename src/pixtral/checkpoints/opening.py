@@ -120,7 +120,7 @@ def open_checkpoint(
         config = narrow(copy.deepcopy(config), kind, "config=")
         settle_head_dim(config, contents.tensors)
     dtype = dtype or _stored_dtype(raw, kind, contents)
-    model = build_empty(cls or kind.model, config)
+    model = build_empty(cls or kind.network(), config)
     if quantizer is not None:
         quantizer.waiting = waiting
     announce(quantizer, kind, contents)

@@ -185,7 +185,7 @@ def _report(files: Files) -> CheckpointReport:
         config = whole_config(files, read_raw(files), tensors)
         kind = next(one for one in KINDS if isinstance(config, one.config))
         announce(quantizer, kind, contents)
-        wanted = wanted_by(build_empty(kind.model, config), torch.bfloat16, quantizer)
+        wanted = wanted_by(build_empty(kind.network(), config), torch.bfloat16, quantizer)
     except (CheckpointError, ConfigError) as error:
         return replace(base, problems=(str(error),))
     plan = make_plan(wanted, kind, contents)

@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pixtral.errors import CheckpointError
-from pixtral.models.file_embedding import FileEmbedding
+from pixtral.layers.file_embedding import FileEmbedding
 from pixtral.ops.runtime import empty_huge
 
 DTYPES: dict[str, torch.dtype] = {

@@ -267,7 +267,7 @@ def _config_json(model: nn.Module, kind: Kind, config: Config, layout: str) -> s
 def config_json(kind: Kind, config: Config, dtype: torch.dtype, quantizer: Quantizer | None) -> str:
     """The content of config.json."""
     name = str(dtype).removeprefix("torch.")
-    values: dict[str, Any] = {**config.to_dict(), "architectures": [kind.model.__name__], "dtype": name}
+    values: dict[str, Any] = {**config.to_dict(), "architectures": [kind.model], "dtype": name}
     for part in ("text_config", "vision_config"):
         if part in values:
             values[part]["dtype"] = name

@@ -11,10 +11,7 @@ from torch import Tensor, nn
 
 from pixtral.configuration.quantization import QuantizationConfig
 from pixtral.errors import ConfigError
-from pixtral.models.linear import QuantizedLinear
-from pixtral.models.llava import LlavaMultiModalProjector
-from pixtral.models.mistral import MistralDecoderLayer
-from pixtral.models.vision import PixtralVisionModel
+from pixtral.layers.linear import QuantizedLinear
 from pixtral.ops.quantized_weight import SEARCH_CHUNK, TILE, choose_group_size, quantize_weight, quantized_shapes
 from pixtral.ops.runtime import empty_huge
 from pixtral.quantization.base import BLOCK_BYTES, Quantizer, Slot, WeightSource, replace_module
@@ -129,9 +126,10 @@ class GroupwiseQuantizer(Quantizer):
         config = self._config
         chosen: dict[str, tuple[int, tuple[int, ...]]] = {}
         for path, module in model.named_modules():
-            if isinstance(module, MistralDecoderLayer):
+            part = getattr(module, "quantized_as", None)  # what the classes of `models` say of themselves
+            if part == "decoder":
                 choice = config.bits, GROUP_SIZES
-            elif isinstance(module, (PixtralVisionModel, LlavaMultiModalProjector)) and config.quantize_vision:
+            elif part == "vision" and config.quantize_vision:
                 choice = VISION_BITS, VISION_GROUP_SIZES
             else:
                 continue

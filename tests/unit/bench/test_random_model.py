@@ -15,7 +15,7 @@ from pixtral.bench.random_model import empty_model, fill_random, resident_bytes
 from pixtral.bench.work import weight_bytes
 from pixtral.configuration.shapes import NAMES, shape_config, with_layers
 from pixtral.errors import ConfigError
-from pixtral.models.linear import QuantizedLinear
+from pixtral.layers.linear import QuantizedLinear
 from pixtral.quantization import Asked
 
 

@@ -60,7 +60,7 @@ def test_the_whole_model(
     layout: str, dtype: str | None, devices: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the kernels leave layers with accelerate's hooks to PyTorch, so here they also leave the plain model's
-    monkeypatch.setattr("pixtral.models.linear.runs_dense", lambda *_: False)
+    monkeypatch.setattr("pixtral.layers.linear.runs_dense", lambda *_: False)
     WRITERS[layout](tmp_path)
     plain = LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)
     model = LlavaForConditionalGeneration.from_pretrained(

@@ -20,7 +20,7 @@ from pixtral.checkpoints import load_model, save_model
 from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig, QuantizationConfig
 from pixtral.errors import CheckpointError, ConfigError
-from pixtral.models.linear import QuantizedLinear
+from pixtral.layers.linear import QuantizedLinear
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
 from pixtral.models.vision import PixtralVisionModel

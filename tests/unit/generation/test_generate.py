@@ -14,9 +14,9 @@ from pixtral import pretrained
 from pixtral.configuration import GenerationConfig
 from pixtral.errors import ConfigError, GenerationError, ImageError, PromptError, UnknownArgument
 from pixtral.generation import GenerationMixin
+from pixtral.images.pixels import crop_images
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
-from pixtral.models.vision import crop_images
 
 NEW = 10
 

@@ -8,12 +8,12 @@ from collections.abc import Callable
 
 import pytest
 import torch
+from pixtral.models.base import PixtralModule
 from random_models import VARIANTS, llava_dict, random_batch, random_llava
 from torch import nn
 
 from pixtral.configuration import LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.errors import ConfigError
-from pixtral.models.base import PixtralModule
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
 from pixtral.models.vision import PixtralVisionModel

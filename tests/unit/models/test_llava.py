@@ -9,7 +9,7 @@ import torch
 from random_models import IMG, VARIANTS, llava_dict, random_batch, random_llava
 
 from pixtral.errors import ConfigError, ImageError, PromptError
-from pixtral.models.outputs import BaseModelOutputWithPooling
+from pixtral.layers.outputs import BaseModelOutputWithPooling
 
 
 def test_features_replace_exactly_the_image_tokens() -> None:

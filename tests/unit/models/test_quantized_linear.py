@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from pixtral.models.linear import QuantizedLinear
+from pixtral.layers.linear import QuantizedLinear
 from pixtral.ops.linear import linear
 from pixtral.ops.quantized_weight import dequantize_weight, quantize_weight
 

@@ -13,7 +13,7 @@ from torch import nn
 from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig, QuantizationConfig
 from pixtral.errors import ConfigError
-from pixtral.models.linear import QuantizedLinear
+from pixtral.layers.linear import QuantizedLinear
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
 from pixtral.models.vision import PixtralVisionModel

@@ -11,7 +11,7 @@ from pixtral.ops.dense import dense_gated_linear, dense_linear, runs_dense
 from pixtral.ops.linear import gated_linear, linear
 from pixtral.ops.quantized_weight import QuantizedWeight, quantized_shapes
 
-# FOLDED pixtral.models.linear: A linear layer that holds its weights in 4 or 8 bits; the computation is `ops.linear`'s.
+# FOLDED pixtral.layers.linear: A linear layer that holds its weights in 4 or 8 bits; the computation is `ops.linear`'s.
 
 
 class QuantizedLinear(nn.Module):
