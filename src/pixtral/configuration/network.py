@@ -241,8 +241,12 @@ class LlavaConfig(Config):
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
         self.text_config.tie_word_embeddings = self.tie_word_embeddings
 
-    def get_text_config(self) -> MistralConfig:
-        """The decoder's configuration, where Transformers' tools look for vocabulary and lengths."""
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> MistralConfig:
+        """The decoder's configuration, where Transformers' and accelerate's tools look for vocabulary and lengths.
+
+        Args:
+            decoder, encoder: accepted as in Transformers; there is one text configuration.
+        """
         return self.text_config
 
     @property

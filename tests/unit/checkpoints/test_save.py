@@ -32,7 +32,8 @@ def listing(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_hugging_face_and_back(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model = random_llava(VARIANTS[name]).to(dtype)
-    assert save_model(model, tmp_path) == (tmp_path / "model.safetensors", tmp_path / "config.json")
+    names = ("model.safetensors", "config.json", "generation_config.json")
+    assert save_model(model, tmp_path) == tuple(tmp_path / name for name in names)
     again = load_model(LlavaForConditionalGeneration, tmp_path)
     assert_same(again.state_dict(), model.state_dict())
     expected, found = model.config.to_dict(), again.config.to_dict()
@@ -47,7 +48,8 @@ def test_mistral_and_back(bias: bool, dtype: torch.dtype, tmp_path: Path) -> Non
     config = llava_dict(multimodal_projector_bias=bias, image_token_index=77)
     model = random_llava(config).to(dtype)
     written = save_model(model, tmp_path, layout="mistral")
-    assert written == (tmp_path / "consolidated.safetensors", tmp_path / "params.json")
+    names = ("consolidated.safetensors", "params.json", "generation_config.json")
+    assert written == tuple(tmp_path / name for name in names)
     again = load_model(LlavaForConditionalGeneration, tmp_path)
     assert_same(again.state_dict(), model.state_dict())
     assert again.loaded_from.layout == "mistral"  # type: ignore[union-attr]
