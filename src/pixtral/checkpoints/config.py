@@ -14,8 +14,8 @@ from pixtral.checkpoints.layout import Files
 from pixtral.checkpoints.names import Scheme
 from pixtral.checkpoints.safetensors_io import TensorInfo
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
-from pixtral.configuration.base import read_json
 from pixtral.errors import CheckpointError, ConfigError
+from pixtral.hub import read_json
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
 from pixtral.models.vision import PixtralVisionModel

@@ -1,4 +1,4 @@
-"""What the rest of the package asks of a tokenizer, whichever files it came from."""
+"""The tokenizer interface that the rest of the package uses; both tokenizers implement it."""
 
 from __future__ import annotations
 
