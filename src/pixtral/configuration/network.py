@@ -1,4 +1,4 @@
-"""The three configurations of the network: vision tower, decoder, and both joined."""
+"""The configurations of the network: vision tower, decoder, and the whole model."""
 
 from __future__ import annotations
 
@@ -187,7 +187,7 @@ class MistralConfig(Config):
 
 @dataclasses.dataclass
 class LlavaConfig(Config):
-    """Tower, projector and decoder together; defaults are Transformers', sub-configurations are Pixtral's kinds."""
+    """The whole model; defaults are Transformers', except that the sub-configurations are Pixtral's types."""
 
     model_type: ClassVar[str] = "llava"
 
