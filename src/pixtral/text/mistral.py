@@ -23,7 +23,7 @@ from pixtral.text.tokenizer_files import find_tokenizer_file, load_tokenizer, sa
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-    from pixtral.images.source import ImageLimits
+    from pixtral.images.limits import ImageLimits
 
 _PATTERNS = ("tekken.json", "*.model", "*.model.v*")
 OPTIONS = (
