@@ -21,7 +21,7 @@ Each also inherits the builtin that a program written for Transformers catches.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 
 class PixtralError(Exception):
@@ -92,6 +92,16 @@ def nearest(name: str, known: Collection[str]) -> str:
     """A hint for a misspelt name: the closest known one, or the whole list when nothing is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def listed(items: Sequence[str], count: int = 5, separator: str = ", ") -> str:
+    """The first few, and how many more.
+
+    >>> listed("abcdefg")
+    'a, b, c, d, e and 2 more'
+    """
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return separator.join(items[:count]) + more
 
 
 def refuse_unknown(names: Iterable[str], where: str, known: Collection[str]) -> None:

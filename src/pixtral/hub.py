@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from pixtral.errors import CheckpointError, ConfigError, PixtralError
+from pixtral.errors import CheckpointError, ConfigError, PixtralError, listed
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -90,11 +90,9 @@ def read_json(path: Path, *, error: type[PixtralError] = ConfigError, missing_ok
     return values
 
 
-def listing(folder: Path, limit: int = 20) -> str:
+def listing(folder: Path, count: int = 20) -> str:
     """The names of the files in a folder, for messages."""
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(names[:limit]) or "nothing") + more
+    return listed(sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [], count) or "nothing"
 
 
 def _fetch(

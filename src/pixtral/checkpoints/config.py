@@ -1,4 +1,4 @@
-"""The configuration of a checkpoint, with what its file leaves open taken from the weights."""
+"""The configuration of a checkpoint; fields that its file leaves out are derived from the weights' shapes."""
 
 from __future__ import annotations
 
