@@ -1,4 +1,4 @@
-"""The configuration of a checkpoint, with what its file leaves open taken from the weights."""
+"""The configuration of a checkpoint; fields that its file leaves out are derived from the weights' shapes."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from pixtral.checkpoints.layout import Files
 from pixtral.checkpoints.names import Scheme
 from pixtral.checkpoints.safetensors_io import TensorInfo
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
-from pixtral.configuration.base import read_json
 from pixtral.errors import CheckpointError, ConfigError
+from pixtral.hub import read_json
 
 _BIAS = "model.multi_modal_projector.linear_1.bias"
 

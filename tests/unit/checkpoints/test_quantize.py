@@ -126,7 +126,7 @@ def test_what_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch:
         quantize(tmp_path / "plain", tmp_path / "new", max_shard_size="5 parsecs")
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("pixtral.checkpoints.quantize.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(CheckpointError, match=r"has 0.0 MB free, the quantized model takes 0.\d MB; make room"):
+    with pytest.raises(CheckpointError, match=r"has 0.0 MB free, the model takes 0.\d MB; make room"):
         quantize(tmp_path / "plain", tmp_path / "new")
     assert listing(tmp_path) == before
     assert {path.name for path in tmp_path.iterdir()} == {"plain", "out"}
