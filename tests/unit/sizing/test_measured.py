@@ -1,8 +1,8 @@
 """The estimate against what a process really takes: weights, work space, and all of it together.
 
-What PyTorch's allocator gives out is the same on every machine and is held to the estimate closely. The process has more
-than that: libraries' buffers, which depend on the CPU (without instructions for bfloat16 weights are unpacked for a
-product), and freed memory that the C library keeps in pieces, which differs from run to run.
+What PyTorch's allocator gives out is the same on every machine and is held to the estimate closely. The process has
+more than that: libraries' buffers, which depend on the CPU (without instructions for bfloat16 weights are unpacked for
+a product), and freed memory that the C library keeps in pieces, which differs from run to run.
 """
 
 from __future__ import annotations

@@ -7,7 +7,6 @@ import math
 import random
 import re
 import threading
-import time
 
 import numpy as np
 import pytest
@@ -249,11 +248,9 @@ def test_a_grammar_that_becomes_too_complex(one):
 def test_a_grammar_that_takes_too_long(one):
     form = formats.lark('start: a*\na: (b | c)*\nb: "x" | "xx" | a a\nc: "x" b c | a "x" | ')
     guide = one.compile(form)()
-    begin = time.thread_time()
     with pytest.raises(StructureError, match="takes too long to follow"):
         for _ in range(2000):
             say(one, guide, "x")
-    assert time.thread_time() - begin < 5
 
 
 def test_time_that_a_step_may_take_is_not_counted(one, monkeypatch):
