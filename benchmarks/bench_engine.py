@@ -7,7 +7,7 @@
     overhead   milliseconds per step at 8 answers that are neither embedding, decoder nor output layer
     batching   seconds of 8 text requests at once, and one after the other
     stretch    gaps between the tokens of 4 running answers while a long prompt is read, and without it
-    image    seconds to the first token of a first and of a second question about one image
+    image      seconds to the first token of a first and of a second question about one image
     async      tokens per second of 8 clients of AsyncEngine, and of the bare engine
 
 and ends with one JSON line.
@@ -64,7 +64,7 @@ def build(size: str) -> Any:
 
 
 def prompt(model: Any, length: int, seed: int) -> tuple[int, ...]:
-    """Words, no two prompts alike."""
+    """A random prompt of ordinary tokens."""
     draw = random.Random(seed)
     special = {model.config.image_token_index}
     words = [i for i in range(20, min(model.text_config.vocab_size, 30000)) if i not in special]
@@ -77,7 +77,7 @@ def params(new: int) -> SamplingParams:
 
 
 def engine_for(model: Any, **settings: Any) -> Engine:
-    """With room for everything that is measured here."""
+    """An engine with a KV cache for all measurements."""
     return Engine(model, EngineConfig(kv_cache_bytes=2**30, **settings))
 
 

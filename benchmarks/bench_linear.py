@@ -16,13 +16,12 @@ import functools
 import json
 import statistics
 import time
-from collections.abc import Callable
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from pixtral.bench.ceilings import Meter
+from pixtral.bench.ceilings import Meter, seconds_of
 from pixtral.ops.linear import PackedWeight, gated_linear, linear, packed_shapes
 from pixtral.ops.native.library import kernels
 from pixtral.ops.runtime import empty_huge, use_threads
@@ -71,21 +70,14 @@ class Limits:
         }
 
 
-def random_weight(bits: int, rows: int, width: int) -> PackedWeight:
-    """Any codes and scales."""
-    shapes = packed_shapes(bits, GROUP, rows, width)
+def random_weight(bits: int, rows: int, width: int, group: int = GROUP) -> PackedWeight:
+    """Random codes and scales."""
+    shapes = packed_shapes(bits, group, rows, width)
     parts = {name: empty_huge(shape, dtype) for name, (dtype, shape) in shapes.items()}
     parts["codes"].random_(0 if bits == 4 else 1, 256)
     parts["scales"].random_(30, 127)
     parts["row_scales"].fill_(1e-4)
-    return PackedWeight(bits, GROUP, rows, width, **parts)
-
-
-def seconds(run: Callable[[], object]) -> float:
-    """Of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
+    return PackedWeight(bits, group, rows, width, **parts)
 
 
 def measure(shape: str, all_rows: list[int], limits: Limits, budget: float) -> list[dict[str, Any]]:
@@ -103,7 +95,7 @@ def measure(shape: str, all_rows: list[int], limits: Limits, budget: float) -> l
             weights = copies[turn % len(copies)]
             turn += 1
             before = limits.now()
-            took = seconds(functools.partial(_call, x, weights, gated))
+            took = seconds_of(functools.partial(_call, x, weights, gated))
             read, peak = (statistics.mean(pair) for pair in zip(before, limits.now(), strict=True))
             times.append(took)
             of_read.append(nbytes / took / read)
@@ -140,7 +132,7 @@ def overhead(calls: int = 2000) -> dict[str, float]:
             linear(x, some)
 
     runs = {"one weight": weights[:1], "three weights": weights}
-    best = {name: min(seconds(functools.partial(run, some)) for _ in range(5)) for name, some in runs.items()}
+    best = {name: min(seconds_of(functools.partial(run, some)) for _ in range(5)) for name, some in runs.items()}
     return {name: round(1e6 / calls * took, 1) for name, took in best.items()}
 
 

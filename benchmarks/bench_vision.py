@@ -11,15 +11,15 @@ from __future__ import annotations
 
 import argparse
 import json
-import resource
 import statistics
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 
 import torch
 
+from pixtral.bench.ceilings import seconds_of
+from pixtral.bench.machine import resident
 from pixtral.configuration import PixtralVisionConfig
 from pixtral.models.vision import PixtralVisionModel
 
@@ -49,13 +49,6 @@ def build_transformers(ours: PixtralVisionModel) -> torch.nn.Module:
     return theirs
 
 
-def seconds(run: Callable[[], object]) -> float:
-    """Of one call."""
-    start = time.perf_counter()
-    run()
-    return time.perf_counter() - start
-
-
 def measure_time(counts: list[int], side: int, runs: int, compare: bool) -> list[dict[str, float]]:
     """Medians for each number of images, the systems taking turns."""
     ours = build()
@@ -69,7 +62,7 @@ def measure_time(counts: list[int], side: int, runs: int, compare: bool) -> list
         times: dict[str, list[float]] = {name: [] for name in systems}
         for _ in range(runs + 1):
             for name, run in systems.items():
-                times[name].append(seconds(run))
+                times[name].append(seconds_of(run))
         row: dict[str, float] = {"images": count, "side": side}
         row |= {f"{name}_s": round(statistics.median(values[1:]), 3) for name, values in times.items()}
         if theirs is not None:
@@ -86,14 +79,11 @@ def peak_rise(count: int, side: int) -> float:
     model = build()
     model.encode([torch.zeros(3, 64, 64).bfloat16()])
     before = resident()
+    assert before is not None, "memory is measured on Linux only"
     model.encode([torch.randn(3, side, side).bfloat16() for _ in range(count)])
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024 - before
-
-
-def resident() -> float:
-    """MiB of this process in memory now."""
-    with open("/proc/self/statm", encoding="ascii") as statm:
-        return int(statm.read().split()[1]) * resource.getpagesize() / 2**20
+    after = resident()
+    assert after is not None
+    return (after.peak - before.now) / 2**20
 
 
 def measure_memory(side: int) -> dict[str, object]:

@@ -19,35 +19,27 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+from bench_linear import random_weight
 from torch import Tensor
 from torch.nn.functional import linear as linear_of
 
 from pixtral.ops import attention_native, dense, linear_native, rowwise
 from pixtral.ops.attention import attention
 from pixtral.ops.kv_cache import LayerCache, Packing
-from pixtral.ops.linear import PackedWeight, gated_linear, linear, packed_shapes
+from pixtral.ops.linear import gated_linear, linear
 from pixtral.ops.native import library
-from pixtral.ops.runtime import empty_huge, use_threads
+from pixtral.ops.runtime import use_threads
 
 Run = Callable[[], Tensor]
-
-
-def packed(bits: int, rows: int, width: int, group: int) -> PackedWeight:
-    """Random codes and scales."""
-    tensors = {
-        name: empty_huge(shape, dtype) for name, (dtype, shape) in packed_shapes(bits, group, rows, width).items()
-    }
-    tensors["codes"].random_(1, 256)
-    tensors["scales"].random_(-100, 100)
-    tensors["row_scales"].fill_(1e-4)
-    return PackedWeight(bits, group, rows, width, *tensors.values())
 
 
 def products(bits: int, rows: int, width: int, outputs: int, *, gated: bool = False, group: int = 64) -> Run:
     """Layers on few bits; a single row meets another weight at each call."""
     x = torch.randn(rows, width).bfloat16()
     copies = 6 if rows == 1 else 1
-    turns = itertools.cycle([[packed(bits, outputs, width, group) for _ in range(1 + gated)] for _ in range(copies)])
+    turns = itertools.cycle(
+        [[random_weight(bits, outputs, width, group) for _ in range(1 + gated)] for _ in range(copies)]
+    )
     return lambda: gated_linear(x, *next(turns)) if gated else linear(x, next(turns))[0]
 
 

@@ -1,4 +1,4 @@
-"""The bare engine under the loads of a server: clients that ask again as soon as they are answered, no HTTP between.
+"""The bare engine under the loads of a server, without HTTP: each client sends its next request when one is answered.
 
     python benchmarks/engine_loads.py MODEL [--clients 1 8 32] [--load text different same large] [--profile]
 
@@ -57,7 +57,7 @@ def requests(model: Any, kind: str, count: int, new: int, seed: int) -> Iterator
 
 
 def run(engine: Engine, asked: Iterator[EngineRequest], clients: int) -> dict[str, float]:
-    """Keep so many requests on their way until all are answered."""
+    """Keep `clients` requests in the engine until all are answered."""
     waiting, begun, first = list(asked)[::-1], {}, []
     tokens, begin = 0, time.perf_counter()
     alive = 0

@@ -1,4 +1,4 @@
-"""Put load on an OpenAI-compatible server, and print what it bears. The last line is JSON.
+"""Put load on an OpenAI-compatible server, and print throughput and latencies. The last line is JSON.
 
 Each of C clients sends its next streamed request as soon as its last one is answered, until all requests were sent.
 Loads: `text`; `image`, a different image in every request; `same-image`, one image in all of them.
@@ -30,7 +30,7 @@ WORDS = "time year people way day man thing woman life child world school state 
 
 @dataclasses.dataclass
 class Answer:
-    """One request: when it was sent, when pieces of its answer came, what it cost, or what went wrong."""
+    """One request: its times, its usage, or its error."""
 
     sent: float = 0.0
     pieces: list[float] = dataclasses.field(default_factory=list)
@@ -77,7 +77,7 @@ def body(options: argparse.Namespace, load: str, number: int, shared: str) -> by
 
 
 async def ask(connection: Connection, request: bytes, timeout: float) -> Answer:
-    """Send a request and note when what comes."""
+    """Send a request and record the times of its answer."""
     answer, clock = Answer(), time.perf_counter
     answer.sent = clock()
 
@@ -162,7 +162,7 @@ def percentile(values: Sequence[float], share: float) -> float | None:
 
 
 def mean(values: Sequence[float]) -> float | None:
-    """None of nothing."""
+    """The mean, or None of no values."""
     return round(sum(values) / len(values), 1) if values else None
 
 

@@ -10,8 +10,8 @@ with weights of any kind, and at every accuracy of the drafts:
     shuffled  words of the document in an order of their own: almost every draft is wrong, which shows what that costs
 
 Each line takes its turns with and without, alternating; medians count. The document is not read first: its keys and
-values are drawn at random (`pixtral.bench.work`), which takes no time and changes none. Prints a table and one line
-of JSON.
+values are drawn at random (`pixtral.bench.random_model`), which takes no time and changes none. Prints a table and
+one line of JSON.
 """
 
 from __future__ import annotations
@@ -28,12 +28,12 @@ from typing import Any
 import torch
 
 import pixtral
-from pixtral.bench.measured_model import random_subject
+from pixtral.bench.measured_model import model_of_shape
+from pixtral.bench.random_model import FilledContext
 from pixtral.bench.settings import Settings
-from pixtral.bench.work import FilledContext
-from pixtral.engine.prompt_lookup import PromptLookup
+from pixtral.engine.sampling_params import PromptLookup, SamplingParams
 from pixtral.errors import PixtralError
-from pixtral.generation.loop import Generation, Prompt, SamplingParams
+from pixtral.generation.loop import Generation, Prompt
 from pixtral.quantization import Asked
 
 
@@ -64,7 +64,7 @@ def load(given: argparse.Namespace) -> Any:
     if given.model is not None:
         return pixtral.LlavaForConditionalGeneration.from_pretrained(given.model, quantization=given.quantization)
     settings = Settings(images=(), prompt=1, new=given.new, contexts=(given.context,), memory_context=given.context)
-    return random_subject(given.shape, Asked(given.quantization), settings, given.layers).model
+    return model_of_shape(given.shape, Asked(given.quantization), settings, given.layers).model
 
 
 def measure(model: Any, given: argparse.Namespace) -> None:
@@ -116,11 +116,11 @@ class Counted(FilledContext):
 
     passes = rows = 0
 
-    def forward_packed(self, embeds: Any, positions: Any, packing: Any, cache: Any) -> Any:
+    def forward_packed(self, embeds: Any, positions: Any, packing: Any, cache: Any, wanted: Any) -> Any:
         """As the model's own."""
         if cache.lengths[0] >= self.drawn:
             self.passes, self.rows = self.passes + 1, self.rows + len(embeds)
-        return super().forward_packed(embeds, positions, packing, cache)
+        return super().forward_packed(embeds, positions, packing, cache, wanted)
 
 
 def answer_once(

@@ -3,9 +3,9 @@
     python benchmarks/soak.py --minutes 10
 
 Starts `pixtral serve` (arguments behind -- go to it) and sends, from 32 clients at once: questions whose answers were
-recorded when nobody else was there, greedy and seeded, with and without images; new questions with a number in each,
+recorded on an idle server, greedy and seeded, with and without images; new questions with a number in each,
 whose prompt and answer must cost exactly as many tokens as that number says; schemas that allow that number alone;
-nonsense; and streams that are left in the middle. What must hold:
+nonsense; and streams that the client ends in the middle. What must hold:
 
 - no answer is lost, mixed up or changed by its neighbours, and its usage is the one of its question;
 - no status of 500 or more; nonsense gets 4xx;
@@ -42,7 +42,7 @@ TIMEOUT = 180.0
 
 @dataclasses.dataclass(frozen=True)
 class Question:
-    """A request, and how its answer is known."""
+    """A request with its expected answer."""
 
     fields: dict[str, Any]
     usage: tuple[int, int] | None = None  # tokens of prompt and answer
@@ -61,7 +61,7 @@ def asked(text: str, url: str | None = None, **fields: Any) -> dict[str, Any]:
 
 
 async def answer_of(connection: Connection, fields: dict[str, Any], leave_after: int | None = None) -> tuple[str, Any]:
-    """Text and usage of an answer; None for the usage where it was left."""
+    """Text and usage of an answer; no usage where the client disconnected before its end."""
     text, usage, pieces = "", None, 0
     events = connection.events(PATH, json.dumps(fields).encode())
     try:
@@ -78,7 +78,7 @@ async def answer_of(connection: Connection, fields: dict[str, Any], leave_after:
 
 
 class Soak:
-    """What is asked, what came of it, and what was wrong."""
+    """The requests of a run, their counts, and the failures."""
 
     def __init__(self, url: str, process: int, seed: int) -> None:
         self.url, self.process, self.rng = url, process, random.Random(seed)
@@ -91,7 +91,7 @@ class Soak:
         self.number = 0
 
     async def record(self) -> None:
-        """Ask everything once while nobody else is there."""
+        """Record answers and token counts on the idle server."""
         connection, words = Connection(self.url), ("red", "green", "blue", "circle", "square", "left", "above")
         for place in range(24):
             text = " ".join(self.rng.choice(words) for _ in range(20))
@@ -112,7 +112,7 @@ class Soak:
         return int(usage["prompt_tokens"])
 
     def _next(self) -> str:
-        """A number that no other request has, of as many digits."""
+        """A number that no other request has, with the same number of digits."""
         self.number += 1
         return str(100_000_000 + self.number)
 
@@ -131,7 +131,7 @@ class Soak:
         return asked(number, response_format=form, max_tokens=200, ignore_eos=False)
 
     async def client(self, end: float) -> None:
-        """One of those who ask, until the time is over."""
+        """A client that sends requests until the time is over."""
         connection = Connection(self.url)
         kinds, weights = list(SHARES), list(SHARES.values())
         while time.monotonic() < end:
@@ -194,7 +194,7 @@ class Soak:
             self.wrong.append(f"{kind}: tokens of prompt and answer are {found} instead of {expected}")
 
     async def state(self) -> dict[str, float]:
-        """The server when nobody asks: its own figures, memory and open files."""
+        """Metrics, memory and open files of the idle server."""
         connection = Connection(self.url)
         figures: dict[str, float] = {}
         for _ in range(200):
@@ -205,17 +205,16 @@ class Soak:
             await asyncio.sleep(0.1)
         connection.close()
         await asyncio.sleep(1)
-        status = Path(f"/proc/{self.process}/status").read_text()
-        figures["memory_mb"] = int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
-        figures["threads"] = int(re.findall(r"Threads:\s+(\d+)", status)[0])
+        figures["memory_mb"] = status_of(self.process, "VmRSS") / 1024
+        figures["threads"] = status_of(self.process, "Threads")
         figures["files"] = len(list(Path(f"/proc/{self.process}/fd").iterdir()))
         return figures
 
     def judge(self, before: dict[str, float], after: dict[str, float]) -> None:
-        """What must be as it was."""
+        """Compare the states before and after."""
         for name in ("requests_active", "running", "waiting"):
             if after[name]:
-                self.wrong.append(f"{after[name]:g} {name} when nobody asked any more")
+                self.wrong.append(f"{after[name]:g} {name} after the last request")
         if after["kv_blocks_free"] != after["kv_blocks"]:
             self.wrong.append(f"{after['kv_blocks_free']:g} of {after['kv_blocks']:g} blocks are free")
         if after["image_cache_bytes"] > after["image_cache_limit_bytes"]:
@@ -227,6 +226,11 @@ class Soak:
                 f"files and threads grew from {before['files']:g} and {before['threads']:g} "
                 f"to {after['files']:g} and {after['threads']:g}"
             )
+
+
+def status_of(process: int, name: str) -> int:
+    """A number in /proc/PID/status; sizes are in KiB."""
+    return int(re.findall(rf"{name}:\s+(\d+)", Path(f"/proc/{process}/status").read_text())[0])
 
 
 async def ready(url: str) -> None:
@@ -244,7 +248,7 @@ async def ready(url: str) -> None:
 
 
 async def run(options: argparse.Namespace, url: str, process: int) -> dict[str, Any]:
-    """Warm up, look, ask for minutes, look again."""
+    """Warm up, record the state, run the clients, and compare the state."""
     soak = Soak(url, process, options.seed)
     await ready(url)
     await soak.record()
@@ -259,8 +263,7 @@ async def run(options: argparse.Namespace, url: str, process: int) -> dict[str, 
     asking = asyncio.gather(*(soak.client(start + 60 * options.minutes) for _ in range(options.clients)))
     while not asking.done():
         await asyncio.wait([asking], timeout=30)
-        status = Path(f"/proc/{process}/status").read_text()
-        memory = int(re.findall(r"VmRSS:\s+(\d+)", status)[0]) / 1024
+        memory = status_of(process, "VmRSS") / 1024
         print(f"{time.monotonic() - start:6.0f} s  {sum(soak.counts.values()):7} requests  {memory:7.0f} MB  "
               f"{len(soak.wrong)} wrong", flush=True)  # fmt: skip
     await asking

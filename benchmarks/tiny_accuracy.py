@@ -18,6 +18,8 @@ import dataclasses
 import json
 import pathlib
 import time
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -26,8 +28,8 @@ from PIL import Image
 import pixtral
 from pixtral.assets import tiny_path
 from pixtral.training.evaluate import HELD_OUT_SEED
-from pixtral.training.questions import KINDS, Asker
-from pixtral.training.scenes import draw, sample_scene, sample_size
+from pixtral.training.questions import KINDS, Asker, Question
+from pixtral.training.scenes import Scene, draw, sample_scene, sample_size
 
 FORMATS = ("none", "int4", "int8")
 
@@ -102,28 +104,41 @@ def measure(given: argparse.Namespace, quantization: str) -> Tally:
     model = pixtral.LlavaForConditionalGeneration.from_pretrained(given.model, dtype=given.dtype, **how)
     tally = Tally({kind: collections.defaultdict(list) for kind in given.kinds})
     started = time.perf_counter()
-    for kind in given.kinds:
-        rng = np.random.default_rng([HELD_OUT_SEED, given.seed, KINDS.index(kind)])
-        while len(tally.of(kind)) < given.images:
+    for kind, scene, question, inputs in questions(processor, given.kinds, given.images, given.seed):
+        inputs = inputs.to(model.dtype)
+        with torch.inference_mode():
+            ids = model.generate(**inputs, max_new_tokens=48, do_sample=False)
+        answer = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        tally.right[kind][len(scene.things)].append(answer == question.answer)
+        if answer != question.answer:
+            tally.mistakes.append(f"{kind}: {question.text} -> {answer} (right: {question.answer})")
+    tally.seconds = time.perf_counter() - started
+    return tally
+
+
+def questions(processor: Any, kinds: Sequence[str], each: int, seed: int) -> Iterator[tuple[str, Scene, Question, Any]]:
+    """`each` questions of each kind on held-out images: (kind, scene, question, model inputs)."""
+    for kind in kinds:
+        rng = np.random.default_rng([HELD_OUT_SEED, seed, KINDS.index(kind)])
+        asked = 0
+        while asked < each:
             scene = sample_scene(rng, *sample_size(rng))
             question = Asker(scene, rng).one(kind)
             if question is None:
                 continue
+            asked += 1
             content = [
                 {"type": "image", "image": Image.fromarray(draw(scene))},
                 {"type": "text", "text": question.text},
             ]
-            inputs = processor.apply_chat_template(
-                [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt"
-            ).to(model.dtype)
-            with torch.inference_mode():
-                ids = model.generate(**inputs, max_new_tokens=48, do_sample=False)
-            answer = processor.decode(ids[0, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
-            tally.right[kind][len(scene.things)].append(answer == question.answer)
-            if answer != question.answer:
-                tally.mistakes.append(f"{kind}: {question.text} -> {answer} (right: {question.answer})")
-    tally.seconds = time.perf_counter() - started
-    return tally
+            yield (
+                kind,
+                scene,
+                question,
+                processor.apply_chat_template(
+                    [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt"
+                ),
+            )
 
 
 def compare(tallies: dict[str, Tally], kinds: list[str]) -> None:

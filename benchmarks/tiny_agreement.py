@@ -12,15 +12,12 @@ import argparse
 import json
 from typing import Any
 
-import numpy as np
 import torch
-from PIL import Image
+from tiny_accuracy import questions
 
 import pixtral
 from pixtral.assets import tiny_path
-from pixtral.training.evaluate import HELD_OUT_SEED
-from pixtral.training.questions import KINDS, Asker
-from pixtral.training.scenes import draw, sample_scene, sample_size
+from pixtral.training.questions import KINDS
 
 WAYS: dict[str, dict[str, Any]] = {
     "prompt lookup": {"prompt_lookup_num_tokens": 10},
@@ -48,7 +45,7 @@ def main() -> None:
         settings["eos_token_id"] = None
     same, right = dict.fromkeys(WAYS, 0), dict.fromkeys(("as it is", *WAYS), 0)
     total = 0
-    for inputs, expected in questions(processor, given.questions):
+    for _, _, question, inputs in questions(processor, KINDS, given.questions, seed=5):
         prompt = inputs["input_ids"].shape[1]
         inputs = inputs.to(model.dtype)
         answers = {}
@@ -57,36 +54,13 @@ def main() -> None:
                 answers[name] = model.generate(**inputs, **settings, **way)[0, prompt:]
         total += 1
         for name, ids in answers.items():
-            right[name] += processor.decode(ids, skip_special_tokens=True) == expected
+            right[name] += processor.decode(ids, skip_special_tokens=True) == question.answer
             if name in same:
                 same[name] += ids.equal(answers["as it is"])
     print(f"{'':16}{'the same':>10}{'right':>10}   of {total} questions, {model.dtype}")
     for name, count in right.items():
         print(f"{name:16}{'' if name not in same else f'{same[name] / total:.1%}':>10}{count / total:10.1%}")
     print(json.dumps({**vars(given), "questions": total, "same": same, "right": right}))
-
-
-def questions(processor: Any, each: int) -> Any:
-    """Model inputs and right answers, of images that training never saw."""
-    for index, kind in enumerate(KINDS):
-        rng = np.random.default_rng([HELD_OUT_SEED, 5, index])
-        asked = 0
-        while asked < each:
-            scene = sample_scene(rng, *sample_size(rng))
-            question = Asker(scene, rng).one(kind)
-            if question is None:
-                continue
-            asked += 1
-            content = [
-                {"type": "image", "image": Image.fromarray(draw(scene))},
-                {"type": "text", "text": question.text},
-            ]
-            yield (
-                processor.apply_chat_template(
-                    [{"role": "user", "content": content}], tokenize=True, return_dict=True, return_tensors="pt"
-                ),
-                question.answer,
-            )
 
 
 if __name__ == "__main__":

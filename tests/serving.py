@@ -14,7 +14,7 @@ from torch import Tensor
 from pixtral.engine.config import EngineConfig
 from pixtral.engine.engine import Engine
 from pixtral.engine.input_processor import place_images
-from pixtral.engine.outputs import Output
+from pixtral.engine.outputs import RequestOutput
 from pixtral.engine.request import EngineRequest
 from pixtral.engine.sampling_params import SamplingParams
 
@@ -98,7 +98,7 @@ def run(engine: Engine, *requests: EngineRequest) -> dict[tuple[str, int], Resul
     """Add, step until all have ended, and join the outputs."""
     for request in requests:
         engine.add_request(request)
-    outputs: list[Output] = []
+    outputs: list[RequestOutput] = []
     while engine.has_unfinished:
         outputs += engine.step()
         engine.check()
@@ -112,9 +112,9 @@ class Result:
         self.ids: list[int] = []
         self.text = ""
         self.logprobs: list[Any] = []
-        self.last: Output | None = None
+        self.last: RequestOutput | None = None
 
-    def add(self, output: Output) -> None:
+    def add(self, output: RequestOutput) -> None:
         assert self.last is None, "nothing comes after the end"
         self.ids += output.token_ids
         self.text += output.text
@@ -124,7 +124,7 @@ class Result:
             self.last = output
 
 
-def joined(outputs: Sequence[Output]) -> dict[tuple[str, int], Result]:
+def joined(outputs: Sequence[RequestOutput]) -> dict[tuple[str, int], Result]:
     """By request and index."""
     results: dict[tuple[str, int], Result] = {}
     for output in outputs:

@@ -10,8 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from serving import CONTEXT, ask, build, engine_of, expected, joined, run, small_model
 
-from pixtral.engine.prompt_lookup import PromptLookup
-from pixtral.engine.sampling_params import SamplingParams
+from pixtral.engine.sampling_params import PromptLookup, SamplingParams
 
 IMAGES = [("a", 1, 2), ("b", 1, 2), ("a", 3, 2)]
 # beginnings that several prompts share, longer than a block, one with an image in it
@@ -109,6 +108,6 @@ def test_every_request_gives_its_own_tokens(requests: list[Asked], sizes: dict[s
     stats = engine.stats()
     assert stats.num_free_blocks == stats.num_blocks
     assert stats.image_cache_bytes <= max(stats.image_cache_limit, 6 * 40 * 4 + 9 * 40 * 4)
-    engine.scheduler.images.cache.clear()
+    engine.scheduler.encoder.cache.clear()
     assert engine.stats().image_cache_bytes == 0
     assert small_model().training is False

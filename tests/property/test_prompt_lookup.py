@@ -10,10 +10,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from random_models import llava_dict, random_llava
 
-from pixtral.engine.prompt_lookup import PromptLookup
-from pixtral.engine.request import Prompt
-from pixtral.generation.loop import Generation
-from pixtral.generation.sampling import SamplingParams
+from pixtral.engine.sampling_params import PromptLookup, SamplingParams
+from pixtral.generation.loop import Generation, Prompt
 from pixtral.models.llava import LlavaForConditionalGeneration
 
 WORDS = 24

@@ -9,9 +9,9 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from pixtral.engine.block_manager import BlockPool
-from pixtral.engine.encoder_cache import ImageCache
-from pixtral.engine.request import Budget, ImageInput, Plan, Request, Status
+from pixtral.engine.block_manager import BlockManager
+from pixtral.engine.encoder_cache import EncoderCache
+from pixtral.engine.request import ImageInput, Request, SchedulerConfig, SchedulerOutput, Status
 from pixtral.engine.sampling_params import SamplingParams
 from pixtral.engine.scheduler import Scheduler
 
@@ -54,8 +54,8 @@ class Machine(RuleBasedStateMachine):
         caching=st.booleans(), drafts=st.booleans(),
     )  # fmt: skip
     def start(self, seqs, tokens, patches, room, caching, drafts):
-        budget = Budget(seqs, tokens, max_encoder_tokens=patches, feature_bytes=1, prefix_caching=caching)
-        self.scheduler = Scheduler(budget, BlockPool(BLOCKS, SIZE), ImageCache(room))
+        budget = SchedulerConfig(seqs, tokens, max_encoder_tokens=patches, feature_bytes=1, prefix_caching=caching)
+        self.scheduler = Scheduler(budget, BlockManager(BLOCKS, SIZE), EncoderCache(room))
         self.random = random.Random(seqs)
         self.drafts = drafts
         self.content = {}
@@ -99,12 +99,14 @@ class Machine(RuleBasedStateMachine):
         plan = scheduler.schedule(prompt_tokens)
         self.check_plan(plan, decoding, prompt_tokens)
         for image in plan.encode:
-            scheduler.images.cache.put(image.key, image.key)
-        for request, count in plan.tokens.items():
+            scheduler.encoder.cache.put(image.key, image.key)
+        for request, count in plan.num_scheduled_tokens.items():
             self.run(request, count)
-        assert all(request.num_computed == before.get(request, request.num_computed) for request in plan.tokens)
+        assert all(
+            request.num_computed == before.get(request, request.num_computed) for request in plan.num_scheduled_tokens
+        )
         scheduler.update(plan)
-        for request in [request for request in plan.tokens if request.num_computed >= request.length]:
+        for request in [request for request in plan.num_scheduled_tokens if request.num_computed >= request.length]:
             self.say(request)
             if request.followers:
                 forked, copies = scheduler.fork(request)
@@ -115,19 +117,21 @@ class Machine(RuleBasedStateMachine):
                     self.say(follower)
         scheduler.check()
 
-    def check_plan(self, plan: Plan, decoding, prompt_tokens):
+    def check_plan(self, plan: SchedulerOutput, decoding, prompt_tokens):
         """Every decoding request has its token; prompts keep to the budget; images to theirs."""
-        budget = self.scheduler.budget
+        budget = self.scheduler.config
         for request in decoding:
             assert (
-                request in plan.tokens
+                request in plan.num_scheduled_tokens
                 or request in plan.preempted
                 or any(image.end == request.num_prompt_tokens for image in request.images)
             )
-        newest = sum(request in plan.tokens for request in decoding)
-        assert sum(plan.tokens.values()) - newest <= max(budget.max_num_batched_tokens - newest, 1)
+        newest = sum(request in plan.num_scheduled_tokens for request in decoding)
+        assert sum(plan.num_scheduled_tokens.values()) - newest <= max(budget.max_num_batched_tokens - newest, 1)
         if prompt_tokens is not None:
-            assert sum(n for request, n in plan.tokens.items() if request not in decoding) <= prompt_tokens
+            assert (
+                sum(n for request, n in plan.num_scheduled_tokens.items() if request not in decoding) <= prompt_tokens
+            )
         assert len(self.scheduler.running) <= budget.max_num_seqs
         assert len(plan.encode) <= 1 or sum(i.num_features for i in plan.encode) <= budget.max_encoder_tokens
         assert len({image.key for image in plan.encode}) == len(plan.encode)
@@ -143,7 +147,7 @@ class Machine(RuleBasedStateMachine):
                 self.content[slot] = truth
         for image in request.images:
             if image.start < start + count and image.end > start:
-                assert self.scheduler.images.cache.get(image.key) == image.key
+                assert self.scheduler.encoder.cache.get(image.key) == image.key
 
     def say(self, request):
         """Choose a token, or several if the draft comes true."""
@@ -179,9 +183,8 @@ class Machine(RuleBasedStateMachine):
         assert not self.alive
         scheduler = self.scheduler
         assert scheduler.blocks.num_free == BLOCKS
-        scheduler.images.cache.clear()
-        assert scheduler.images.cache.nbytes == 0
-        scheduler.blocks.forget_all()
+        scheduler.encoder.cache.clear()
+        assert scheduler.encoder.cache.nbytes == 0
         scheduler.check()
 
 

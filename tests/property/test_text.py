@@ -12,9 +12,9 @@ from tokens import LARGE, SPECIAL, make_image, small_hf, small_tekken
 
 from pixtral.processing import PixtralProcessor
 from pixtral.text.control import TokenFinder, mask_for
+from pixtral.text.detokenizer import StreamDecoder
 from pixtral.text.huggingface import HuggingFaceTokenizer
 from pixtral.text.mistral import MistralCommonTokenizer
-from pixtral.text.stream import StreamDecoder
 
 KINDS = ("tekken", "tokenizer.json", "sentencepiece")
 

@@ -15,7 +15,7 @@ import httpx
 import pytest
 import uvicorn
 
-from pixtral.server.guard import Guard, GuardLimits, name_of
+from pixtral.server.guard import Guard, GuardLimits, host_name
 from pixtral.server.run import limited_protocol
 
 Say = Callable[[str], bytes]
@@ -257,7 +257,7 @@ def test_web_sockets_are_refused() -> None:
 
 
 def test_names_in_host_headers() -> None:
-    assert [name_of(host) for host in ("a:1", "A", "[::1]:80", "[::1]", "::1", "")] == [
+    assert [host_name(host) for host in ("a:1", "A", "[::1]:80", "[::1]", "::1", "")] == [
         "a",
         "a",
         "::1",

@@ -10,7 +10,7 @@ import pytest
 from pixtral.errors import ConfigError
 from pixtral.server.run import JsonLines, TextLines
 from pixtral.server.settings import Settings, is_loopback, kind_of, load_settings
-from pixtral.server.state import name_of
+from pixtral.server.state import served_name
 
 
 @pytest.fixture
@@ -93,10 +93,10 @@ def test_every_setting_says_what_it_is_for():
 
 def test_names_of_models(tmp_path):
     (tmp_path / "my-model").mkdir()
-    assert name_of(Settings()) == "pixtral-tiny"
-    assert name_of(Settings(model="mistralai/Pixtral-12B-2409")) == "mistralai/Pixtral-12B-2409"
-    assert name_of(Settings(model=str(tmp_path / "my-model"))) == "my-model"
-    assert name_of(Settings(model="a/b", served_model_name="c")) == "c"
+    assert served_name(Settings()) == "pixtral-tiny"
+    assert served_name(Settings(model="mistralai/Pixtral-12B-2409")) == "mistralai/Pixtral-12B-2409"
+    assert served_name(Settings(model=str(tmp_path / "my-model"))) == "my-model"
+    assert served_name(Settings(model="a/b", served_model_name="c")) == "c"
 
 
 def test_the_key_is_not_shown():

@@ -30,11 +30,19 @@ class ImageInfo:
 
 @dataclasses.dataclass(frozen=True)
 class Usage:
-    """Tokens. `image_tokens` are part of `prompt_tokens`; the token that ends an answer counts as one."""
+    """Tokens; the one that ends an answer counts.
+
+    Attributes:
+        prompt_tokens: of the whole prompt.
+        image_tokens: those of images among them.
+        completion_tokens: new ones.
+        cached_tokens: of the prompt, computed by an earlier question.
+    """
 
     prompt_tokens: int
     image_tokens: int
     completion_tokens: int = 0
+    cached_tokens: int = 0
 
     @property
     def total_tokens(self) -> int:
@@ -53,12 +61,12 @@ class Timings:
     Attributes:
         load: reading the model, when it was loaded.
         prepare: opening and resizing images, building the prompt.
-        image: the vision tower and the projector, all images together.
+        image: the vision tower and the projector, all images that had not been encoded before.
         prompt: running the prompt up to the first new token.
         first_token: from the call to the first new token: prepare + image + prompt, for a stream also what passed
             before it was first read.
-        per_token: mean over the new tokens after the first; 0 when there is only one. Time that the reader of a
-            stream takes for itself does not count.
+        per_token: mean over the new tokens after the first; 0 when there is only one. Time between reads of a stream
+            does not count.
         total: from the call to the end of the answer.
     """
 

@@ -7,7 +7,7 @@ import time
 from typing import TYPE_CHECKING, Any
 
 from pixtral.assistant.chat import Assistant
-from pixtral.assistant.options import how_to_answer
+from pixtral.assistant.options import resolve_options
 from pixtral.errors import ConfigError
 from pixtral.images.limits import ImageLimits
 
@@ -85,7 +85,7 @@ def load(
         from pixtral.ops.runtime import use_threads
 
         use_threads(threads)
-    how_to_answer({"kv_cache": kv_cache, "prompt_lookup_num_tokens": prompt_lookup_num_tokens}, ())  # refused at once
+    resolve_options({"kv_cache": kv_cache, "prompt_lookup_num_tokens": prompt_lookup_num_tokens})  # refused at once
     if path_or_id is None:
         from pixtral.assets import tiny_path
 

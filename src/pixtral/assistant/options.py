@@ -1,4 +1,4 @@
-"""How to answer: the options of a chat, and what the engine makes of them."""
+"""The options of a chat, and the engine's settings that follow from them."""
 
 from __future__ import annotations
 
@@ -9,8 +9,7 @@ from typing import Any, TypeAlias, TypedDict
 import torch
 
 from pixtral.engine.model import cache_dtype
-from pixtral.engine.prompt_lookup import DEFAULT_NGRAM, PromptLookup
-from pixtral.engine.sampling_params import SamplingParams
+from pixtral.engine.sampling_params import DEFAULT_NGRAM, PromptLookup, SamplingParams
 from pixtral.errors import GenerationError
 from pixtral.images.source import ImageSource
 from pixtral.messages import Message
@@ -18,11 +17,12 @@ from pixtral.messages import Message
 DEFAULT_NEW_TOKENS = 512
 
 Messages: TypeAlias = "str | Message | Mapping[str, Any] | Sequence[Message | Mapping[str, Any]]"
+Conversations: TypeAlias = "list[str] | list[list[Any]]"
 Images: TypeAlias = "ImageSource | Sequence[ImageSource] | None"
 
 
 class ChatOptions(TypedDict, total=False):
-    """How to answer; the keyword arguments of `Assistant.chat` that have defaults.
+    """Keyword arguments of `Assistant.chat` that have defaults.
 
     max_new_tokens: new tokens at most (512).
     temperature: None or 0 takes the likeliest token every time; above 0 it is drawn.
@@ -49,24 +49,33 @@ class ChatOptions(TypedDict, total=False):
     max_matching_ngram_size: int | None
 
 
-def stop_strings(stop: str | Sequence[str] | None) -> tuple[str, ...]:
-    """One string, several or none as a tuple."""
-    strings = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
-    if not all(isinstance(string, str) and string for string in strings):
-        raise GenerationError(f"stop is {stop!r}, expected strings of at least one character")
-    return strings
+@dataclasses.dataclass(frozen=True)
+class ChatSettings:
+    """The options of a chat, decided and checked.
+
+    Attributes:
+        sampling: how tokens are sampled, and what ends the answer.
+        kv_cache: "bf16", "int8", or None for the model's dtype.
+        prompt_lookup: how drafts are made, if they are.
+    """
+
+    sampling: SamplingParams
+    kv_cache: str | None
+    prompt_lookup: PromptLookup | None
 
 
-def sampling(options: ChatOptions, ends: tuple[int, ...]) -> SamplingParams:
-    """The options of a chat as the engine's; None is each option's neutral value.
-
-    Args:
-        options: those left out have their defaults.
-        ends: tokens that end an answer.
+def resolve_options(options: ChatOptions) -> ChatSettings:
+    """Decide everything; None is each option's neutral value, and options left out have their defaults.
 
     Raises:
         GenerationError: a value out of its range.
     """
+    kv_cache = options.get("kv_cache")
+    cache_dtype(kv_cache, torch.float32)  # refuses an unknown name
+    return ChatSettings(_sampling(options), kv_cache, _prompt_lookup(options))
+
+
+def _sampling(options: ChatOptions) -> SamplingParams:
     temperature = options.get("temperature")
     if temperature is None:
         temperature = 0.0 if all(options.get(name) is None for name in ("top_p", "top_k", "min_p")) else 1.0
@@ -75,34 +84,12 @@ def sampling(options: ChatOptions, ends: tuple[int, ...]) -> SamplingParams:
         for name in ("top_p", "top_k", "min_p", "repetition_penalty")
         if (value := options.get(name)) is not None
     }
+    stop = options.get("stop")
+    strings = () if stop is None else (stop,) if isinstance(stop, str) else tuple(stop)
+    if not all(isinstance(string, str) and string for string in strings):
+        raise GenerationError(f"stop is {stop!r}, expected strings of at least one character")
     limit = options.get("max_new_tokens", DEFAULT_NEW_TOKENS)
-    return SamplingParams(
-        temperature=temperature, seed=options.get("seed"), max_tokens=limit, stop_token_ids=ends, **given
-    )
-
-
-@dataclasses.dataclass(frozen=True)
-class HowToAnswer:
-    """The options of a chat, decided and checked.
-
-    Attributes:
-        sampling: how tokens are chosen.
-        stops: strings that end the answer.
-        kv_cache: "bf16", "int8", or None for the model's dtype.
-        prompt_lookup: what is looked up in the text, if anything.
-    """
-
-    sampling: SamplingParams
-    stops: tuple[str, ...]
-    kv_cache: str | None
-    prompt_lookup: PromptLookup | None
-
-
-def how_to_answer(options: ChatOptions, ends: tuple[int, ...]) -> HowToAnswer:
-    """Decide everything; arguments and errors as in `sampling`."""
-    kv_cache = options.get("kv_cache")
-    cache_dtype(kv_cache, torch.float32)  # refuses an unknown name
-    return HowToAnswer(sampling(options, ends), stop_strings(options.get("stop")), kv_cache, _prompt_lookup(options))
+    return SamplingParams(temperature=temperature, seed=options.get("seed"), max_tokens=limit, stop=strings, **given)
 
 
 def _prompt_lookup(options: ChatOptions) -> PromptLookup | None:

@@ -8,48 +8,37 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 from PIL.Image import Image
-from torch import Tensor
 
 from pixtral.assistant.answer import ImageInfo
 from pixtral.errors import ImageError, PromptError
-from pixtral.images.geometry import Grid
 from pixtral.images.limits import ImageLimits
 from pixtral.images.source import load_image
 from pixtral.messages import ImagePart, Message, Part, TextPart, fill_images, normalize, to_openai
-from pixtral.models.vision import crop_images
 
 if TYPE_CHECKING:
     from pixtral.processing import PixtralProcessor
+    from pixtral.processing.encoded import EncodedPrompt
 
 
 @dataclass(frozen=True)
 class PreparedPrompt:
-    """What the model is asked.
+    """A question ready for the engine.
 
     Attributes:
-        messages: the conversation; opened_images stand in it as they were read. Empty for a raw prompt.
-        ids: the prompt.
-        pixels: one (3, H, W) float tensor per opened_image, in order.
-        images: what became of them.
-        tokenizer: reads the answer's tokens.
-        started, seconds: when the work on it began (perf_counter) and how long it took.
+        messages: the conversation, with its images opened; empty for a raw prompt.
+        encoded: ids and pixels.
+        images: sizes and tokens of the images.
+        started, seconds: when preparing it began (perf_counter), and how long it took.
     """
 
     messages: list[Message]
-    ids: list[int]
-    pixels: list[Tensor]
+    encoded: EncodedPrompt
     images: tuple[ImageInfo, ...]
-    tokenizer: Any
     started: float
     seconds: float
 
-    @property
-    def image_tokens(self) -> int:
-        """Prompt tokens that opened_images take, breaks and ends included."""
-        return sum(image.tokens for image in self.images)
-
     def continued(self, text: str) -> list[dict[str, Any]]:
-        """The conversation with the answer behind it, or joined to the assistant's words that it goes on from."""
+        """The conversation with the answer added, or joined to the assistant's words that it continues."""
         if not self.messages:
             return []
         messages = list(self.messages)
@@ -66,7 +55,7 @@ def prepare(
     limits: ImageLimits | None,
     max_image_size: int | None,
 ) -> PreparedPrompt:
-    """Messages, opened_images, ids and pixels; the model is not needed.
+    """Messages, images, ids and pixels of a question; the model is not needed.
 
     Raises:
         PromptError: the conversation is empty or refused, or images and places for them do not match.
@@ -74,18 +63,9 @@ def prepare(
     """
     started = time.perf_counter()
     messages = with_images(compose(message, images, system), limits)
-    goes_on = messages[-1].role == "assistant"
-    batch = processor.apply_chat_template(
-        to_openai(messages),
-        add_generation_prompt=not goes_on,
-        continue_final_message=goes_on,
-        tokenize=True,
-        return_dict=True,
-        return_tensors="pt",
-        **_size(max_image_size),
-    )
-    opened_images = [image.source for message in messages for image in message.images]
-    return _prepared(processor, messages, opened_images, batch, started)
+    encoded = processor.encode(messages, max_image_size=max_image_size)
+    opened = [image.source for message in messages for image in message.images]
+    return _prepared(processor, messages, opened, encoded, started)
 
 
 def prepare_raw(
@@ -95,54 +75,47 @@ def prepare_raw(
     limits: ImageLimits | None,
     max_image_size: int | None,
 ) -> PreparedPrompt:
-    """Ids and pixels of a prompt that is written out, with one "[IMG]" for each opened_image.
+    """Ids and pixels of a prompt that is written out, with one "[IMG]" for each image.
 
     Raises:
-        PromptError: the prompt is empty, or has another number of "[IMG]" than there are opened_images.
+        PromptError: the prompt is empty, or has another number of "[IMG]" than there are images.
         ImageError: an image that cannot be had or read.
     """
     started = time.perf_counter()
     if not prompt:
         raise PromptError("the prompt is empty; expected text, with one [IMG] for each image")
     sources = as_list(images)
-    opened_images = [_open(source, number, len(sources), limits) for number, source in enumerate(sources)]
-    batch = processor(text=prompt, images=opened_images or None, return_tensors="pt", **_size(max_image_size))
-    return _prepared(processor, [], opened_images, batch, started)
+    opened = [_open(source, number, len(sources), limits) for number, source in enumerate(sources)]
+    encoded = processor.encode_text(prompt, opened, max_image_size=max_image_size)
+    return _prepared(processor, [], opened, encoded, started)
 
 
 def explained(prompt: PreparedPrompt, processor: PixtralProcessor) -> str:
-    """The prompt as text, its opened_images as "{image 0: 7 x 9 patches, 70 tokens}"."""
-    image_ids = set(processor.image_token_ids)
+    """The prompt as text, each image as "{image 0: 7 x 9 patches, 70 tokens}"."""
     parts: list[str] = []
-    run: list[int] = []
-    skip, number = 0, 0
-    for token in prompt.ids:
-        if skip:
-            skip -= 1
-        elif token in image_ids:
-            image = prompt.images[number]
-            grid = f"{{image {number}: {image.rows} x {image.cols} patches, {image.tokens} tokens}}"
-            parts += [processor.decode(run), grid]
-            run, skip, number = [], image.tokens - 1, number + 1
-        else:
-            run.append(token)
-    return "".join([*parts, processor.decode(run)])
-
-
-def _size(max_image_size: int | None) -> dict[str, Any]:
-    return {} if max_image_size is None else {"size": {"longest_edge": max_image_size}}
+    end = 0
+    ids = list(prompt.encoded.ids)
+    for number, (image, info) in enumerate(zip(prompt.encoded.images, prompt.images, strict=True)):
+        grid = f"{{image {number}: {info.rows} x {info.cols} patches, {info.tokens} tokens}}"
+        parts += [processor.decode(ids[end : image.start]), grid]
+        end = image.end
+    return "".join([*parts, processor.decode(ids[end:])])
 
 
 def _prepared(
-    processor: PixtralProcessor, messages: list[Message], opened_images: Sequence[object], batch: Any, started: float
+    processor: PixtralProcessor,
+    messages: list[Message],
+    opened: Sequence[object],
+    encoded: EncodedPrompt,
+    started: float,
 ) -> PreparedPrompt:
-    pixels: list[Tensor] = crop_images(batch["pixel_values"], batch["image_sizes"]) if opened_images else []
-    infos = tuple(
-        _info(opened_image, image, processor.patch_size)
-        for opened_image, image in zip(opened_images, pixels, strict=True)
-    )
-    ids: list[int] = batch["input_ids"][0].tolist()
-    return PreparedPrompt(messages, ids, pixels, infos, processor.tokenizer, started, time.perf_counter() - started)
+    side = processor.patch_size * processor.spatial_merge_size
+    infos = []
+    for image, grid in zip(opened, encoded.grids, strict=True):
+        assert isinstance(image, Image)
+        height, width = grid.size(side)
+        infos.append(ImageInfo(image.width, image.height, width, height, grid.rows, grid.cols, grid.num_tokens))
+    return PreparedPrompt(messages, encoded, tuple(infos), started, time.perf_counter() - started)
 
 
 def compose(message: object, images: object | None, system: str | None) -> list[Message]:
@@ -192,12 +165,3 @@ def _open(source: Any, number: int, total: int, limits: ImageLimits | None) -> o
         if total == 1:
             raise
         raise type(error)(f"image {number} of {total} (counted from 0): {error}") from error
-
-
-def _info(opened_image: object, pixels: Tensor, patch: int) -> ImageInfo:
-    assert isinstance(opened_image, Image)
-    resized_height, resized_width = pixels.shape[-2:]
-    grid = Grid(resized_height // patch, resized_width // patch)
-    return ImageInfo(
-        opened_image.width, opened_image.height, resized_width, resized_height, grid.rows, grid.cols, grid.num_tokens
-    )

@@ -1,43 +1,35 @@
-"""A prompt on its way to an answer: pieces of text as they come, the finished answer at the end."""
+"""AnswerStream: the text of an answer piece by piece, and the finished answer at the end."""
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
-import torch
-
 from pixtral.assistant.answer import Answer, FinishReason, Timings, Usage
+from pixtral.engine.request import EngineRequest
 from pixtral.errors import GenerationError
-from pixtral.generation.loop import Generation, Prompt
-from pixtral.text.stream import StopText, StreamDecoder
 
 if TYPE_CHECKING:
-    from pixtral.assistant.options import HowToAnswer
     from pixtral.assistant.prompt import PreparedPrompt
-    from pixtral.pretrained import LlavaForConditionalGeneration
+    from pixtral.engine.shared_engine import RequestOutputs, SharedEngine
 
 
 class AnswerStream(Iterator[str]):
     """Iterate for the text as it is written; `answer` is the whole of it.
 
-    The vision tower and the prompt run when the first piece is asked for. `stop()` ends the answer early; it may be
-    called from a signal handler or another thread.
+    The request reaches the engine when the first piece is asked for. `stop()` ends the answer early; it may be called
+    from a signal handler or another thread.
     """
 
     def __init__(
-        self,
-        model: LlavaForConditionalGeneration,
-        prompt: PreparedPrompt,
-        how: HowToAnswer,
-        load_seconds: float,
+        self, engine: SharedEngine, request: EngineRequest, prompt: PreparedPrompt, load_seconds: float
     ) -> None:
-        self._model = model
+        self._engine = engine
+        self._request = request
         self._prompt = prompt
-        self._how = how
         self._load_seconds = load_seconds
-        self._stop_text = StopText(how.stops)
+        self._outputs: RequestOutputs | None = None
         self._stopped = False
         self._text = ""
         self._answer: Answer | None = None
@@ -64,79 +56,70 @@ class AnswerStream(Iterator[str]):
         """Call `listener` with the answer as soon as it is complete."""
         self._listeners.append(listener)
 
+    def start(self) -> None:
+        """Queue the request now, so that it shares the engine's steps with those of other streams."""
+        if self._outputs is None:
+            self._outputs = self._engine.add_request(self._request)
+
     def _run(self) -> Iterator[str]:
-        prompt = self._prompt
+        prompt, stopped = self._prompt, False
         if self._stopped:
-            self._finish([], "abort", 0.0, 0.0, 0.0, 0.0)
+            self._finish("abort", [], 0, 0.0, 0.0, 0.0)
             return
-        clock = time.perf_counter()
-        generation = self._prefilled()
-        image_seconds = time.perf_counter() - clock
-        state = generation.sequences[0]
-        decoder = StreamDecoder(prompt.tokenizer)
-        prompt_seconds = first_token = decoding = 0.0
-        while generation.running and not (self._stopped or self._stop_text.found):
-            clock = time.perf_counter()
-            token = generation.step().tokens[0]
-            now = time.perf_counter()
-            if len(state.new_ids) == 1:
-                prompt_seconds, first_token = now - clock, now - prompt.started
-            else:
-                decoding += now - clock
-            if token not in self._how.sampling.stop_token_ids:
-                yield from self._tell(self._stop_text.push(decoder.push(token)))
-        assert state.finish_reason != "error", "an error is raised"
-        reason: FinishReason = state.finish_reason or "abort"
-        if not self._stop_text.found:
-            yield from self._tell(self._stop_text.push(decoder.finish()))
-        if self._stop_text.found:
-            reason = "stop"
-        else:
-            yield from self._tell(self._stop_text.finish())
-        self._finish(state.new_ids, reason, image_seconds, prompt_seconds, first_token, decoding)
-
-    def _tell(self, piece: str) -> Iterator[str]:
-        self._text += piece
-        if piece:
-            yield piece
-
-    @torch.no_grad()
-    def _prefilled(self) -> Generation:
-        """The tower and the embeddings; the decoder has not run yet."""
-        model, prompt = self._model, self._prompt
-        pixels = [image.to(model.device, model.dtype) for image in prompt.pixels]
-        features = model.encode_images(pixels)
-        embeds = model.embed(torch.tensor(prompt.ids, device=model.device), features)
-        if model.device.type == "cuda":
-            torch.cuda.synchronize(model.device)  # or the tower's seconds would be counted as the prompt's
-        return Generation(
-            model,
-            [Prompt(embeds, tuple(prompt.ids), model.config.image_token_index)],
-            [self._how.sampling],
-            kv_cache=self._how.kv_cache,
-            prompt_lookup=self._how.prompt_lookup,
-        )
+        self.start()
+        outputs = self._outputs
+        assert outputs is not None
+        try:
+            encode_seconds = first_token = decode_seconds = 0.0
+            new_ids: list[int] = []
+            while True:
+                if self._stopped and not stopped:
+                    stopped = True
+                    self._engine.abort(self._request.request_id)
+                clock = time.perf_counter()
+                output = next(outputs, None)
+                now = time.perf_counter()
+                assert output is not None, "the last output has a finish_reason"
+                if output.error is not None:
+                    raise output.error
+                encode_seconds += output.encode_seconds
+                if new_ids:
+                    decode_seconds += now - clock
+                elif output.token_ids:
+                    first_token = now - prompt.started
+                new_ids += output.token_ids
+                self._text += output.text
+                if output.text:
+                    yield output.text
+                if output.finish_reason is not None:
+                    break
+            assert output.finish_reason != "error", "an error is raised"
+            cached = 0 if output.usage is None else output.usage.cached_tokens
+            self._finish(output.finish_reason, new_ids, cached, encode_seconds, first_token, decode_seconds)
+        finally:
+            outputs.close()
 
     def _finish(
         self,
-        new_ids: Sequence[int],
         reason: FinishReason,
-        image: float,
-        prompt: float,
+        new_ids: list[int],
+        cached_tokens: int,
+        encode_seconds: float,
         first_token: float,
-        decoding: float,
+        decode_seconds: float,
     ) -> None:
+        prompt = self._prompt
         timings = Timings(
             load=self._load_seconds,
-            prepare=self._prompt.seconds,
-            image=image,
-            prompt=prompt,
+            prepare=prompt.seconds,
+            image=encode_seconds,
+            prompt=max(first_token - prompt.seconds - encode_seconds, 0.0),
             first_token=first_token,
-            per_token=decoding / (len(new_ids) - 1) if len(new_ids) > 1 else 0.0,
-            total=time.perf_counter() - self._prompt.started,
+            per_token=decode_seconds / (len(new_ids) - 1) if len(new_ids) > 1 else 0.0,
+            total=time.perf_counter() - prompt.started,
         )
-        usage = Usage(len(self._prompt.ids), self._prompt.image_tokens, len(new_ids))
-        messages = self._prompt.continued(self._text)
-        self._answer = Answer(self._text, reason, usage, timings, self._prompt.images, messages)
+        encoded = prompt.encoded
+        usage = Usage(len(encoded.ids), encoded.num_image_tokens, len(new_ids), cached_tokens)
+        self._answer = Answer(self._text, reason, usage, timings, prompt.images, prompt.continued(self._text))
         for listener in self._listeners:
             listener(self._answer)

@@ -1,1 +1,1 @@
-"""How fast a model runs here, how much memory it takes, and how near both are to what the machine can do."""
+"""Benchmarks: speed and memory of a model, beside the measured ceilings of the machine."""

@@ -1,9 +1,10 @@
-"""What this machine can do at most: reading memory, products of 8-bit integers, products of bfloat16."""
+"""The measured ceilings of this machine: reading memory, products of 8-bit integers and of bfloat16."""
 
 from __future__ import annotations
 
 import ctypes
 import dataclasses
+import functools
 import statistics
 import time
 from collections.abc import Callable
@@ -23,7 +24,7 @@ _PATIENCE = 0.5  # seconds for one product; without instructions for bfloat16 Py
 
 @dataclasses.dataclass(frozen=True)
 class Ceilings:
-    """Per second.
+    """Rates per second.
 
     Attributes:
         read: bytes of memory.
@@ -38,7 +39,7 @@ class Ceilings:
     measured_with: str
 
     def to_dict(self) -> dict[str, Any]:
-        """For a report, in GB/s and TOP/s."""
+        """In a report, in GB/s and TOP/s."""
         return {
             "read_gb_s": round(self.read / 1e9, 1),
             "int8_top_s": round(self.int8 / 1e12, 3),
@@ -47,12 +48,19 @@ class Ceilings:
         }
 
 
+def seconds_of(run: Callable[[], object]) -> float:
+    """Wall time of one call."""
+    start = time.perf_counter()
+    run()
+    return time.perf_counter() - start
+
+
 class Meter:
-    """Measures the limits with the threads in use; holds READ_BYTES of memory."""
+    """Measures the ceilings; holds READ_BYTES of memory."""
 
     def __init__(self, threads: int) -> None:
         self.threads = threads
-        # numpy asks for huge pages, which are read faster; torch.ones does not
+        # numpy requests huge pages, which are read faster; torch.ones does not
         self._buffer = np.ones(READ_BYTES, np.uint8)
         self._words = torch.from_numpy(self._buffer.view(np.int64))
         self._library = kernels()
@@ -65,19 +73,17 @@ class Meter:
         """Bytes per second of one pass over the buffer, some milliseconds."""
         if self._read is not None:
             return READ_BYTES / self._read(self.threads, self._buffer.ctypes.data, READ_BYTES)
-        start = time.perf_counter()
-        self._words.sum()
-        return READ_BYTES / (time.perf_counter() - start)
+        return READ_BYTES / seconds_of(self._words.sum)
 
     def ceilings(self) -> Ceilings:
-        """Reading as the median of several passes, since it varies on a shared machine; products as the best."""
+        """Ceilings: reading as the median of several passes, since it varies on a shared machine; products the best."""
         read = statistics.median(self.read() for _ in range(PASSES))
         bf16 = max(_torch_rate(torch.mm, torch.bfloat16), self._rate("px_measure_bf16"))
         int8 = self._rate("px_measure_int8") or _torch_rate(torch._int_mm, torch.int8)
         return Ceilings(read, int8, bf16, "torch" if self._library is None else self._library.isa)
 
     def _rate(self, name: str) -> float:
-        """Operations per second by a function of the library; 0 without one, or where it knows no such products."""
+        """Operations per second of a native loop; 0 without the library, or where the CPU has no such products."""
         if self._library is None:
             return 0.0
         function = self._library.function(name, (ctypes.c_int, ctypes.c_int64), ctypes.c_double)
@@ -93,7 +99,5 @@ def _torch_rate(product: Callable[[torch.Tensor, torch.Tensor], torch.Tensor], d
         a = torch.ones(side, side, dtype=dtype)
         product(a, a)
         for _ in range(PASSES):
-            start = time.perf_counter()
-            product(a, a)
-            rate = max(rate, 2 * side**3 / (time.perf_counter() - start))
+            rate = max(rate, 2 * side**3 / seconds_of(functools.partial(product, a, a)))
     return rate

@@ -1,4 +1,4 @@
-"""What a figure was measured on: processor, memory, versions."""
+"""The machine and this process: processor, versions, and memory of both."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-# What the kernels ask of a processor, by the names of /proc/cpuinfo, and what people call it.
+# Processor features that the kernels use: the name in /proc/cpuinfo, and the usual one.
 FEATURES = {
     "avx2": "AVX2",
     "avx512f": "AVX-512",
@@ -25,30 +25,32 @@ FEATURES = {
     "bf16": "bf16",
     "sve": "SVE",
 }
+_STATUS = Path("/proc/self/status")
+_CLEAR = Path("/proc/self/clear_refs")
 
 
 def cpu_name() -> str:
-    """The processor as the system calls it."""
+    """The name of the processor."""
     found = re.search(r"^(?:model name|Model)\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
     return found[1].strip() if found else platform.processor() or platform.machine() or "unknown"
 
 
 def cpu_features() -> list[str]:
-    """Those of FEATURES that the processor reports; empty where the system does not say."""
+    """The FEATURES of the processor; empty where the system does not report them."""
     found = re.search(r"^(?:flags|Features)\s*:\s*(.+)$", _cpuinfo(), re.MULTILINE)
     flags = set(found[1].split()) if found else set()
     return [name for flag, name in FEATURES.items() if flag in flags]
 
 
 def cores() -> int:
-    """Processors that this process may run on."""
+    """Number of processors that this process may run on."""
     if hasattr(os, "sched_getaffinity"):
         return len(os.sched_getaffinity(0))
     return os.cpu_count() or 1
 
 
 def total_memory() -> int | None:
-    """Bytes of the machine; None where the system does not say."""
+    """Bytes of memory of the machine; None where the system does not report them."""
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError, AttributeError):
@@ -56,7 +58,7 @@ def total_memory() -> int | None:
 
 
 def version(package: str) -> str | None:
-    """Of an installed package; None without it."""
+    """The version of a package; None where it is not installed."""
     try:
         return metadata.version(package)
     except metadata.PackageNotFoundError:
@@ -64,11 +66,11 @@ def version(package: str) -> str | None:
 
 
 def describe(isa: str | None, threads: int) -> dict[str, Any]:
-    """For a report.
+    """The machine in a report.
 
     Args:
         isa: the instruction set of the kernels in use; None without kernels.
-        threads: in use.
+        threads: number in use.
     """
     memory = total_memory()
     return {
@@ -85,29 +87,15 @@ def describe(isa: str | None, threads: int) -> dict[str, Any]:
     }
 
 
-def _cpuinfo() -> str:
-    try:
-        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
-    except OSError:  # not Linux
-        return ""
-
-
-# FOLDED pixtral.bench.machine: What this process holds in memory: now, at most, and how much of it is mapped from files.
-
-
-_STATUS = Path("/proc/self/status")
-_CLEAR = Path("/proc/self/clear_refs")
-
-
 @dataclasses.dataclass(frozen=True)
 class Resident:
-    """Bytes of this process in memory.
+    """Resident memory of this process in bytes.
 
     Attributes:
-        peak: at most, since the process began or since `reset_peak`.
+        peak: the maximum since the start of the process or since `reset_peak`.
         now: at this moment.
-        own: of it, memory of its own (weights that were made here, the cache, work space).
-        mapped: of it, pages of files (memory-mapped checkpoints, libraries), which the system can take back.
+        own: anonymous memory (weights that were made here, the KV cache, activations).
+        mapped: pages of files (memory-mapped checkpoints, libraries), which the system can drop.
     """
 
     peak: int
@@ -117,7 +105,7 @@ class Resident:
 
 
 def resident() -> Resident | None:
-    """As the system counts it; None where it does not say so (only Linux does)."""
+    """The resident memory now; None outside of Linux."""
     try:
         text = _STATUS.read_text(encoding="ascii", errors="replace")
     except OSError:
@@ -130,6 +118,13 @@ def resident() -> Resident | None:
 
 
 def reset_peak() -> None:
-    """Let the peak begin anew, where the system allows it."""
+    """Reset the peak of `resident`, where the system allows it."""
     with contextlib.suppress(OSError):
         _CLEAR.write_text("5", encoding="ascii")
+
+
+def _cpuinfo() -> str:
+    try:
+        return Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace")
+    except OSError:  # not Linux
+        return ""

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import gc
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -13,22 +12,25 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from pixtral.bench.ceilings import Ceilings, Meter
+from pixtral.bench.ceilings import Ceilings, Meter, seconds_of
 from pixtral.bench.machine import Resident, reset_peak, resident
-from pixtral.bench.settings import Phase, Settings
-from pixtral.bench.work import FilledContext, Work, cache_bytes, decoder_work, idle_share, image_work
-from pixtral.generation.loop import Generation, Prompt, SamplingParams, context_length
+from pixtral.bench.random_model import FilledContext
+from pixtral.bench.settings import Settings
+from pixtral.bench.work import Measurement, Work, cache_bytes, decoder_work, idle_share, image_work
+from pixtral.engine.request import context_length
+from pixtral.engine.sampling_params import SamplingParams
+from pixtral.generation.loop import Generation, Prompt
 from pixtral.images.geometry import expand
 from pixtral.images.processors import PixtralImageProcessorFast
 from pixtral.pretrained import LlavaForConditionalGeneration
 
-QUESTION = 20  # tokens of text that go with an image
+_QUESTION = 20  # tokens of text that go with an image
 _WARM_UP = 32  # tokens of the prompt that is not timed
 _GREEDY: dict[str, Any] = {"do_sample": False, "eos_token_id": None, "pad_token_id": None, "repetition_penalty": None}
 
 
 class Bench:
-    """Measures one model; a meter beside every run says what the machine could do at that moment."""
+    """Measures one model, with the ceilings of the machine measured beside every run."""
 
     def __init__(
         self, model: LlavaForConditionalGeneration, settings: Settings, meter: Meter, *, of_layers: int | None = None
@@ -36,7 +38,7 @@ class Bench:
         """
         Args:
             model: in memory, in evaluation mode, on the CPU.
-            settings: what to measure.
+            settings: of the measurement.
             meter: of the threads in use.
             of_layers: layers of the whole decoder where the model has only some of them.
 
@@ -57,14 +59,14 @@ class Bench:
         )
         self._head_seconds: float | None = None
 
-    def image(self, side: int) -> Phase:
+    def image(self, side: int) -> Measurement:
         """One image through tower and projector."""
         pixels = self._pixels(side)["pixel_values"][0].to(self.model.dtype)
         self._encode(pixels[:, :64, :64])
         runs = [self._timed(lambda: self._encode(pixels)) for _ in range(self.settings.repeat)]
-        return Phase.of(runs, image_work(self.model, self._patches(pixels)))
+        return Measurement.of(runs, image_work(self.model, self._patches(pixels)))
 
-    def prompt(self) -> Phase:
+    def prompt(self) -> Measurement:
         """A prompt of random text, to its first token."""
         length = self.settings.prompt
         self._first_token({"input_ids": self._ids(min(_WARM_UP, length))})
@@ -73,23 +75,23 @@ class Bench:
             inputs = {"input_ids": self._ids(length)}
             runs.append(self._timed(lambda inputs=inputs: self._first_token(inputs)))  # type: ignore[misc]
         work = decoder_work(self.model, length, length, self._cache_bytes())
-        return Phase.of(runs, work, tokens=length, extra=self._left_out(runs, rows=length))
+        return Measurement.of(runs, work, tokens=length, extra=self._missing_seconds(runs, rows=length))
 
-    def first_token(self, side: int) -> Phase:
-        """From an image and a question to the first token, with the preparation of the image."""
+    def first_token(self, side: int) -> Measurement:
+        """From an image and a question to the first token, preprocessing included."""
         photo = self._image(side)
         runs = [self._timed(lambda: self._first_token(self._ask(photo))) for _ in range(self.settings.repeat)]
         pixels, tokens = self._pixels(side)["pixel_values"][0], self._ask(photo)["input_ids"].shape[1]
         image = self._timed(lambda: self._encode(pixels))[0] if self.layers < self.of_layers else 0.0
         work = decoder_work(self.model, tokens, tokens, self._cache_bytes())
-        return Phase.of(
+        return Measurement.of(
             runs,
             work + image_work(self.model, self._patches(pixels)),
             tokens=tokens,
-            extra=self._left_out(runs, image, tokens),
+            extra=self._missing_seconds(runs, image, tokens),
         )
 
-    def new(self, context: int) -> Phase:
+    def new(self, context: int) -> Measurement:
         """Tokens after a context, one by one; `runs` are those of single tokens."""
         runs: list[tuple[float, Ceilings]] = []
         works: list[Work] = []
@@ -99,14 +101,14 @@ class Bench:
                 generation.step()  # the prompt, and the first token
             runs.append(self._timed(generation.step))
             works.append(decoder_work(self.model, 1, context + 1 + step % self.settings.new, self._cache_bytes()))
-        return Phase.of(runs, works[len(works) // 2], tokens=1, extra=self._left_out(runs))
+        return Measurement.of(runs, works[len(works) // 2], tokens=1, extra=self._missing_seconds(runs))
 
     def memory(self) -> Resident | None:
-        """While answering about an image with a full context: the last thing to be measured.
+        """While answering about an image with a full context; to be called last, since it drops the meter.
 
-        The image, and as many tokens at the end of the context as the prompt has, are run; the rest is drawn.
+        The image, and as many tokens at the end of the context as the prompt has, are run; the rest is random.
         """
-        self.meter = None  # what measures the limits is no part of the model
+        self.meter = None  # its buffer is not part of the model
         gc.collect()
         reset_peak()
         for side in self.settings.images[:1]:
@@ -139,7 +141,7 @@ class Bench:
             self._text_token(config.image_break_token_id),
             self._text_token(config.image_end_token_id),
         )
-        ids = torch.cat([torch.tensor([tokens]), self._ids(QUESTION)], dim=1)
+        ids = torch.cat([torch.tensor([tokens]), self._ids(_QUESTION)], dim=1)
         return {"input_ids": ids, "pixel_values": made["pixel_values"], "image_sizes": made["image_sizes"]}
 
     def _encode(self, pixels: Tensor) -> None:
@@ -157,32 +159,30 @@ class Bench:
         return rows * cols
 
     def _ids(self, count: int) -> Tensor:
-        """(1, count) random text."""
+        """Random text, (1, count)."""
         ids = self._rng.integers(0, self.model.text_config.vocab_size, (1, count))
         return torch.from_numpy(np.where(ids == self.model.config.image_token_index, ids + 1, ids))
 
     def _text_token(self, known: int | None) -> int:
-        """A token beside the image token, where the configuration names none."""
+        """A special token's id, or another one where the configuration has none."""
         return self.model.config.image_token_index + 1 if known is None else known
 
     def _cache_bytes(self) -> int:
-        """Of one token's keys and values in all layers."""
+        """Bytes of one token's keys and values in all layers."""
         return cache_bytes(self.model.text_config, self.settings.kv_cache, self.model.dtype.itemsize)
 
     def _timed(self, run: Callable[[], object]) -> tuple[float, Ceilings]:
         """Seconds of a call, and the ceilings around it."""
         assert self.meter is not None
         before = self.meter.read()
-        start = time.perf_counter()
-        run()
-        seconds = time.perf_counter() - start
+        seconds = seconds_of(run)
         return seconds, dataclasses.replace(self.ceilings, read=(before + self.meter.read()) / 2)
 
-    def _left_out(self, runs: list[tuple[float, Ceilings]], image: float = 0.0, rows: int = 1) -> float:
-        """Seconds that the layers which are not there would have added to the median of the runs of `rows` tokens.
+    def _missing_seconds(self, runs: list[tuple[float, Ceilings]], image: float = 0.0, rows: int = 1) -> float:
+        """Seconds that missing layers would have added to the median of the runs of `rows` tokens.
 
-        What does not belong to the layers (the image, the output layer) is taken off first. The last layer does less
-        than the others for tokens whose logits are not wanted.
+        The image and the output layer are subtracted first. The last layer does less than the others for tokens whose
+        logits are not wanted.
         """
         if self.layers == self.of_layers:
             return 0.0

@@ -1,4 +1,4 @@
-"""The model to be measured: one with random weights at a named shape, or one that is loaded."""
+"""The model to measure: one of a named shape with random weights, or one that is loaded."""
 
 from __future__ import annotations
 
@@ -16,23 +16,23 @@ from pixtral.bench.work import cache_bytes, weight_bytes
 from pixtral.checkpoints.memory import available_memory, gigabytes
 from pixtral.configuration import LlavaConfig
 from pixtral.configuration.shapes import shape_config, with_layers
+from pixtral.engine.request import context_length
 from pixtral.errors import ConfigError
-from pixtral.generation.loop import context_length
 from pixtral.pretrained import LlavaForConditionalGeneration
 from pixtral.quantization import Asked
 
-WORK_SPACE = 1 << 30  # activations, PyTorch itself, and what measures the limits
+_WORK_SPACE = 1 << 30  # activations, PyTorch itself, and the meter of the ceilings
 
 
 @dataclasses.dataclass(frozen=True)
-class Subject:
-    """A model in memory.
+class MeasuredModel:
+    """A model in memory, with facts for the report.
 
     Attributes:
         model: the public class, on the CPU.
         of_layers: layers of the whole decoder, where the model has only some of them.
-        facts: about it, for a report.
-        load: seconds and memory of making or loading it, for a report.
+        facts: name, layers, formats and size.
+        load: seconds and memory of making or loading it.
     """
 
     model: LlavaForConditionalGeneration
@@ -41,14 +41,14 @@ class Subject:
     load: dict[str, Any]
 
 
-def random_subject(shape: str, asked: Asked, settings: Settings, layers: int | None = None) -> Subject:
+def model_of_shape(shape: str, asked: Asked, settings: Settings, layers: int | None = None) -> MeasuredModel:
     """A model of a named shape with random weights.
 
     Args:
-        layers: of the decoder, to be made; all of them when left out.
+        layers: of the decoder that are made; None makes all.
 
     Raises:
-        ConfigError: no such shape, settings that do not fit it, or not enough memory; nothing has been built then.
+        ConfigError: no such shape, settings that do not fit it, or too little memory; checked before it is made.
     """
     whole = shape_config(shape)
     of_layers = whole.text_config.num_hidden_layers
@@ -58,11 +58,11 @@ def random_subject(shape: str, asked: Asked, settings: Settings, layers: int | N
     model = empty_model(config, asked)
     _check_memory(model, shape, settings, asked)
     fill_random(model)
-    return _subject(model, of_layers, shape, "random", time.perf_counter() - started)
+    return _measured(model, of_layers, shape, "random", time.perf_counter() - started)
 
 
-def loaded_subject(path_or_id: str, asked: Asked, settings: Settings, **hub: Any) -> Subject:
-    """A model out of a folder or from the Hub; arguments as of `from_pretrained`.
+def loaded_model(path_or_id: str, asked: Asked, settings: Settings, **hub: Any) -> MeasuredModel:
+    """A model from a folder or the Hub; arguments as of `from_pretrained`.
 
     Raises:
         CheckpointError: it cannot be loaded.
@@ -79,10 +79,12 @@ def loaded_subject(path_or_id: str, asked: Asked, settings: Settings, **hub: Any
     )
     seconds = time.perf_counter() - started
     settings.check(context_length(model.text_config))
-    return _subject(model, model.text_config.num_hidden_layers, path_or_id, "loaded", seconds)
+    return _measured(model, model.text_config.num_hidden_layers, path_or_id, "loaded", seconds)
 
 
-def _subject(model: LlavaForConditionalGeneration, of_layers: int, name: str, weights: str, seconds: float) -> Subject:
+def _measured(
+    model: LlavaForConditionalGeneration, of_layers: int, name: str, weights: str, seconds: float
+) -> MeasuredModel:
     quantizer = getattr(model, "quantizer", None)
     memory = resident()
     facts = {
@@ -95,18 +97,18 @@ def _subject(model: LlavaForConditionalGeneration, of_layers: int, name: str, we
         "weight_gb": round(weight_bytes(model) / 1e9, 3),
     }
     peak = None if memory is None else round(memory.peak / 1e9, 3)
-    return Subject(model, of_layers, facts, {"seconds": round(seconds, 2), "peak_gb": peak})
+    return MeasuredModel(model, of_layers, facts, {"seconds": round(seconds, 2), "peak_gb": peak})
 
 
 def needed_bytes(model: LlavaForConditionalGeneration, settings: Settings) -> int:
-    """Memory for measuring a model: its weights, the longest cache, and work space."""
+    """Memory for measuring a model: weights, the longest KV cache, and activations."""
     longest = max(settings.prompt, settings.memory_context, *settings.contexts) + settings.new
     cache = longest * cache_bytes(model.text_config, settings.kv_cache)
-    return resident_bytes(model) + cache + READ_BYTES + WORK_SPACE
+    return resident_bytes(model) + cache + READ_BYTES + _WORK_SPACE
 
 
 def _check_memory(model: LlavaForConditionalGeneration, shape: str, settings: Settings, asked: Asked) -> None:
-    """Refuse what does not fit, with what would."""
+    """Refuse a model that does not fit, naming options that do."""
     available = available_memory(torch.device("cpu"))
     need = needed_bytes(model, settings)
     if available is None or need <= available:
@@ -129,6 +131,6 @@ def _check_memory(model: LlavaForConditionalGeneration, shape: str, settings: Se
 
 
 def _layers_that_fit(config: LlavaConfig, asked: Asked, settings: Settings, available: int) -> int:
-    """How many layers of the decoder there is room for."""
+    """How many layers of the decoder fit."""
     one, two = (needed_bytes(empty_model(with_layers(config, n), asked), settings) for n in (1, 2))
     return min(max(1 + (available - one) // (two - one), 0), config.text_config.num_hidden_layers)

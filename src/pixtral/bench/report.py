@@ -1,4 +1,4 @@
-"""The whole measurement as one object of plain values, and as a table for people."""
+"""The report of a benchmark: as plain values for JSON, and as a table."""
 
 from __future__ import annotations
 
@@ -12,54 +12,54 @@ import torch
 from pixtral.bench.ceilings import Meter
 from pixtral.bench.machine import Resident, describe
 from pixtral.bench.measure import Bench
-from pixtral.bench.measured_model import Subject
+from pixtral.bench.measured_model import MeasuredModel
 from pixtral.bench.settings import Settings
 from pixtral.bench.work import cache_bytes, linear_work
 from pixtral.ops.native.library import kernels
 
-SCHEMA = 1  # of the object; raised when a name in it changes its meaning
+SCHEMA = 1  # version of the values; raised when a name changes its meaning
 COLUMNS = ("", "figure", "", "GB/s", "TOP/s", "of the limit")
 _LIMITS = {"read": "reading", "int8": "int8", "bf16": "bf16", "mixed": "int8 + bf16"}
 
 
-def measure(subject: Subject, settings: Settings, tell: Callable[[str], None]) -> dict[str, Any]:
-    """Measure the machine, then every phase.
+def measure(measured: MeasuredModel, settings: Settings, log: Callable[[str], None]) -> dict[str, Any]:
+    """Measure the machine, then every phase of the model.
 
     Args:
-        tell: gets a line before each step that takes its time.
+        log: gets a line before each step.
     """
     threads = torch.get_num_threads()
-    tell("measuring what the machine can do")
-    bench = Bench(subject.model, settings, Meter(threads), of_layers=subject.of_layers)
-    figures: dict[str, Any] = {"load": subject.load, "image": [], "first_token": [], "new": []}
+    log("measuring what the machine can do")
+    bench = Bench(measured.model, settings, Meter(threads), of_layers=measured.of_layers)
+    figures: dict[str, Any] = {"load": measured.load, "image": [], "first_token": [], "new": []}
     for side in settings.images:
-        tell(f"image of {side} x {side} pixels")
+        log(f"image of {side} x {side} pixels")
         figures["image"].append({"side": side, **bench.image(side).to_dict()})
-    tell(f"prompt of {settings.prompt} tokens")
+    log(f"prompt of {settings.prompt} tokens")
     figures["prompt"] = bench.prompt().to_dict()
     for side in settings.images:
-        tell("from an image and a question to the first token")
+        log("from an image and a question to the first token")
         figures["first_token"].append({"side": side, **bench.first_token(side).to_dict()})
     for context in settings.contexts:
-        tell(f"new tokens after {context}")
+        log(f"new tokens after {context}")
         figures["new"].append({"context": context, **bench.new(context).to_dict()})
-    tell(f"memory with {settings.memory_context} tokens in the cache")
-    figures["memory"] = _memory(bench.memory(), subject, settings)
+    log(f"memory with {settings.memory_context} tokens in the cache")
+    figures["memory"] = _memory(bench.memory(), measured, settings)
     library = kernels()
     return {
         "benchmark": "pixtral bench",
         "schema": SCHEMA,
         "date": datetime.datetime.now().astimezone().isoformat(timespec="seconds"),
         "machine": describe(None if library is None else library.isa, threads),
-        "model": subject.facts,
+        "model": measured.facts,
         "settings": dataclasses.asdict(settings),
         "ceilings": bench.ceilings.to_dict(),
         "figures": figures,
     }
 
 
-def _memory(found: Resident | None, subject: Subject, settings: Settings) -> dict[str, Any] | None:
-    """In gigabytes; with only some of the layers also what all would take."""
+def _memory(found: Resident | None, measured: MeasuredModel, settings: Settings) -> dict[str, Any] | None:
+    """In gigabytes; where layers are missing, also an estimate for all of them."""
     if found is None:
         return None
     facts: dict[str, Any] = {
@@ -68,17 +68,17 @@ def _memory(found: Resident | None, subject: Subject, settings: Settings) -> dic
         "own_gb": round(found.own / 1e9, 3),
         "mapped_gb": round(found.mapped / 1e9, 3),
     }
-    layers = subject.model.text_config.num_hidden_layers
-    if layers < subject.of_layers:
-        weights = linear_work(subject.model.decoder.layers.modules(), 1).bytes
-        cache = cache_bytes(subject.model.text_config, settings.kv_cache) * settings.memory_context
-        left_out = (weights + cache) / layers * (subject.of_layers - layers)
+    layers = measured.model.text_config.num_hidden_layers
+    if layers < measured.of_layers:
+        weights = linear_work(measured.model.decoder.layers.modules(), 1).bytes
+        cache = cache_bytes(measured.model.text_config, settings.kv_cache) * settings.memory_context
+        left_out = (weights + cache) / layers * (measured.of_layers - layers)
         facts["all_layers_peak_gb"] = round((found.peak + left_out) / 1e9, 3)
     return facts
 
 
 def summary(report: dict[str, Any]) -> list[str]:
-    """What was measured, on what: a few lines above the table."""
+    """The model and the machine, in lines above the table."""
     machine, model, ceilings = report["machine"], report["model"], report["ceilings"]
     scheme = model["quantization"]
     bits = model["dtype"] if scheme is None else _scheme_name(scheme)
@@ -100,7 +100,7 @@ def summary(report: dict[str, Any]) -> list[str]:
 
 
 def rows(report: dict[str, Any]) -> list[tuple[str, ...]]:
-    """The lines of the table, under COLUMNS."""
+    """The rows of the table under COLUMNS."""
     figures = report["figures"]
     table = [_row(f"image {f['side']} x {f['side']}", f"{f['seconds']:.2f} s", "", f) for f in figures["image"]]
     prompt = figures["prompt"]
@@ -132,7 +132,7 @@ def _rate(phase: dict[str, Any]) -> str:
 
 
 def _scheme_name(scheme: dict[str, Any]) -> str:
-    """A quantization_config in a few words."""
+    """A short name of a quantization_config."""
     if "bits" not in scheme:
         return str(scheme.get("quant_method"))
     extra = ", 8-bit tower" if scheme.get("quantize_vision") else ""
@@ -141,14 +141,14 @@ def _scheme_name(scheme: dict[str, Any]) -> str:
 
 
 def peer_summary(peer: dict[str, Any]) -> str:
-    """What a comparison stands on, in a line."""
+    """What was compared, in a line."""
     weights = "the same weights" if peer["same_weights"] else "random weights of its own"
     part = "" if peer["layers"] == peer["of_layers"] else f", {peer['layers']} of {peer['of_layers']} layers, scaled"
     return f"compared with {peer['name']} {peer['version']}, {peer['dtype']}, {weights}{part}"
 
 
 def compared(ours: dict[str, Any], theirs: dict[str, Any]) -> list[tuple[str, ...]]:
-    """Lines of (phase, ours, theirs, how many times as fast we are), for the phases that both have."""
+    """Rows of (phase, ours, theirs, speedup) for the phases that both have."""
     lines: list[tuple[str, ...]] = []
     for name, unit in (("image", "s"), ("prompt", "tokens/s"), ("first_token", "s"), ("new", "tokens/s")):
         for mine, other in zip(_listed(ours.get(name)), _listed(theirs.get(name)), strict=False):

@@ -1,31 +1,28 @@
-"""How many operations and bytes a phase needs, so that its seconds can be held against the machine's limits."""
+"""Operations and bytes of each phase, and measured times beside what they allow at best (a roofline model)."""
 
 from __future__ import annotations
 
 import dataclasses
+import statistics
 from collections.abc import Iterable
 from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pixtral.bench.ceilings import Ceilings
 from pixtral.configuration import MistralConfig
-from pixtral.engine.model import PackedModel
 from pixtral.models.linear import PackedLinear
 from pixtral.models.llava import LlavaForConditionalGeneration
-from pixtral.ops.attention import Packing
-from pixtral.ops.kv_cache import KVCache
 
 
 @dataclasses.dataclass(frozen=True)
 class Work:
-    """What has to be done.
+    """Operations and bytes of a computation.
 
     Attributes:
         int8: operations on 8-bit integers, two for each multiply-add.
-        bf16: operations on anything else.
-        bytes: that have to be read from memory at least once.
+        bf16: operations on all other formats.
+        bytes: read from memory at least once.
     """
 
     int8: float = 0.0
@@ -37,16 +34,77 @@ class Work:
 
     @property
     def operations(self) -> float:
-        """Of both kinds."""
+        """All operations."""
         return self.int8 + self.bf16
 
     def least_seconds(self, ceilings: Ceilings) -> float:
-        """That a machine with these ceilings needs: for computing or for reading, whichever is longer."""
+        """The least possible time on a machine with these ceilings: computing or reading, whichever takes longer."""
         return max(self.int8 / ceilings.int8 + self.bf16 / ceilings.bf16, self.bytes / ceilings.read)
+
+    def limit(self, ceilings: Ceilings) -> str:
+        """The ceiling that decides `least_seconds`: "read", "int8", "bf16" or, of the last two, "mixed"."""
+        int8, bf16, read = self.int8 / ceilings.int8, self.bf16 / ceilings.bf16, self.bytes / ceilings.read
+        if read >= int8 + bf16:
+            return "read"
+        if min(int8, bf16) > 0.25 * max(int8, bf16):
+            return "mixed"
+        return "int8" if int8 > bf16 else "bf16"
+
+
+@dataclasses.dataclass(frozen=True)
+class Measurement:
+    """The times of one phase beside the work it did.
+
+    Attributes:
+        runs: seconds of each run, as measured.
+        seconds: the median, scaled to all layers where only some were there.
+        work: of one run, as measured.
+        share: the median over the runs of least possible seconds / seconds.
+        limit: the ceiling that decides the least possible seconds: "read", "int8", "bf16", or "mixed".
+        tokens: that a run read or generated, or None.
+    """
+
+    runs: tuple[float, ...]
+    seconds: float
+    work: Work
+    share: float
+    limit: str
+    tokens: int | None = None
+
+    @classmethod
+    def of(
+        cls, runs: list[tuple[float, Ceilings]], work: Work, *, tokens: int | None = None, extra: float = 0.0
+    ) -> Measurement:
+        """From the runs: seconds, and the ceilings at that time.
+
+        Args:
+            extra: estimated seconds of the layers that the model does not have.
+        """
+        seconds = [run for run, _ in runs]
+        share = statistics.median(work.least_seconds(ceilings) / run for run, ceilings in runs)
+        return cls(tuple(seconds), statistics.median(seconds) + extra, work, share, work.limit(runs[0][1]), tokens)
+
+    @property
+    def tokens_per_second(self) -> float | None:
+        """Throughput."""
+        return None if self.tokens is None else self.tokens / self.seconds
+
+    def to_dict(self) -> dict[str, Any]:
+        """For a report."""
+        measured = statistics.median(self.runs)
+        facts: dict[str, Any] = {"seconds": round(self.seconds, 5), "runs": [round(run, 5) for run in self.runs]}
+        if self.tokens is not None:
+            facts |= {"tokens": self.tokens, "tokens_per_second": round(self.tokens / self.seconds, 3)}
+        return facts | {
+            "gb_s": round(self.work.bytes / measured / 1e9, 2),
+            "top_s": round(self.work.operations / measured / 1e12, 4),
+            "limit": self.limit,
+            "share": round(self.share, 4),
+        }
 
 
 def linear_work(modules: Iterable[nn.Module], rows: int) -> Work:
-    """Of the linear layers among modules, on `rows` rows."""
+    """The linear layers among modules, on `rows` rows."""
     total = Work()
     for module in modules:
         width, out = getattr(module, "in_features", None), getattr(module, "out_features", None)
@@ -61,10 +119,10 @@ def linear_work(modules: Iterable[nn.Module], rows: int) -> Work:
 
 
 def decoder_work(model: LlavaForConditionalGeneration, rows: int, keys: int, cache_bytes: int) -> Work:
-    """Of `rows` tokens of one sequence, the last of which sees `keys` keys, for the logits of the last one.
+    """The decoder on `rows` tokens of one sequence and the logits of the last one, which attends to `keys` keys.
 
     Args:
-        cache_bytes: that a token takes in the cache, in all layers.
+        cache_bytes: of one token in the KV cache, in all layers.
     """
     text = model.text_config
     assert text.head_dim is not None
@@ -77,19 +135,19 @@ def decoder_work(model: LlavaForConditionalGeneration, rows: int, keys: int, cac
 
 
 def _for_wanted_rows(model: LlavaForConditionalGeneration) -> list[nn.Module]:
-    """Of the last layer, what is computed only for rows whose logits are wanted."""
+    """The modules of the last layer that run only on rows whose logits are wanted."""
     last: Any = model.decoder.layers[-1]
     return [last.self_attn.o_proj, *last.mlp.modules()]
 
 
 def idle_share(model: LlavaForConditionalGeneration) -> float:
-    """Which part of the last layer's linear work is left out for rows whose logits are not wanted."""
+    """The share of the last layer's linear work that is skipped for rows whose logits are not wanted."""
     idle = linear_work(_for_wanted_rows(model), 1).operations
     return idle / linear_work(model.decoder.layers[-1].modules(), 1).operations
 
 
 def image_work(model: LlavaForConditionalGeneration, patches: int) -> Work:
-    """Of one image of that many patches through tower and projector."""
+    """Vision tower and projector on one image of that many patches."""
     vision = model.config.vision_config
     pixels = vision.num_channels * vision.patch_size**2
     attention = 4.0 * patches * patches * vision.hidden_size * vision.num_hidden_layers
@@ -99,7 +157,7 @@ def image_work(model: LlavaForConditionalGeneration, patches: int) -> Work:
 
 
 def cache_bytes(text: MistralConfig, kv_cache: str | None, itemsize: int = 2) -> int:
-    """Of one token's keys and values in all layers.
+    """Bytes of one token's keys and values in all layers.
 
     Args:
         kv_cache: "bf16", "int8" or None for the model's own format.
@@ -111,7 +169,7 @@ def cache_bytes(text: MistralConfig, kv_cache: str | None, itemsize: int = 2) ->
 
 
 def weight_bytes(module: nn.Module) -> int:
-    """Of all its parameters and buffers, tied ones once."""
+    """Bytes of all parameters and buffers, tied ones once."""
     tensors = {id(tensor): tensor for tensor in (*module.parameters(), *module.buffers())}
     return sum(map(_nbytes, tensors.values()))
 
@@ -122,76 +180,3 @@ def _tensors(module: nn.Module) -> list[Any]:
 
 def _nbytes(tensor: Any) -> int:
     return int(tensor.numel() * tensor.element_size())
-
-
-# FOLDED pixtral.bench.work: A long context without the minutes of reading it: keys and values of the first tokens are drawn, not computed.
-
-
-class FilledContext:
-    """A model for the generation loop, of whose one prompt only the last tokens are run.
-
-    The keys and values of the others are random; what comes after them, and every later step, is the model's own work
-    on a cache that is as long and as full as after reading the whole prompt. (The speed does not depend on the values.)
-    """
-
-    def __init__(self, model: PackedModel, context: int, computed: int = 1) -> None:
-        """
-        Args:
-            model: does the rest.
-            context: tokens of the prompt.
-            computed: of them, those at the end that are run, at least one.
-        """
-        self.model = model
-        self.drawn = max(context - max(computed, 1), 0)
-
-    @property
-    def text_config(self) -> MistralConfig:
-        """The decoder's configuration."""
-        return self.model.text_config
-
-    @property
-    def device(self) -> torch.device:
-        """Where the model computes."""
-        return self.model.device
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """Of weights, embeddings and cache."""
-        return self.model.dtype
-
-    def embed(self, input_ids: Tensor) -> Tensor:
-        """(N,) int64 -> (N, C)."""
-        return self.model.embed(input_ids)
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(R, C) -> (R, V)."""
-        return self.model.logits(hidden)
-
-    def forward_packed(
-        self, embeds: Tensor, positions: Tensor, packing: Packing, cache: KVCache | None, wanted: Tensor | None
-    ) -> Tensor:
-        """(N, C) -> (R, C), the rows `wanted`, in their order; those that are not run come back as they are."""
-        assert cache is not None and len(packing.q_lens) == 1, "made for one sequence with a cache"
-        assert packing.slots is not None
-        computed = packing.kv_lens[0] - len(embeds)
-        drawn = min(max(self.drawn - computed, 0), len(embeds))
-        if drawn == 0:
-            return self.model.forward_packed(embeds, positions, packing, cache, wanted)
-        _draw(cache, packing.slots[:drawn])
-        if wanted is None:
-            wanted = torch.arange(len(embeds), device=embeds.device)
-        if drawn == len(embeds):
-            return embeds[wanted]
-        run = wanted[wanted >= drawn] - drawn
-        rest = dataclasses.replace(packing, q_lens=(len(embeds) - drawn,), slots=packing.slots[drawn:])
-        hidden = self.model.forward_packed(embeds[drawn:], positions[drawn:], rest, cache, run)
-        return torch.cat([embeds[wanted[wanted < drawn]], hidden])
-
-
-def _draw(cache: KVCache, slots: Tensor) -> None:
-    """Random keys and values for these slots; drawn once, since layers differ only in where they lie."""
-    like = cache.layers[0].keys
-    dtype = like.dtype if like.dtype.is_floating_point else torch.float32
-    keys, values = (torch.randn(len(slots), *like.shape[1:]).to(like.device, dtype) for _ in range(2))
-    for layer in cache.layers:
-        layer.write(slots, keys, values)

@@ -1,4 +1,4 @@
-"""`pixtral bench`: how fast a model runs on this machine, beside what the machine can do."""
+"""`pixtral bench`: speed and memory of a model on this machine, beside the machine's ceilings."""
 
 from __future__ import annotations
 
@@ -90,7 +90,7 @@ def bench(
     with_quantization = None if quantization == "none" else quantization
     from pixtral import __version__
     from pixtral.bench import report as reports
-    from pixtral.bench.measured_model import loaded_subject, random_subject
+    from pixtral.bench.measured_model import loaded_model, model_of_shape
     from pixtral.bench.settings import Settings
     from pixtral.ops.runtime import use_threads
     from pixtral.quantization import Asked
@@ -110,16 +110,16 @@ def bench(
     asked = Asked(with_quantization, quantize_vision, activations)
     if shape is not None:
         note(f"making {shape} with random weights")
-        subject = random_subject(shape, asked, settings, layers)
+        measured = model_of_shape(shape, asked, settings, layers)
     else:
         hub = {"layout": layout, "revision": revision, "cache_dir": cache_dir, "local_files_only": local_files_only}
-        subject = loaded_subject(model or str(tiny_path()), asked, settings, **hub)
-    report = reports.measure(subject, settings, note)
+        measured = loaded_model(model or str(tiny_path()), asked, settings, **hub)
+    report = reports.measure(measured, settings, note)
     report["machine"]["pixtral"] = __version__  # also where it runs from a checkout that is not installed
     if compare is not None:
         from pixtral.bench.peer import measure_transformers
 
-        report["peer"] = measure_transformers(subject, settings, note)
+        report["peer"] = measure_transformers(measured, settings, note)
     if as_json:
         print_json(report)
         return

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from pixtral.cli import options
-from pixtral.cli.output import cost, note, print_json
+from pixtral.cli.output import cost, note, open_image, print_json
 from pixtral.errors import PromptError
 
 if TYPE_CHECKING:
@@ -94,7 +94,6 @@ def chat(
         "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
         "seed": seed, "stop": stop,
     }  # fmt: skip
-    from pixtral.cli.output import open_image
     from pixtral.cli.session import Session, show
 
     images = [open_image(source) for source in image or []]

@@ -1,13 +1,14 @@
-"""`pixtral demo`: the embedded model looks at a packaged image and answers."""
+"""`pixtral demo`: the embedded model answers questions about a packaged image."""
 
 from __future__ import annotations
 
+import sys
 from typing import Annotated
 
 import typer
 
 from pixtral.cli import options
-from pixtral.cli.output import print_json
+from pixtral.cli.output import console, cost, half_blocks, open_image, print_json
 
 QUESTIONS = ("What is in the picture?", "What colour is the star?", "How many shapes are there?")
 
@@ -20,10 +21,7 @@ def demo(
     as_json: options.Json = False,
 ) -> None:
     """Ask the small model inside this package about a packaged image."""
-    import sys
-
     from pixtral.assets import demo_image_path
-    from pixtral.cli.output import console, cost, open_image
     from pixtral.cli.session import show
 
     source = image or demo_image_path()
@@ -32,8 +30,6 @@ def demo(
     if not as_json:
         out.print(f"{source} · {opened.width} x {opened.height} pixels", markup=False, soft_wrap=True)
         if out.is_terminal and out.color_system:
-            from pixtral.cli.output import half_blocks
-
             out.print(half_blocks(opened))
     assistant = options.ModelChoice(None).load()
     answers = []

@@ -1,4 +1,4 @@
-"""`pixtral doctor`: what is installed, what this machine offers, and what stands in the way."""
+"""`pixtral doctor`: checks of the installation and the machine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What `pixtral doctor` looks at. Every check stands for itself: what is broken must not hide the rest."""
+"""The checks of `pixtral doctor`. They are independent: a failure of one does not hide the others."""
 
 from __future__ import annotations
 
@@ -21,12 +21,14 @@ _QUOTA = Path("/sys/fs/cgroup/cpu.max")
 
 @dataclass
 class Check:
-    """One line: what was looked at, what was found, and what to do about it.
+    """The result of one check.
 
     Attributes:
-        facts: the same for programs.
-        problem: something that this package cannot work without is broken.
-        advice: what to do; empty where all is well.
+        name: what was checked.
+        found: the finding in words.
+        facts: the finding as values.
+        problem: whether it keeps this package from working.
+        advice: what to do; empty where nothing is to be done.
     """
 
     name: str
@@ -37,7 +39,7 @@ class Check:
 
 
 def checks() -> Iterator[Check]:
-    """All of them, in the order in which they are printed."""
+    """All checks, in the order in which they are printed."""
     for check in (_versions, _torch, _processor, _kernels, _memory, _devices, _extras, _hub, _embedded):
         yield check()
 
@@ -190,7 +192,7 @@ def _embedded() -> Check:
 
 
 def _cpu_quota() -> int | None:
-    """Cores that a container's limit leaves, rounded up; None without a limit."""
+    """The CPU limit of a container in cores, rounded up; None without a limit."""
     try:
         most, period = _QUOTA.read_text(encoding="ascii").split()
         return None if most == "max" else -(-int(most) // int(period))

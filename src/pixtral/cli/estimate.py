@@ -1,4 +1,4 @@
-"""`pixtral estimate`: what a model will take, before anything is loaded."""
+"""`pixtral estimate`: the memory and tokens that a model needs, before anything is loaded."""
 
 from __future__ import annotations
 
@@ -92,7 +92,7 @@ def estimate(
 
 
 def _size(source: str) -> tuple[int, int]:
-    """(width, height) of an image, or as written."""
+    """(width, height) of an image, or as given in the form WIDTHxHEIGHT."""
     written = re.fullmatch(r"(\d+)x(\d+)", source)
     if written and not os.path.exists(source):
         width, height = int(written[1]), int(written[2])

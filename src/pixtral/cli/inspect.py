@@ -1,8 +1,7 @@
-"""`pixtral inspect`: what becomes of an image, or what a model's files hold."""
+"""`pixtral inspect`: the grid and tokens of an image, or the contents of a model's files."""
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Annotated
 
@@ -49,7 +48,7 @@ def inspect(
     is 1 if an image cannot be read or a model could not be loaded.
     """
     targets = targets or [str(tiny_path())]
-    models = [target for target in targets if options.looks_like_model(target) and not _is_url(target)]
+    models = [target for target in targets if options.looks_like_model(target)]
     images = [target for target in targets if target not in models]
     results: list[dict[str, object]] = []
     sound = True
@@ -69,7 +68,3 @@ def inspect(
         print_json(results[0] if len(targets) == len(results) == 1 else results)
     if not sound:
         raise typer.Exit(1)
-
-
-def _is_url(target: str) -> bool:
-    return "://" in target or target.startswith("data:") or os.path.isfile(target)

@@ -1,4 +1,4 @@
-"""What `pixtral inspect` finds: an image's sizes, grid and tokens, or what a model's files hold."""
+"""The findings of `pixtral inspect`: sizes, grid and tokens of an image, or the contents of a model's files."""
 
 from __future__ import annotations
 
@@ -18,16 +18,15 @@ from pixtral.processing.auto import PATTERNS, choose_layout
 
 if TYPE_CHECKING:
     from PIL.Image import Image
-
-
 _ROUNDINGS: tuple[Rounding, ...] = ("hf", "mistral")
 _COLUMNS = ("image", "size", "resized", "grid", "tokens", "rounding")
+_SHOWN = 20  # names of a list of tensors
 
 
 def inspect_images(
     sources: list[str], save: Path | None, patch_size: int, longest_edge: int, *, quiet: bool
 ) -> tuple[list[dict[str, object]], bool]:
-    """Print a table of the images and draw them if asked to; (the same facts, whether all could be read).
+    """Print a table of the images and draw their grids; (the same facts, whether all could be read).
 
     Args:
         sources: paths or URLs.
@@ -134,13 +133,10 @@ def _write(image: Image, target: Path) -> None:
         raise ImageError(f"cannot write {target}: {error}; name a file that ends with .png or .jpg") from error
 
 
-_SHOWN = 20
-
-
 def inspect_model(
     model: str, layout: Any, revision: str | None, cache_dir: str | None, local_files_only: bool, *, quiet: bool
 ) -> tuple[dict[str, object], bool]:
-    """Print what is known of a model; (the same facts, whether it can be loaded).
+    """Print a report on a model; (the same facts, whether it can be loaded).
 
     Raises:
         CheckpointError: there is no such folder or model at all.
@@ -158,7 +154,7 @@ def inspect_model(
 
 
 def _tokenizer(folder: Path) -> str | None:
-    """Which tokenizer the folder has: "hf", "mistral" or None."""
+    """The layout of the folder's tokenizer: "hf", "mistral" or None."""
     try:
         return choose_layout(folder)
     except PromptError:
@@ -222,7 +218,7 @@ def _print(report: CheckpointReport, tokenizer: str | None) -> None:
 
 
 def print_quantization(report: CheckpointReport) -> None:
-    """What is quantized, how, and what that takes."""
+    """Print a table of the quantized parts: formats, layers, sizes."""
     rows = [
         (one.part, one.format, f"{one.layers}", f"{one.nbytes / 1e6:,.1f}", f"{one.bits:.2f}")
         for one in report.quantization

@@ -1,4 +1,4 @@
-"""The `pixtral` command. Every subcommand is a function in its own file that imports what it needs when it runs."""
+"""The `pixtral` command. Every subcommand is a function in a file of its own, which imports torch only when it runs."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from pixtral.errors import PixtralError
 
 
 class Commands(TyperGroup):
-    """Runs a subcommand; what a user can cause becomes one line on stderr and exit code 1."""
+    """Runs a subcommand; a PixtralError becomes one line on stderr and exit code 1."""
 
     def invoke(self, ctx: Any) -> Any:  # typer brings its own click or uses the installed one
         try:
@@ -73,7 +73,3 @@ app.command()(doctor)
 def main() -> None:
     """Entry point of the command."""
     app(prog_name="pixtral")
-
-
-if __name__ == "__main__":
-    main()

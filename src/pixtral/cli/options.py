@@ -1,4 +1,4 @@
-"""Options that several commands share, and how a command's words are told apart."""
+"""Options that several commands share, and the distinction of models from questions among the arguments."""
 
 from __future__ import annotations
 
@@ -127,7 +127,7 @@ _PATH_START = re.compile(r"(\.{0,2}|~)[/\\]")
 
 @dataclass(frozen=True)
 class ModelChoice:
-    """Which model, and how to load it."""
+    """A model and the options of loading it."""
 
     model: str | None
     dtype: str = "auto"
@@ -148,7 +148,7 @@ class ModelChoice:
 
     @property
     def name(self) -> str:
-        """For people."""
+        """The name for messages."""
         return self.model or "the embedded model"
 
     def load(self) -> Assistant:
@@ -159,7 +159,7 @@ class ModelChoice:
             from pixtral import pretrained, processing  # noqa: F401
             from pixtral.assistant import load
 
-            if self.model is None and self.threads is None:  # it is so small that threads cost it more than they bring
+            if self.model is None and self.threads is None:  # so small that more threads make it slower
                 import torch
 
                 torch.set_num_threads(1)

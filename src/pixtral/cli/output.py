@@ -1,4 +1,4 @@
-"""How the commands print: tables and colours on a terminal, plain text in a pipe, errors in one line."""
+"""Input and output of the commands: tables and images on a terminal, plain text in a pipe, errors in one line."""
 
 from __future__ import annotations
 
@@ -23,16 +23,11 @@ if TYPE_CHECKING:
     from pixtral.images.limits import ImageLimits
 
 
-def one_line(error: BaseException) -> str:
-    """An error message without its line breaks."""
-    return " ".join(str(error).split())
-
-
 def complain(error: BaseException) -> None:
-    """`error: ...` on stderr."""
+    """Print `error: ...` in one line on stderr."""
     from rich.markup import escape
 
-    message = one_line(error)
+    message = " ".join(str(error).split())
     if sys.stderr.isatty():
         console(stderr=True).print(f"[bold red]error:[/] {escape(message)}", soft_wrap=True)
     else:
@@ -46,7 +41,7 @@ def fail(error: BaseException) -> NoReturn:
 
 
 def console(*, stderr: bool = False) -> Console:
-    """A rich console that colours nothing by itself."""
+    """A rich console without automatic highlighting."""
     from rich.console import Console
 
     return Console(stderr=stderr, highlight=False)
@@ -82,7 +77,7 @@ def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[str]
 
 
 def note(text: str) -> None:
-    """A remark beside the answer: on stderr, dimmed, and only when someone is there to read it."""
+    """A remark on stderr, dimmed, and only on a terminal."""
     if sys.stderr.isatty():
         from rich.markup import escape
 
@@ -103,7 +98,7 @@ def cost(answer: Answer) -> str:
 
 @contextmanager
 def waiting(text: str) -> Iterator[None]:
-    """A turning mark while something takes its time; nothing in a pipe."""
+    """A spinner while something takes time; nothing in a pipe."""
     if not (sys.stderr.isatty() and sys.stdout.isatty()):
         yield
         return
@@ -111,12 +106,10 @@ def waiting(text: str) -> Iterator[None]:
         yield
 
 
-# FOLDED pixtral.cli.output: An image in the terminal: every character cell shows two pixels, one above the other.
-
-
 def half_blocks(image: Image, *, max_width: int = 48, max_height: int = 20) -> Text:
-    """The image scaled to fit into max_width columns and max_height lines;
-    every character cell shows two pixels, one above the other.
+    """The image for a terminal, scaled to fit into max_width columns and max_height lines.
+
+    Every character cell is a half block that shows two pixels, one above the other.
     """
     from rich.color import Color
     from rich.style import Style
@@ -139,14 +132,11 @@ def half_blocks(image: Image, *, max_width: int = 48, max_height: int = 20) -> T
     return text
 
 
-# FOLDED pixtral.cli.output: Images named on the command line: opened before anything slow begins, and named when they cannot be.
-
-
 def open_image(source: str | os.PathLike[str], limits: ImageLimits | None = None) -> Image:
     """The image of a path or URL.
 
     Raises:
-        ImageError: it cannot be had or read; the message names the source.
+        ImageError: it cannot be fetched or read; the message names the source.
     """
     from pixtral.images.limits import ImageLimits
     from pixtral.images.source import load_image
@@ -161,5 +151,5 @@ def open_image(source: str | os.PathLike[str], limits: ImageLimits | None = None
 
 
 def shortened(source: str) -> str:
-    """A source fit for a table or a message: data URIs and base64 text can be very long."""
+    """A source for a table or a message, cut: data URIs and base64 text can be very long."""
     return source if len(source) <= 120 else f"{source[:60]}…"

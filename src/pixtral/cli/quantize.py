@@ -1,4 +1,4 @@
-"""`pixtral quantize`: a model to a folder that holds it in fewer bits."""
+"""`pixtral quantize`: write a quantized copy of a model."""
 
 from __future__ import annotations
 

@@ -23,9 +23,8 @@ def serve(**given: Any) -> None:
     """
     file = given.pop("config") or os.environ.get(f"{PREFIX}CONFIG")
     settings, remarks = load_settings(given, os.environ, file)
-    # PyTorch's threads, which are not loaded yet, would wait actively for each other on the cores that the kernels'
-    # threads and the event loop need: with 8 clients that costs a third of the tokens, and most of them where the
-    # machine has something else to do
+    # PyTorch, which is not loaded yet, would have its threads spin on the cores that the kernels' threads and the event
+    # loop need: with 8 clients that costs a third of the throughput, and most of it on a machine that is busy otherwise
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     from pixtral.server.run import run
 
@@ -33,7 +32,7 @@ def serve(**given: Any) -> None:
 
 
 def _parameters() -> list[inspect.Parameter]:
-    """What the command takes: the model, --config, and a flag for every other setting."""
+    """The parameters of the command: the model, --config, and a flag for every other setting."""
     file = typer.Option("--config", metavar="FILE", help="A TOML file with settings.", show_default=False)
     made = [_parameter("config", str, file)]
     for field in dataclasses.fields(Settings):
@@ -54,7 +53,7 @@ def _parameters() -> list[inspect.Parameter]:
 
 
 def _parameter(name: str, kind: Any, option: Any) -> inspect.Parameter:
-    """Not said is None (an empty list, where it may be said several times)."""
+    """A parameter that is None when not given (an empty list, where it may be given several times)."""
     annotation = Annotated[list[str] | None, option] if kind is tuple else Annotated[kind | None, option]
     return inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, default=None, annotation=annotation)
 

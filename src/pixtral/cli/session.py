@@ -1,4 +1,4 @@
-"""A conversation in the terminal: questions, images, and a few commands that begin with a slash."""
+"""A conversation in the terminal: questions, images, slash commands, and streamed answers that Ctrl-C stops."""
 
 from __future__ import annotations
 
@@ -22,46 +22,6 @@ if TYPE_CHECKING:
     from pixtral.assistant import Answer, AnswerStream, Assistant
     from pixtral.assistant.options import ChatOptions
 
-
-# FOLDED pixtral.cli.session: An answer written to the terminal as it comes, which Ctrl-C stops.
-
-
-def show(stream: AnswerStream) -> Answer:
-    """Print the pieces as they come, and a line's end."""
-    with stopped_by_interrupt(stream):
-        with waiting("reading"):
-            first = next(stream, "")
-        _write(first)
-        for piece in stream:
-            _write(piece)
-    _write("\n")
-    return stream.answer
-
-
-@contextmanager
-def stopped_by_interrupt(stream: AnswerStream) -> Iterator[None]:
-    """Ctrl-C ends the answer after the token in work; a second one is an ordinary interrupt."""
-    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
-        yield
-        return
-    before = signal.getsignal(signal.SIGINT)
-
-    def stop(number: int, frame: FrameType | None) -> None:
-        signal.signal(signal.SIGINT, before)
-        stream.stop()
-
-    signal.signal(signal.SIGINT, stop)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
-
-
-def _write(text: str) -> None:
-    sys.stdout.write(text)
-    sys.stdout.flush()
-
-
 _HELP = """\
 /image PATH   show an image (a path or URL) with the next question; may be given several times
 /reset        forget the conversation and its images
@@ -70,17 +30,17 @@ _HELP = """\
 
 
 class Session:
-    """Reads lines until the input ends. In a pipe nothing but the answers is written."""
+    """Reads and answers lines until the input ends. In a pipe nothing but the answers is written."""
 
     def __init__(
         self, assistant: Assistant, system: str | None, options: ChatOptions, images: list[Image], name: str
     ) -> None:
         """
         Args:
-            assistant: answers.
+            assistant: answers the questions.
             system, options: of the conversation.
             images: shown with the first question.
-            name: of the model, for people.
+            name: of the model, for messages.
         """
         self.assistant = assistant
         self.conversation = assistant.conversation(system, **options)
@@ -146,7 +106,7 @@ class Session:
         self._shown.clear()
         try:
             answer = show(stream)
-        except KeyboardInterrupt:  # the second Ctrl-C: this turn is given up
+        except KeyboardInterrupt:  # the second Ctrl-C: this turn is dropped
             print()
             note("given up; the conversation is as it was before")
             return
@@ -160,8 +120,44 @@ class Session:
         note(f"{source}: {image.width} x {image.height} pixels; it goes with the next question")
 
 
+def show(stream: AnswerStream) -> Answer:
+    """Print an answer as it is generated."""
+    with stopped_by_interrupt(stream):
+        with waiting("reading"):
+            first = next(stream, "")
+        _write(first)
+        for piece in stream:
+            _write(piece)
+    _write("\n")
+    return stream.answer
+
+
+@contextmanager
+def stopped_by_interrupt(stream: AnswerStream) -> Iterator[None]:
+    """Ctrl-C ends the answer after the current token; a second one is an ordinary interrupt."""
+    if threading.current_thread() is not threading.main_thread():  # only the main thread receives signals
+        yield
+        return
+    before = signal.getsignal(signal.SIGINT)
+
+    def stop(number: int, frame: FrameType | None) -> None:
+        signal.signal(signal.SIGINT, before)
+        stream.stop()
+
+    signal.signal(signal.SIGINT, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _write(text: str) -> None:
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
 def _unquoted(source: str) -> str:
-    """A path as terminals paste it, in quotes or with escaped blanks, as it is."""
+    """The path that a terminal pasted in quotes or with escaped spaces."""
     if os.path.exists(source) or "://" in source:
         return os.path.expanduser(source)
     try:

@@ -1,4 +1,4 @@
-"""Features of images by content, under a limit of bytes: each image goes through the tower once (no torch)."""
+"""Image features by content, under a limit of bytes: each image is encoded once (imports no torch)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import dataclasses
 from collections.abc import Mapping
 from typing import Any
 
-from pixtral.engine.request import Budget, ImageInput, Plan, Request
+from pixtral.engine.request import ImageInput, Request, SchedulerConfig, SchedulerOutput
 
 
 @dataclasses.dataclass
@@ -17,16 +17,16 @@ class _Entry:
     pins: int = 0
 
 
-class ImageCache:
-    """Least recently used features go first; those that are pinned stay.
+class EncoderCache:
+    """Evicts the least recently used features; pinned ones stay.
 
-    An entry is made by `reserve` before the tower runs, so that its room is kept, and filled by `put`.
+    `reserve` makes an entry before the image is encoded, so that its room is kept; `put` fills it.
     """
 
     def __init__(self, limit: int) -> None:
         """
         Args:
-            limit: bytes. One image is taken in even if it alone is larger.
+            limit: bytes. One image is kept even if it alone is larger.
         """
         self.limit = limit
         self.nbytes = 0
@@ -40,7 +40,7 @@ class ImageCache:
         return len(self._entries)
 
     def reserve(self, key: bytes, nbytes: int) -> bool:
-        """Make room for an image and pin it; False if what is pinned leaves no room."""
+        """Make room for an image and pin it; False if pinned entries leave no room."""
         assert key not in self._entries
         if self.nbytes - self._unpinned + nbytes > self.limit and self.nbytes > self._unpinned:
             return False
@@ -53,17 +53,17 @@ class ImageCache:
         return True
 
     def put(self, key: bytes, features: Any) -> None:
-        """The features of an image for which there is room."""
+        """Store the features of a reserved image."""
         self._entries[key].features = features
 
     def get(self, key: bytes) -> Any:
-        """The features of an image that is pinned."""
+        """The features of a pinned image."""
         entry = self._entries[key]
         assert entry.pins and entry.features is not None, key
         return entry.features
 
     def pin(self, key: bytes) -> None:
-        """Keep an image until it is unpinned as often as it was pinned."""
+        """Keep an image until it has been unpinned as often as it was pinned."""
         entry = self._entries[key]
         if not entry.pins:
             self._unpinned -= entry.nbytes
@@ -71,7 +71,7 @@ class ImageCache:
         self._entries.move_to_end(key)
 
     def unpin(self, key: bytes) -> None:
-        """It may go when room is needed; at once if the tower never gave its features."""
+        """Allow the image to be evicted; it is dropped at once if it was never encoded."""
         entry = self._entries[key]
         entry.pins -= 1
         assert entry.pins >= 0, key
@@ -101,19 +101,19 @@ class ImageCache:
         self._unpinned -= entry.nbytes
 
 
-class ImagePlanner:
-    """Which images a step encodes, and which of its tokens have to wait for theirs."""
+class EncoderCacheManager:
+    """Plans which images a step encodes, and how many tokens of a request can run with the images there are."""
 
-    def __init__(self, cache: ImageCache, budget: Budget) -> None:
+    def __init__(self, cache: EncoderCache, config: SchedulerConfig) -> None:
         self.cache = cache
-        self.budget = budget
+        self.config = config
         self.num_hits = 0
 
-    def fit(self, request: Request, count: int, plan: Plan) -> int:
-        """As many of the next `count` tokens as come before the first image for which there is no room now.
+    def fit(self, request: Request, count: int, plan: SchedulerOutput) -> int:
+        """How many of the next `count` tokens come before the first image for which there is no room.
 
-        The images of these tokens are pinned, and encoded in this step if they are not there. An image is needed
-        from its first token to its last; its tokens may be cut anywhere.
+        The images of these tokens are pinned, and encoded in this step if they are not cached. An image is needed from
+        its first token to its last; a step may end anywhere between them.
         """
         start = request.num_computed
         for image in request.images:
@@ -121,39 +121,39 @@ class ImagePlanner:
                 continue
             if image.start >= start + count:
                 break
-            if plan.images_closed or not self._take(image, plan):
-                plan.images_closed = True
+            if plan.encoder_full or not self._take(image, plan):
+                plan.encoder_full = True
                 return max(image.start - start, 0)
             request.pinned.add(image.key)
         return count
 
     def release(self, request: Request) -> None:
-        """Of the request's images only the one it is in the middle of stays pinned.
+        """Unpin the images of a request except the one that it has run a part of.
 
-        One that comes again later has to be taken again: whoever waits for an image holds no other.
+        So a request that waits for room for an image pins no other, and requests cannot block each other.
         """
         if request.pinned:
-            place = request.num_computed
-            needed = {image.key for image in request.images if image.start < place < image.end}
+            position = request.num_computed
+            needed = {image.key for image in request.images if image.start < position < image.end}
             for key in request.pinned - needed:
                 self.cache.unpin(key)
             request.pinned &= needed
 
     def release_all(self, request: Request) -> None:
-        """The request needs none."""
+        """Unpin all images of a request."""
         for key in request.pinned:
             self.cache.unpin(key)
         request.pinned.clear()
 
-    def _take(self, image: ImageInput, plan: Plan) -> bool:
+    def _take(self, image: ImageInput, plan: SchedulerOutput) -> bool:
         if image.key in self.cache:
             self.cache.pin(image.key)
             self.num_hits += 1
             return True
         features = sum(other.num_features for other in plan.encode)
-        if plan.encode and features + image.num_features > self.budget.max_encoder_tokens:
+        if plan.encode and features + image.num_features > self.config.max_encoder_tokens:
             return False
-        if not self.cache.reserve(image.key, image.num_features * self.budget.feature_bytes):
+        if not self.cache.reserve(image.key, image.num_features * self.config.feature_bytes):
             return False
         plan.encode.append(image)
         return True

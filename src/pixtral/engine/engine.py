@@ -1,4 +1,4 @@
-"""Engine: many requests at once, joining and leaving at any step."""
+"""Engine: many requests at once, which join and leave at any step (continuous batching)."""
 
 from __future__ import annotations
 
@@ -9,38 +9,47 @@ from collections.abc import Callable, Sequence
 
 import torch
 
-from pixtral.engine.block_manager import BLOCK_SIZE, BlockPool
+from pixtral.engine.block_manager import BLOCK_SIZE, BlockManager
 from pixtral.engine.config import EngineConfig
-from pixtral.engine.core import Core
-from pixtral.engine.encoder_cache import ImageCache
-from pixtral.engine.input_processor import Admission
+from pixtral.engine.core import EngineCore
+from pixtral.engine.encoder_cache import EncoderCache
+from pixtral.engine.input_processor import InputProcessor
 from pixtral.engine.model import PackedModel
-from pixtral.engine.model_runner import Runner
-from pixtral.engine.outputs import EngineStats, Output, TokenLogprobs, Usage
-from pixtral.engine.request import REQUEST_ERRORS, Budget, EngineRequest, FinishReason, Plan, Request
-from pixtral.engine.sampler import Choice, Voice, sample
+from pixtral.engine.model_runner import ModelRunner
+from pixtral.engine.outputs import EngineStats, RequestOutput, TokenLogprobs, Usage
+from pixtral.engine.request import (
+    REQUEST_ERRORS,
+    EngineRequest,
+    FinishReason,
+    ImageInput,
+    Request,
+    SchedulerConfig,
+    SchedulerOutput,
+)
+from pixtral.engine.sampler import SampledToken, SamplingState, sample
 from pixtral.engine.scheduler import Scheduler
-from pixtral.engine.token_budget import Pace
+from pixtral.engine.token_budget import TokenBudget
 from pixtral.errors import GenerationError
-from pixtral.text.stream import AnswerText, StreamTokenizer
+from pixtral.text.detokenizer import Decodes, Detokenizer
 
 
 @dataclasses.dataclass
-class _Live:
-    """One continuation beside its Request: how its tokens are chosen, read and told."""
+class _Continuation:
+    """What the engine keeps of one continuation beside its Request."""
 
-    voice: Voice
-    text: AnswerText | None
-    told: int = 0  # new tokens that outputs have given
-    pieces: str = ""
+    sampling: SamplingState
+    detokenizer: Detokenizer | None
+    num_returned: int = 0  # new tokens that outputs have held
+    text: str = ""  # since the last output, as the next two
     logprobs: list[TokenLogprobs] = dataclasses.field(default_factory=list)
+    encode_seconds: float = 0.0
     error: Exception | None = None
 
 
 class Engine:
-    """Add requests, call `step()` while `has_unfinished`; every step gives the new tokens of all who got some.
+    """Add requests, call `step()` while `has_unfinished`; every step returns the new tokens of all that got some.
 
-    Not for several threads at once: `AsyncEngine` has one of its own for it.
+    Not thread-safe: `SharedEngine` serves iterators of one or several threads, `AsyncEngine` an event loop.
     """
 
     def __init__(
@@ -48,7 +57,7 @@ class Engine:
         model: PackedModel,
         config: EngineConfig,
         *,
-        tokenizer: StreamTokenizer | None = None,
+        tokenizer: Decodes | None = None,
         eos_token_ids: Sequence[int] = (),
         clock: Callable[[], float] = time.perf_counter,
     ) -> None:
@@ -56,7 +65,7 @@ class Engine:
         Args:
             model: the network, in eval mode.
             config: sizes.
-            tokenizer: reads answers; without one outputs have no text.
+            tokenizer: decodes answers; without one outputs have no text.
             eos_token_ids: tokens that end every answer that does not ignore them.
             clock: seconds, for the length of steps.
 
@@ -65,40 +74,42 @@ class Engine:
         """
         self.model = model
         self.config = config
-        self._admission = Admission(model, config, tokenizer is not None, tuple(eos_token_ids))
+        self._input_processor = InputProcessor(model, config, tokenizer is not None, tuple(eos_token_ids))
         self._tokenizer = tokenizer
         self._clock = clock
-        blocks = BlockPool(self._admission.num_blocks, BLOCK_SIZE)
-        images = ImageCache(config.image_cache_bytes)
-        budget = Budget(
+        blocks = BlockManager(self._input_processor.num_blocks, BLOCK_SIZE)
+        encoder_cache = EncoderCache(config.image_cache_bytes)
+        limits = SchedulerConfig(
             config.max_num_seqs,
             config.max_num_batched_tokens,
             max_encoder_tokens=config.max_encoder_tokens,
             feature_bytes=model.text_config.hidden_size * model.dtype.itemsize,
             prefix_caching=config.prefix_caching,
+            grow=config.kv_cache_bytes is None,
         )
-        self.scheduler = Scheduler(budget, blocks, images)
-        self.runner = Runner(model, blocks, images, kv_cache=config.kv_cache, image_token=self._admission.image_token)
-        self._core = Core(self.scheduler, self.runner, config.prompt_lookup, self._admission.image_token)
-        self._pace = Pace(config.max_stretch, config.max_num_batched_tokens)
+        image_token = self._input_processor.image_token
+        self.scheduler = Scheduler(limits, blocks, encoder_cache)
+        self.runner = ModelRunner(model, blocks, encoder_cache, kv_cache=config.kv_cache, image_token=image_token)
+        self._core = EngineCore(self.scheduler, self.runner, image_token)
+        self._budget = TokenBudget(config.max_stretch, config.max_num_batched_tokens)
         self._families: dict[str, list[Request]] = {}
-        self._live: dict[Request, _Live] = {}
+        self._continuations: dict[Request, _Continuation] = {}
         self._finished: collections.Counter[str] = collections.Counter()
         self._num_new_tokens = 0
-        self._news: dict[Request, None] = {}  # those whose outputs have something to say
+        self._updated: dict[Request, None] = {}  # those that have something for the next output
 
     @property
     def max_model_len(self) -> int:
         """Tokens of prompt and answer together, at most."""
-        return self._admission.max_model_len
+        return self._input_processor.max_model_len
 
     @property
     def has_unfinished(self) -> bool:
         """Whether a step has anything to do."""
-        return bool(self._live)
+        return bool(self._continuations)
 
     def is_known(self, request_id: str) -> bool:
-        """Whether a request of this name has continuations that have not ended."""
+        """Whether a request of this name has unfinished continuations."""
         return request_id in self._families
 
     def add_request(self, request: EngineRequest) -> None:
@@ -110,47 +121,46 @@ class Engine:
         """
         if request.request_id in self._families:
             raise GenerationError(f"request_id {request.request_id!r} is in use; give every request its own")
-        family = self._admission.admit(request)
-        self._live |= {one: self._begin(one, request) for one in family}
+        family = self._input_processor.process(request)
+        self._continuations |= {one: self._continuation(one, request) for one in family}
         self._families[request.request_id] = family
         self._core.add(family)
 
-    def abort(self, request_id: str) -> list[Output]:
-        """End a request now; its last outputs. Nothing for one that has ended or never was."""
+    def abort(self, request_id: str) -> list[RequestOutput]:
+        """End a request now; returns its last outputs, none for one that has ended or never was."""
         for request in self._families.get(request_id, ()):
             self._core.finish(request, "abort")
-            self._news[request] = None
-        return self._tell()
+            self._updated[request] = None
+        return self._outputs()
 
     @torch.inference_mode()
-    def step(self) -> list[Output]:
-        """Schedule, encode, run, sample: one forward pass, and a token or more for everyone who has got that far."""
-        begin = self._clock()
-        decoding = sum(request.is_decoding for request in self.scheduler.running)
-        plan = self._core.plan(self._pace.limit(decoding, self.scheduler.num_seated - decoding))
+    def step(self) -> list[RequestOutput]:
+        """Schedule, encode, run, sample: one forward pass, and a token or more for every request that is ready."""
+        num_decoding = sum(request.is_decoding for request in self.scheduler.running)
+        plan = self._core.plan(self._budget.limit(num_decoding, self.scheduler.num_schedulable - num_decoding))
         if plan.encode:
             self._encode(plan)
-            begin = self._clock()
+        begin = self._clock()
         try:
             self._core.run(plan)
         except REQUEST_ERRORS as error:
-            for request in list(plan.tokens):  # whichever it was; those that wait have nothing to do with it
+            for request in list(plan.num_scheduled_tokens):  # whichever caused it; waiting requests are not affected
                 self._fail(request, error)
-        self._choose()
-        prompt_tokens = sum(plan.tokens.values()) - decoding
-        self._pace.note(decoding, max(prompt_tokens, 0), self._clock() - begin)
-        return self._tell()
+        self._sample()
+        num_prompt_tokens = sum(plan.num_scheduled_tokens.values()) - num_decoding
+        self._budget.observe(num_decoding, max(num_prompt_tokens, 0), self._clock() - begin)
+        return self._outputs()
 
     def stats(self) -> EngineStats:
-        """Where the engine stands."""
-        blocks, images = self.scheduler.blocks, self.scheduler.images
+        """State and counters of the engine."""
+        blocks, encoder = self.scheduler.blocks, self.scheduler.encoder
         return EngineStats(
             num_running=len(self.scheduler.running),
             num_waiting=len(self.scheduler.waiting),
             num_blocks=blocks.num_blocks,
             num_free_blocks=blocks.num_free,
-            image_cache_bytes=images.cache.nbytes,
-            image_cache_limit=images.cache.limit,
+            image_cache_bytes=encoder.cache.nbytes,
+            image_cache_limit=encoder.cache.limit,
             steps=self._core.num_steps,
             prompt_tokens=self.scheduler.num_prompt_tokens,
             cached_tokens=self.scheduler.num_cached_tokens,
@@ -158,99 +168,112 @@ class Engine:
             finished=dict(self._finished),
             preemptions=self.scheduler.num_preemptions,
             images_encoded=self.runner.num_encoded,
-            image_hits=images.num_hits,
+            image_hits=encoder.num_hits,
         )
 
     def check(self) -> None:
-        """Assert that nothing is lost and nothing is held in vain."""
+        """Assert that no request, block or image is lost or held without need."""
         self.scheduler.check()
         alive = {*self.scheduler.running, *self.scheduler.waiting}
-        assert alive == set(self._live) == {one for family in self._families.values() for one in family}
+        assert alive == set(self._continuations) == {one for family in self._families.values() for one in family}
 
-    def _encode(self, plan: Plan) -> None:
-        """Images of the plan through the tower; a broken one ends those who asked for it."""
+    def _encode(self, plan: SchedulerOutput) -> None:
+        """Run the images of the plan through the tower; a broken one ends the requests that have it."""
+        begin = self._clock()
         try:
             self.runner.encode(plan.encode)
-            return
-        except REQUEST_ERRORS:
-            pass  # one at a time shows whose it is
-        for image in plan.encode:
-            try:
-                self.runner.encode([image])
-            except REQUEST_ERRORS as error:
-                for request in [one for one in plan.tokens if image.key in one.pinned]:
-                    self._fail(request, error)
-                    del plan.tokens[request]
+        except REQUEST_ERRORS:  # encoding one at a time shows which image it is
+            for image in plan.encode:
+                try:
+                    self.runner.encode([image])
+                except REQUEST_ERRORS as error:
+                    for request in _requests_with(image, plan):
+                        self._fail(request, error)
+                        del plan.num_scheduled_tokens[request]
+        if self.model.device.type == "cuda":
+            torch.cuda.synchronize(self.model.device)  # or the tower's time would be measured as the decoder's
+        seconds = self._clock() - begin
+        for request in {request for image in plan.encode for request in _requests_with(image, plan)}:
+            self._continuations[request].encode_seconds += seconds
 
-    def _choose(self) -> None:
-        """Tokens for all who are ready; with drafts that come true, several."""
+    def _sample(self) -> None:
+        """Sample for all requests that are ready; several tokens where drafts are accepted."""
         while ready := [request for request in self.scheduler.running if self._core.is_ready(request)]:
-            choices = sample(self._core.logits(ready), [self._live[request].voice for request in ready])
-            for request, choice in zip(ready, choices, strict=True):
-                self._take(request, choice)
+            states = [self._continuations[request].sampling for request in ready]
+            for request, sampled in zip(ready, sample(self._core.logits(ready), states), strict=True):
+                self._append(request, sampled)
 
-    def _take(self, request: Request, choice: Choice) -> None:
-        live = self._live[request]
-        if choice.error is not None:
-            self._fail(request, choice.error)
+    def _append(self, request: Request, sampled: SampledToken) -> None:
+        one = self._continuations[request]
+        if sampled.error is not None:
+            self._fail(request, sampled.error)
             return
         stop = None
-        if live.text is not None and choice.token not in request.params.stop_token_ids:
-            live.pieces += live.text.push(choice.token)
-            stop = live.text.stop
-        if choice.logprobs is not None:
-            live.logprobs.append(choice.logprobs)
+        if one.detokenizer is not None and sampled.token not in request.params.stop_token_ids:
+            one.text += one.detokenizer.push(sampled.token)
+            stop = one.detokenizer.stop
+        if sampled.logprobs is not None:
+            one.logprobs.append(sampled.logprobs)
         self._num_new_tokens += 1
-        self._news[request] = None
-        self._core.append(request, choice.token, stop)
+        self._updated[request] = None
+        self._core.append(request, sampled.token, stop)
 
     def _fail(self, request: Request, error: Exception) -> None:
-        self._live[request].error = error
-        self._news[request] = None
+        self._continuations[request].error = error
+        self._updated[request] = None
         self._core.finish(request, "error")
 
-    def _tell(self) -> list[Output]:
-        """Outputs of all who have something new to say; those who have ended are forgotten."""
+    def _outputs(self) -> list[RequestOutput]:
+        """Outputs of all updated continuations; finished ones are forgotten."""
         outputs = []
-        for request in self._news:
-            live, ended = self._live[request], request.finish_reason
-            if ended is not None and live.text is not None and live.text.stop is None:
-                live.pieces += live.text.finish()
-            outputs.append(self._output(request, live, ended))
-            live.told, live.pieces, live.logprobs = len(request.new_ids), "", []
-            if ended is not None:
-                self._finished[ended] += 1
-                del self._live[request]
+        for request in self._updated:
+            one, reason = self._continuations[request], request.finish_reason
+            if reason is not None and one.detokenizer is not None and one.detokenizer.stop is None:
+                one.text += one.detokenizer.finish()
+            outputs.append(_output(request, one, reason))
+            one.num_returned, one.text, one.logprobs, one.encode_seconds = len(request.new_ids), "", [], 0.0
+            if reason is not None:
+                self._finished[reason] += 1
+                del self._continuations[request]
                 family = self._families[request.request_id]
                 family.remove(request)
                 if not family:
                     del self._families[request.request_id]
-        self._news = {}
+        self._updated = {}
         return outputs
 
-    def _begin(self, one: Request, request: EngineRequest) -> _Live:
-        text = None
+    def _continuation(self, one: Request, request: EngineRequest) -> _Continuation:
+        detokenizer = None
         if self._tokenizer is not None:
-            text = AnswerText(self._tokenizer, request.params.stop, request.skip_special_tokens)
-        return _Live(Voice(one, None if request.guide is None else request.guide()), text)
-
-    def _output(self, request: Request, live: _Live, ended: FinishReason | None) -> Output:
-        usage = None
-        if ended is not None:
-            usage = Usage(
-                request.num_prompt_tokens,
-                len(request.new_ids),
-                request.num_cached_tokens or 0,
-                sum(image.length for image in request.images),
+            detokenizer = Detokenizer(
+                self._tokenizer, request.params.stop, skip_special_tokens=request.skip_special_tokens
             )
-        return Output(
-            request.request_id,
-            request.index,
-            live.pieces,
-            tuple(request.new_ids[live.told :]),
-            None if request.params.logprobs is None else tuple(live.logprobs),
-            ended,
-            request.stop_reason,
-            usage,
-            live.error,
+        return _Continuation(SamplingState(one, None if request.guide is None else request.guide()), detokenizer)
+
+
+def _requests_with(image: ImageInput, plan: SchedulerOutput) -> list[Request]:
+    """The scheduled requests that need an image in this step."""
+    return [request for request in plan.num_scheduled_tokens if image.key in request.pinned]
+
+
+def _output(request: Request, one: _Continuation, reason: FinishReason | None) -> RequestOutput:
+    usage = None
+    if reason is not None:
+        usage = Usage(
+            request.num_prompt_tokens,
+            len(request.new_ids),
+            request.num_cached_tokens or 0,
+            sum(image.length for image in request.images),
         )
+    return RequestOutput(
+        request.request_id,
+        request.index,
+        one.text,
+        tuple(request.new_ids[one.num_returned :]),
+        None if request.params.logprobs is None else tuple(one.logprobs),
+        reason,
+        request.stop_reason,
+        usage,
+        one.error,
+        one.encode_seconds,
+    )

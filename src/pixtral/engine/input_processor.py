@@ -1,4 +1,4 @@
-"""From what a caller asks to what the engine runs: everything checked, before it costs anything."""
+"""From what a caller asks to what the engine runs: requests are checked completely before they cost anything."""
 
 from __future__ import annotations
 
@@ -16,13 +16,16 @@ from pixtral.engine.config import EngineConfig
 from pixtral.engine.model import PackedModel, cache_dtype
 from pixtral.engine.request import EngineRequest, ImageInput, Request, context_length
 from pixtral.errors import ConfigError, GenerationError, PromptError
+from pixtral.ops.kv_cache import token_bytes
+
+ROOM = 512  # new tokens for which blocks are taken with the prompt's, where the cache grows
 
 
-class Admission:
-    """Knows what the engine can hold, and makes the continuations of requests that fit.
+class InputProcessor:
+    """Knows what the engine can hold and makes `Request`s of an `EngineRequest`.
 
     Attributes:
-        num_blocks: for keys and values.
+        num_blocks: of the key-value cache, at first if it grows.
         max_model_len: tokens of prompt and answer together.
         image_token: the id of [IMG], None for a model that reads text only.
     """
@@ -30,21 +33,20 @@ class Admission:
     def __init__(
         self, model: PackedModel, config: EngineConfig, has_tokenizer: bool, eos_token_ids: tuple[int, ...]
     ) -> None:
-        text = model.text_config
-        assert text.head_dim is not None
         self._config = config
         self._has_tokenizer = has_tokenizer
         self._eos = eos_token_ids
-        self._vocabulary = text.vocab_size
+        self._vocabulary = model.text_config.vocab_size
         self._arrivals = itertools.count()
         self.image_token: int | None = getattr(cast(Any, model).config, "image_token_index", None)
-        size = cache_dtype(config.kv_cache, model.dtype).itemsize
-        scales = 4 if size == 1 else 0  # of 8-bit numbers, one for each head
-        per_token = 2 * text.num_hidden_layers * text.num_key_value_heads * (text.head_dim * size + scales)
-        context = context_length(text)
+        context = context_length(model.text_config)
         wanted = config.max_model_len or context
         if wanted > context:
             raise ConfigError(f"max_model_len is {wanted}, but the context of the model is {context}; lower it")
+        per_token = token_bytes(model.text_config, cache_dtype(config.kv_cache, model.dtype))
+        if config.kv_cache_bytes is None:
+            self.num_blocks, self.max_model_len = 1, wanted
+            return
         most = -(-wanted // BLOCK_SIZE) * config.max_num_seqs
         self.num_blocks = min(config.kv_cache_bytes // (per_token * BLOCK_SIZE), most)
         self.max_model_len = min(wanted, self.num_blocks * BLOCK_SIZE)
@@ -55,7 +57,7 @@ class Admission:
                 "max_model_len"
             )
 
-    def admit(self, request: EngineRequest) -> list[Request]:
+    def process(self, request: EngineRequest) -> list[Request]:
         """The continuations of a request.
 
         Raises:
@@ -82,6 +84,8 @@ class Admission:
                 length,
                 min(params.max_tokens or room, room),
                 images=request.images,
+                reserve=min(params.max_tokens or room, room, ROOM) if self._config.kv_cache_bytes is None else 0,
+                prompt_lookup=request.prompt_lookup or self._config.prompt_lookup,
                 request_id=request.request_id,
                 index=index,
                 order=(request.priority, arrival, index),
@@ -123,11 +127,8 @@ class Admission:
                 )
 
 
-# FOLDED pixtral.engine.input_processor: Images of a prompt for the engine: where they stand, and what they are called.
-
-
 def image_key(pixels: Tensor) -> bytes:
-    """Names the content of (3, H, W) pixels: equal shapes, dtypes and values, equal keys."""
+    """Hash of (3, H, W) pixels: equal shapes, dtypes and values give equal keys."""
     plain = pixels.detach().cpu().contiguous()
     digest = hashlib.blake2b(f"{tuple(plain.shape)} {plain.dtype}".encode(), digest_size=16)
     digest.update(plain.flatten().view(torch.uint8).numpy().data)
@@ -142,14 +143,14 @@ def place_images(
     patch_size: int,
     keys: Sequence[bytes] | None = None,
 ) -> tuple[ImageInput, ...]:
-    """The images of a prompt, in order of their [IMG] tokens.
+    """The images of a prompt given as ids and pixels, by the positions of their [IMG] tokens.
 
     Args:
         prompt_ids: the prompt, every image expanded to its rows of [IMG] tokens.
         pixels: (3, H, W) of each image.
         image_token: the id of [IMG].
         patch_size: pixels of a patch's side.
-        keys: names of the contents, where the caller has them; computed from the pixels otherwise.
+        keys: hashes of the pixels, where the caller has them; computed from the pixels otherwise.
 
     Raises:
         PromptError: more or fewer [IMG] tokens than patches.

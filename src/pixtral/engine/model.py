@@ -1,18 +1,18 @@
-"""What the engine needs of a model, and in which number formats it keeps keys and values."""
+"""The interface between engine and model: the packed forward pass, and the paged key-value cache that it writes."""
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
 
 from pixtral.configuration import MistralConfig
-from pixtral.engine.block_manager import BlockPool
+from pixtral.engine.block_manager import BlockManager
 from pixtral.errors import GenerationError
-from pixtral.ops.attention import Packing
-from pixtral.ops.kv_cache import KVCache
+from pixtral.ops.kv_cache import KVCache, Packing
 
 # Prompt tokens in one forward pass: enough to keep a processor busy, few enough to bound the activations.
 PREFILL_TOKENS = 4096
@@ -21,7 +21,7 @@ CACHE_DTYPES = {"bf16": torch.bfloat16, "int8": torch.int8}
 
 
 class PackedModel(Protocol):
-    """What the engine needs of a model: the packed interface of the classes in `pixtral.models`."""
+    """What the engine needs of a model; the classes in `pixtral.models` have it."""
 
     @property
     def text_config(self) -> MistralConfig:
@@ -67,17 +67,14 @@ def cache_dtype(kv_cache: str | None, model_dtype: torch.dtype) -> torch.dtype:
     return CACHE_DTYPES[kv_cache]
 
 
-# FOLDED pixtral.engine.model: The tensors behind the blocks: keys and values of every layer, one line of slots.
+class PagedKVCache(KVCache):
+    """A cache whose slots are allocated in blocks: block b has the slots from b * block_size on.
 
-
-class PagedCache(KVCache):
-    """A cache whose slots are handed out in blocks: block b has the slots from b * block_size on.
-
-    Who owns which slot is not known here; packings name slots one by one.
+    The block manager knows which request owns which block; packings name slots one by one.
     """
 
     def __init__(
-        self, config: MistralConfig, blocks: BlockPool, dtype: torch.dtype, device: torch.device | str
+        self, config: MistralConfig, blocks: BlockManager, dtype: torch.dtype, device: torch.device | str
     ) -> None:
         assert config.head_dim is not None
         slots = blocks.num_blocks * blocks.block_size
@@ -86,18 +83,27 @@ class PagedCache(KVCache):
         self.blocks = blocks
 
     def advance(self, q_lens: Sequence[int]) -> None:
-        """Requests count for themselves."""
+        """Do nothing: requests count their own tokens."""
 
     def follow(self) -> None:
-        """Grow as the pool of blocks has grown."""
+        """Grow as the number of blocks has grown."""
         slots = self.blocks.num_blocks * self.blocks.block_size
         if slots > self.capacity:
             self._grow(slots)
             self.lengths = [slots]
 
     def copy_block(self, source: int, target: int) -> None:
-        """The content of one block into another."""
+        """Copy the content of one block into another."""
         size = self.blocks.block_size
         for layer in self.layers:
             for tensor in layer.tensors:
                 tensor[target * size : (target + 1) * size] = tensor[source * size : (source + 1) * size]
+
+
+def weights_version(model: Any) -> int:
+    """A number that changes when a parameter or buffer of a module was written to, replaced or moved.
+
+    Keys and values that were computed before are those of another model then.
+    """
+    tensors = itertools.chain(model.parameters(), model.buffers())
+    return hash(tuple((0 if t.is_inference() else t._version, t.data_ptr(), t.dtype, str(t.device)) for t in tensors))

@@ -1,4 +1,4 @@
-"""What comes out of the engine: pieces of answers, what they cost, and how the engine is doing (no torch)."""
+"""Outputs of the engine: new tokens and text of requests, usage, statistics (imports no torch)."""
 
 from __future__ import annotations
 
@@ -9,12 +9,12 @@ from pixtral.engine.request import FinishReason
 
 @dataclasses.dataclass(frozen=True)
 class TokenLogprobs:
-    """Log probabilities at one place, as the model saw it, before penalties and filters.
+    """Log probabilities of one token, as the model gave them, before penalties and filters.
 
     Attributes:
-        token: the chosen token.
+        token: the sampled token.
         logprob: its log probability.
-        top: the likeliest tokens with theirs, best first, as many as were asked for.
+        top: the likeliest tokens with theirs, best first, as many as were requested.
     """
 
     token: int
@@ -27,7 +27,7 @@ class Usage:
     """Tokens of one continuation; the token that ends it counts.
 
     Attributes:
-        cached_tokens: prompt tokens whose keys and values were there already.
+        cached_tokens: prompt tokens found in the prefix cache.
         image_tokens: prompt tokens that stand for patches.
     """
 
@@ -38,19 +38,20 @@ class Usage:
 
 
 @dataclasses.dataclass(frozen=True)
-class Output:
-    """What one step gave to one continuation.
+class RequestOutput:
+    """What one step added to one continuation.
 
     Attributes:
-        request_id: whose it is.
+        request_id: of the request.
         index: which continuation of the prompt, from 0.
-        text: the new text that is certain: no half characters, no beginning of a stop string, no end token.
+        text: the new text that is final: whole characters, nothing that may begin a stop string, no end token.
         token_ids: the new tokens; an end token is among them.
         logprobs: of each of them, where they were asked for.
         finish_reason: "stop", "length", "abort" or "error" in the last output of a continuation, else None.
         stop_reason: the token or the string that ended it, if one did.
         usage: in the last output of a continuation.
-        error: what went wrong, with "error".
+        error: what ended it, with finish_reason "error".
+        encode_seconds: time that this step spent in the vision tower on images of the request.
     """
 
     request_id: str
@@ -62,30 +63,35 @@ class Output:
     stop_reason: int | str | None = None
     usage: Usage | None = None
     error: BaseException | None = None
+    encode_seconds: float = 0.0
 
-    def joined(self, later: Output) -> Output:
+    def joined(self, later: RequestOutput) -> RequestOutput:
         """This output and a later one of the same continuation as one."""
         logprobs = None if self.logprobs is None else (*self.logprobs, *(later.logprobs or ()))
         return dataclasses.replace(
-            later, text=self.text + later.text, token_ids=self.token_ids + later.token_ids, logprobs=logprobs
+            later,
+            text=self.text + later.text,
+            token_ids=self.token_ids + later.token_ids,
+            logprobs=logprobs,
+            encode_seconds=self.encode_seconds + later.encode_seconds,
         )
 
 
 @dataclasses.dataclass(frozen=True)
 class EngineStats:
-    """Where the engine stands, and what it has done since it was made.
+    """State of the engine, and its counters since it was made.
 
     Attributes:
-        num_running, num_waiting: continuations at work, and in the queue.
-        num_blocks, num_free_blocks: places for keys and values; free ones may still hold prefixes that can be hit.
-        image_cache_bytes: features of images that are kept.
+        num_running, num_waiting: continuations that run, and that wait.
+        num_blocks, num_free_blocks: blocks of the key-value cache; free ones may still hold cached prefixes.
+        image_cache_bytes: features in the encoder cache.
         image_cache_limit: what they may take.
         steps: forward passes of the decoder.
         prompt_tokens, cached_tokens: of admitted prompts, and how many of them the prefix cache had.
-        new_tokens: chosen tokens.
-        finished: ended continuations by reason.
-        preemptions: times that a continuation had to give its blocks back and start again.
-        images_encoded, image_hits: images that went through the tower, and those that did not have to.
+        new_tokens: sampled tokens.
+        finished: finished continuations by reason.
+        preemptions: how often a continuation lost its blocks and started again.
+        images_encoded, image_hits: images that the tower encoded, and those found in the encoder cache.
     """
 
     num_running: int

@@ -1,4 +1,8 @@
-"""What the engine works on: a prompt with its images, one continuation on its way, what comes out (no torch)."""
+"""Requests of the engine and the plan of one step (imports no torch).
+
+`EngineRequest` is what a caller asks for. The engine makes one `Request` of it for each continuation, the unit that the
+scheduler plans; `SchedulerOutput` says how many tokens of each run in a step.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +12,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from pixtral.configuration import MistralConfig
-from pixtral.engine.sampling_params import SamplingParams
+from pixtral.engine.sampling_params import PromptLookup, SamplingParams
 from pixtral.errors import PixtralError, PromptError
 
 if TYPE_CHECKING:
@@ -17,38 +21,31 @@ if TYPE_CHECKING:
 
 FinishReason = Literal["stop", "length", "abort", "error"]
 
-# What a request's own images, grammar or numbers may raise; other requests must not suffer from it.
+# What a request's own images, grammar or numbers may raise. It ends that request and leaves the others alone.
 REQUEST_ERRORS = (
-    PixtralError, ArithmeticError, AssertionError, AttributeError, LookupError, MemoryError, OSError, RuntimeError,
-    TypeError, ValueError,
-)  # fmt: skip
-
-
-@dataclasses.dataclass(frozen=True)
-class Prompt:
-    """One prompt as its embeddings, image features already in their places.
-
-    Attributes:
-        embeds: (S, C) in the model's dtype, S >= 1.
-        ids: the S token ids, for penalties, stop strings and prompt lookup; empty when only embeddings are known.
-        image_token: the id at whose places the features of images stand.
-    """
-
-    embeds: Tensor
-    ids: tuple[int, ...] = ()
-    image_token: int | None = None
+    PixtralError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
 
 
 @dataclasses.dataclass(frozen=True)
 class ImageInput:
-    """One image in a prompt.
+    """One image of a prompt.
 
     Attributes:
-        start: place of its first [IMG] in the prompt.
-        length: tokens from there to its last [IMG].
+        start: position of its first [IMG] token in the prompt.
+        length: tokens from there to its [IMG_END].
         num_features: [IMG] tokens among them, one for each patch.
-        key: names the content: equal keys, equal pixels.
-        pixels: gives the normalised (3, H, W) tensor; asked for when the image is encoded, perhaps more than once.
+        key: hash of the pixels; equal keys stand for equal pixels.
+        pixels: returns the normalised (3, H, W) tensor; called when the image is encoded, possibly more than once.
     """
 
     start: int
@@ -59,19 +56,19 @@ class ImageInput:
 
     @property
     def end(self) -> int:
-        """The place behind its last [IMG]."""
+        """The position after its last token."""
         return self.start + self.length
 
 
 class Guide(Protocol):
-    """Says which tokens may come next in one sequence: a grammar, a schema, a list of choices."""
+    """Constrains the next token of one sequence: a grammar, a schema, a list of choices."""
 
     def mask(self, scores: Any) -> None:
-        """Set the scores (V,) float32 of tokens that may not come to -inf, in place."""
+        """Set the scores (V,) float32 of tokens that are not allowed to -inf, in place."""
         ...
 
     def advance(self, token: int) -> None:
-        """The token was chosen."""
+        """Accept the token that was sampled."""
         ...
 
 
@@ -80,13 +77,14 @@ class EngineRequest:
     """What a caller asks of the engine.
 
     Attributes:
-        request_id: any name that no unfinished request has.
+        request_id: a name that no unfinished request has.
         prompt_ids: the prompt, images expanded to their [IMG] tokens.
-        params: how tokens are chosen; `params.n` continuations come out.
+        params: how tokens are sampled; `params.n` continuations are generated.
         images: the images of the prompt in order.
-        priority: smaller goes first; within one priority, who came first.
+        priority: smaller runs first; within one priority, first come first served.
         guide: makes the grammar of each continuation.
         skip_special_tokens: leave control tokens out of the text.
+        prompt_lookup: draft tokens from the text; None is the engine's own setting.
     """
 
     request_id: str
@@ -96,41 +94,43 @@ class EngineRequest:
     priority: int = 0
     guide: Callable[[], Guide] | None = None
     skip_special_tokens: bool = True
+    prompt_lookup: PromptLookup | None = None
 
 
 class Status(enum.Enum):
-    """Where a request stands."""
+    """State of a request."""
 
-    WAITING = "waiting"  # new, or preempted: holds no blocks
+    WAITING = "waiting"  # new or preempted; holds no blocks
     RUNNING = "running"
     FINISHED = "finished"
 
 
 @dataclasses.dataclass(eq=False)
 class Request:
-    """One continuation of a prompt on its way through the engine; the scheduler's view of it.
+    """One continuation of a prompt, as the scheduler sees it.
 
-    Its tokens lie in one line: the prompt, what was chosen, the draft. Keys and values of the first `num_computed` of
-    them are in its blocks.
+    Its tokens form one sequence: the prompt, the sampled tokens, the draft. Keys and values of the first
+    `num_computed` of them are in its blocks.
 
     Attributes:
-        params: how tokens are chosen; all tokens that end it are among its `stop_token_ids`.
+        params: how tokens are sampled; all tokens that end it are among its `stop_token_ids`.
         prompt_ids: of the prompt; empty when only its embeddings are known.
-        num_prompt_tokens: how long the prompt is.
-        limit: new tokens at most, the context's end taken into account.
+        num_prompt_tokens: length of the prompt.
+        limit: new tokens at most, bounded by the context.
         index: which continuation of its prompt this is, from 0.
-        order: (priority, arrival, index): who goes first.
-        reserve: new tokens for which blocks are taken together with those of the prompt.
-        prompt_embeds: (S, C), where the prompt was embedded by the caller.
+        order: (priority, arrival, index), the order of scheduling.
+        reserve: new tokens for which blocks are allocated together with those of the prompt.
+        prompt_embeds: (S, C), where the caller embedded the prompt.
+        prompt_lookup: how drafts are made, if they are.
         leader: the continuation of the same prompt that runs it for this one too.
         followers: continuations that wait for this one to have run the prompt.
         draft: tokens that may come next, run together with the newest one.
-        blocks: places of its keys and values.
-        block_keys: the names of its full blocks, as far as they are known.
-        num_registered: how many of its blocks can be found under their names.
-        pinned: images whose features must stay.
+        blocks: block table.
+        block_keys: hashes of its full blocks, as far as they are known.
+        num_registered: how many of its blocks can be found by their hashes.
+        pinned: keys of images whose features must stay cached.
         num_cached_tokens: of the prompt, found in the prefix cache when it was first admitted.
-        finish_reason: None while it goes on.
+        finish_reason: None while it runs or waits.
         stop_reason: the token or string that ended it, if one did.
     """
 
@@ -144,6 +144,7 @@ class Request:
     order: tuple[int, int, int] = (0, 0, 0)
     reserve: int = 0
     prompt_embeds: Tensor | None = None
+    prompt_lookup: PromptLookup | None = None
     leader: Request | None = None
     followers: list[Request] = dataclasses.field(default_factory=list)
     status: Status = Status.WAITING
@@ -174,7 +175,7 @@ class Request:
         return self.num_computed >= self.num_prompt_tokens + len(self.new_ids) - 1
 
     def append(self, token: int) -> None:
-        """A token was chosen; what was computed of a draft that says otherwise does not count."""
+        """Append a sampled token; a draft that continues differently is dropped with what was computed of it."""
         self.new_ids.append(token)
         if self.draft and self.draft[0] == token:
             del self.draft[0]
@@ -183,16 +184,54 @@ class Request:
         self.num_computed = min(self.num_computed, self.length - 1)
 
     def ids_between(self, start: int, end: int) -> list[int]:
-        """Tokens of the line at places start to end, the draft included."""
+        """Tokens at positions start to end, the draft included."""
         prompt = self.num_prompt_tokens
         if start >= prompt:
-            said = len(self.new_ids)
+            sampled = len(self.new_ids)
             start, end = start - prompt, end - prompt
-            if end <= said:
+            if end <= sampled:
                 return self.new_ids[start:end]
-            return self.new_ids[start:] + self.draft[max(start - said, 0) : end - said]
+            return self.new_ids[start:] + self.draft[max(start - sampled, 0) : end - sampled]
         ids = list(self.prompt_ids[start:end])
         return ids if end <= prompt else ids + self.ids_between(prompt, end)
+
+
+@dataclasses.dataclass(frozen=True)
+class SchedulerConfig:
+    """Limits of one step.
+
+    Attributes:
+        max_num_seqs: requests that run at a time.
+        max_num_batched_tokens: prompt and draft tokens of a step; the newest token of a decoding request always runs.
+        max_encoder_tokens: patches that one step encodes; one image always fits, however large.
+        feature_bytes: of the features of one patch.
+        prefix_caching: look for the beginning of a prompt among the cached blocks.
+        grow: allocate more blocks where they run out, instead of preempting.
+    """
+
+    max_num_seqs: int
+    max_num_batched_tokens: int
+    max_encoder_tokens: int = 1
+    feature_bytes: int = 1
+    prefix_caching: bool = True
+    grow: bool = False
+
+
+@dataclasses.dataclass
+class SchedulerOutput:
+    """The plan of one step.
+
+    Attributes:
+        num_scheduled_tokens: how many tokens each request runs, of those after its `num_computed`.
+        encode: images to encode before.
+        preempted: requests that gave their blocks back.
+        encoder_full: an image found no room in the encoder cache; requests behind it must not take that room.
+    """
+
+    num_scheduled_tokens: dict[Request, int] = dataclasses.field(default_factory=dict)
+    encode: list[ImageInput] = dataclasses.field(default_factory=list)
+    preempted: list[Request] = dataclasses.field(default_factory=list)
+    encoder_full: bool = False
 
 
 def context_length(config: MistralConfig) -> int:
@@ -216,44 +255,3 @@ def check_prompt_length(index: int, length: int, config: MistralConfig) -> int:
             "shorten the text or make the images smaller"
         )
     return context - length
-
-
-# FOLDED pixtral.engine.request: What a step may hold, and what it does hold (no torch).
-
-
-@dataclasses.dataclass(frozen=True)
-class Budget:
-    """What one step may hold.
-
-    Attributes:
-        max_num_seqs: requests that run at a time.
-        max_num_batched_tokens: prompt and draft tokens of a step; a decoding request's newest token always goes.
-        max_encoder_tokens: patches that one step encodes; one image always goes, however large.
-        feature_bytes: of the features of one patch.
-        prefix_caching: look for the beginning of a prompt among the blocks that are there.
-        grow: make more blocks where they run out, instead of preempting.
-    """
-
-    max_num_seqs: int
-    max_num_batched_tokens: int
-    max_encoder_tokens: int = 1
-    feature_bytes: int = 1
-    prefix_caching: bool = True
-    grow: bool = False
-
-
-@dataclasses.dataclass
-class Plan:
-    """One step.
-
-    Attributes:
-        tokens: how many tokens each request runs, of those that come after its `num_computed`.
-        encode: images that have to be encoded before.
-        preempted: requests that gave their blocks back.
-        images_closed: somebody waits for room for an image; those behind must not take it.
-    """
-
-    tokens: dict[Request, int] = dataclasses.field(default_factory=dict)
-    encode: list[ImageInput] = dataclasses.field(default_factory=list)
-    preempted: list[Request] = dataclasses.field(default_factory=list)
-    images_closed: bool = False

@@ -1,4 +1,4 @@
-"""How the tokens of one request are chosen and when it ends: every setting, checked (no torch)."""
+"""How the tokens of one request are sampled and when it ends; every setting is checked (imports no torch)."""
 
 from __future__ import annotations
 
@@ -8,6 +8,7 @@ import numbers
 
 from pixtral.errors import GenerationError
 
+DEFAULT_NGRAM = 2
 MAX_BIAS = 100.0
 MAX_LOGPROBS = 100
 _PENALTIES = (0.01, 100.0)  # a logit divided by much less is infinite
@@ -16,7 +17,7 @@ _GREEDY_BELOW = 1e-6  # a logit divided by less may leave the range of float32, 
 
 @dataclasses.dataclass(frozen=True)
 class SamplingParams:
-    """How the tokens of one sequence are chosen and when it ends, in the words of OpenAI's API and vLLM.
+    """How the tokens of one sequence are sampled and when it ends, in the words of OpenAI's API and vLLM.
 
     Attributes:
         temperature: divides the logits; 0, or less than 1e-6, takes the likeliest token (greedy), and the other three
@@ -92,10 +93,28 @@ class SamplingParams:
 
     @property
     def plain(self) -> bool:
-        """Whether the scores are the model's logits, unchanged, whatever has been said."""
+        """Whether the scores are the model's logits, unchanged."""
         return self.repetition_penalty == 1 and not (
             self.presence_penalty or self.frequency_penalty or self.logit_bias or self.min_tokens
         )
+
+
+@dataclasses.dataclass(frozen=True)
+class PromptLookup:
+    """Settings of prompt-lookup decoding (github.com/apoorvumang/prompt-lookup-decoding), named as in Transformers.
+
+    Attributes:
+        num_tokens: draft tokens that one forward pass checks, at most (`prompt_lookup_num_tokens`).
+        max_ngram: how many of the newest tokens are matched at first; fewer, down to one, where they do not occur
+            earlier (`max_matching_ngram_size`).
+    """
+
+    num_tokens: int
+    max_ngram: int = DEFAULT_NGRAM
+
+    def __post_init__(self) -> None:
+        _check_integer("prompt_lookup_num_tokens", self.num_tokens, 1, "10 is usual, None switches it off")
+        _check_integer("max_matching_ngram_size", self.max_ngram, 1, f"None is {DEFAULT_NGRAM}")
 
 
 def _check_number(name: str, value: object, low: float, high: float, hint: str) -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor
 
 from pixtral.engine.model import PackedModel
-from pixtral.engine.request import Prompt, check_prompt_length
+from pixtral.engine.request import check_prompt_length
 from pixtral.errors import GenerationError, ImageError, PromptError, UnknownArgument
+from pixtral.generation.loop import Prompt
 from pixtral.models.vision import crop_images
 
 

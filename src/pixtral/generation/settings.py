@@ -14,8 +14,7 @@ from torch import Tensor
 from pixtral.configuration import GenerationConfig
 from pixtral.configuration.generation import UNSUPPORTED, refused_setting
 from pixtral.engine.model import PREFILL_TOKENS
-from pixtral.engine.prompt_lookup import DEFAULT_NGRAM, PromptLookup
-from pixtral.engine.sampling_params import SamplingParams
+from pixtral.engine.sampling_params import DEFAULT_NGRAM, PromptLookup, SamplingParams
 from pixtral.errors import GenerationError, refuse_unknown
 
 DEFAULT_NEW_TOKENS = 20

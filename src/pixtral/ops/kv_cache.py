@@ -11,6 +11,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from pixtral.configuration import MistralConfig
 from pixtral.ops.runtime import empty_huge
 
 # FOLDED pixtral.ops.kv_cache: Keys and values of one layer, as they are or in 8 bits.
@@ -101,12 +102,18 @@ def hadamard(x: Tensor) -> Tensor:
     return x / math.sqrt(size)
 
 
+def token_bytes(config: MistralConfig, dtype: torch.dtype) -> int:
+    """Bytes that the keys and values of one token take in all layers; in 8 bits a float32 scale goes with each head."""
+    assert config.head_dim is not None
+    head = config.head_dim * dtype.itemsize + (4 if dtype == torch.int8 else 0)
+    return 2 * config.num_hidden_layers * config.num_key_value_heads * head
+
+
 class KVCache:
     """Keys and values of every layer for a fixed number of sequences.
 
-    A sequence owns `capacity` consecutive slots, of which the first `lengths[i]` are filled; there is no padding.
-    Bytes: 2 * num_layers * num_sequences * capacity * num_kv_heads * head_dim * element size; with dtype torch.int8
-    there are 4 more for the scale of every key head and slot, see `LayerCache`.
+    A sequence owns `capacity` consecutive slots, of which the first `lengths[i]` are filled; there is no padding. A slot
+    takes `token_bytes`.
 
     Use: `packing = cache.packing(q_lens)`, run the layers with it, then `cache.advance(q_lens)`.
     """

@@ -11,8 +11,10 @@ from pixtral.batch_feature import BatchFeature
 from pixtral.errors import PromptError
 from pixtral.images.base import BaseImageProcessor
 from pixtral.images.geometry import Grid
+from pixtral.messages import Message
 from pixtral.processing import prompts
-from pixtral.processing.auto import AutoTokenizer, ProcessorFiles, default_image_processor
+from pixtral.processing.auto import ProcessorFiles, default_image_processor
+from pixtral.processing.encoded import EncodedPrompt, encoded_prompt
 from pixtral.processing.expansion import (
     GROUPS,
     KNOWN,
@@ -25,8 +27,6 @@ from pixtral.processing.expansion import (
 )
 from pixtral.text.huggingface import HuggingFaceTokenizer
 from pixtral.text.mistral import MistralCommonTokenizer
-
-# FOLDED pixtral.processing.processor: How many tokens images take, known before any is opened.
 
 
 @dataclass(frozen=True)
@@ -42,7 +42,7 @@ class ModalData:
 
 
 class ImageCounts:
-    """Mixed into PixtralProcessor."""
+    """Counts image tokens by size alone; a mixin of PixtralProcessor."""
 
     image_processor: BaseImageProcessor
     patch_size: int
@@ -61,9 +61,6 @@ class ImageCounts:
         sizes = [] if image_sizes is None else list(image_sizes)
         tokens = [self.num_image_tokens(int(width), int(height), **kwargs) for height, width in sizes]
         return ModalData(tokens, [1] * len(tokens))
-
-
-__all__ = ["AutoProcessor", "AutoTokenizer", "ModalData", "PixtralProcessor"]
 
 
 class PixtralProcessor(ProcessorFiles, ImageCounts):
@@ -232,6 +229,61 @@ class PixtralProcessor(ProcessorFiles, ImageCounts):
         per_prompt = [list(prompt.sources) for prompt in made.prompts]
         result = self._assemble(ids, per_prompt if any(per_prompt) else None, text_options, image_options)
         return result if return_dict else result["input_ids"]
+
+    def encode(
+        self,
+        conversation: Sequence[Message],
+        *,
+        tools: Sequence[object] | None = None,
+        max_image_size: int | None = None,
+    ) -> EncodedPrompt:
+        """The prompt of one conversation as the engine reads it; each image is resized and normalised by itself.
+
+        Args:
+            conversation: normalised messages. When the last one is the assistant's, the prompt is left open after it;
+                otherwise an answer is opened.
+            tools: JSON schemas, or functions with annotations and a docstring.
+            max_image_size: longest side in pixels to which images are scaled down; the processor's own by default.
+
+        Raises:
+            PromptError: the template refuses the conversation, or an image part has no image.
+            ImageError: an image that cannot be used.
+        """
+        is_open = conversation[-1].role == "assistant"
+        made = prompts.from_conversations(
+            self.tokenizer,
+            conversation,
+            images=None,
+            template=self.chat_template if self.layout == "hf" else None,
+            tools=tools,
+            documents=None,
+            add_generation_prompt=not is_open,
+            continue_final_message=is_open,
+            variables={},
+            known=KNOWN,
+        )
+        made.need_sources()
+        prompt = made.prompts[0]
+        ids = prompts.with_special_tokens(self.tokenizer, list(prompt.ids), self.layout == "hf")
+        return self._encode(ids, list(prompt.sources), max_image_size)
+
+    def encode_text(self, text: str, images: Sequence[Any] = (), max_image_size: int | None = None) -> EncodedPrompt:
+        """A prompt that is written out, with one "[IMG]" for each image, as the engine reads it.
+
+        Raises:
+            PromptError: another number of images than of "[IMG]".
+            ImageError: an image that cannot be used.
+        """
+        return self._encode(prompts.text_to_ids(self.tokenizer, text, True), list(images), max_image_size)
+
+    def _encode(self, ids: list[int], images: list[Any], max_image_size: int | None) -> EncodedPrompt:
+        tokens = self.image_tokens
+        check_counts([ids], len(images), None, tokens)
+        options: dict[str, Any] = {"do_pad": False}
+        if max_image_size is not None:
+            options["size"] = {"longest_edge": max_image_size}
+        made, grids = self._images(images, options, None) if images else ({"pixel_values": []}, [])
+        return encoded_prompt(expand_prompts([ids], grids, tokens)[0], grids, made["pixel_values"])
 
     def _images(self, images: Any, options: Mapping[str, Any], kind: Any) -> tuple[BatchFeature, list[Grid]]:
         """The processed images and their grids of tokens."""

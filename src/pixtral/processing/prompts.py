@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, TypeAlias
 
@@ -41,11 +41,16 @@ class NativePrompt(str):
 
 @dataclass(frozen=True)
 class Prompt:
-    """The text and the ids of a conversation, with one image token for each of `sources`."""
+    """The ids and the text of a conversation, with one image token for each of `sources`."""
 
-    text: str
     ids: Sequence[int]
     sources: Sequence[object | None]
+    read: Callable[[], str]
+
+    @property
+    def text(self) -> str:
+        """The prompt as text, made when it is asked for."""
+        return self.read()
 
 
 @dataclass(frozen=True)
@@ -117,7 +122,7 @@ def from_conversations(
         variables=variables,
     )
     made = [
-        Prompt(item.text, tokenizer.rendered_ids(item), image_sources(messages))
+        Prompt(tokenizer.rendered_ids(item), image_sources(messages), lambda item=item: item.text)  # type: ignore[misc]
         for item, messages in zip(rendered, conversations, strict=True)
     ]
     return Prompts(batched, made)
@@ -141,7 +146,7 @@ def _native(
         placeholders=True,
         keep_order=keep_order,
     ).ids
-    return Prompt(NativePrompt(tokenizer.readable(ids), ids), ids, image_sources(messages))
+    return Prompt(ids, image_sources(messages), lambda: NativePrompt(tokenizer.readable(ids), ids))
 
 
 def text_to_ids(tokenizer: Tokenizer, text: str, add_special_tokens: bool) -> list[int]:

@@ -1,4 +1,4 @@
-"""One request on its way: in the queue, in the engine, ended by its answer, its client's leave or the time limit."""
+"""The life of one request: counted, given to the engine, aborted when the client disconnects or the time is over."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import uuid
 from collections.abc import AsyncIterator, Sequence
 from typing import TYPE_CHECKING, Literal
 
-from pixtral.engine.outputs import Output, Usage
+from pixtral.engine.outputs import RequestOutput, Usage
 from pixtral.engine.request import EngineRequest
 from pixtral.errors import EngineError
 from pixtral.server.errors import ApiError, as_api_error, unavailable
-from pixtral.server.metrics import Stopwatch
+from pixtral.server.metrics import RequestTimes
 
 if TYPE_CHECKING:
     from starlette.requests import Request
@@ -24,39 +24,39 @@ if TYPE_CHECKING:
 _log = logging.getLogger("pixtral.server")
 
 
-class Running:
-    """Counts in when it is made, and out by `close`, which must be called."""
+class ActiveRequest:
+    """A request that is queued or answered; it is counted until `close`, which must be called."""
 
     def __init__(self, state: ServerState, http: Request) -> None:
         """
         Raises:
-            ApiError: nobody may come in now.
+            ApiError: the server takes no more requests now.
         """
         state.enter()
         self.id = uuid.uuid4().hex
         self.created = int(time.time())
-        self.watch = Stopwatch()
+        self._times = RequestTimes()
         self._state = state
         self._http = http
         self._ended_by: Literal["client", "time"] | None = None
         self._in_engine: set[str] = set()
-        self._watcher = asyncio.create_task(self._wait_until_gone())
+        self._watcher = asyncio.create_task(self._wait_for_disconnect())
         seconds = state.settings.request_timeout
         self._timer = asyncio.get_running_loop().call_later(seconds, self._end, "time")
 
     def close(self) -> None:
-        """Nothing more happens with it."""
+        """Abort what still runs, and record the metrics."""
         self._watcher.cancel()
         self._timer.cancel()
         self._abort()
         self._state.leave()
-        self.watch.observe(self._state.metrics)
+        self._times.observe(self._state.metrics)
 
-    async def outputs(self, request: EngineRequest) -> AsyncIterator[Output]:
-        """What the engine gives, until the answer is complete.
+    async def outputs(self, request: EngineRequest) -> AsyncIterator[RequestOutput]:
+        """The outputs of the engine, until the answer is complete.
 
         Raises:
-            ApiError: the engine refuses the request, or fails; the client has gone; the time is over.
+            ApiError: the engine refuses the request or fails, the client has disconnected, or the time is over.
         """
         if self._ended_by is not None:
             raise self._failure()
@@ -65,7 +65,7 @@ class Running:
             async for output in self._state.engine.generate(request):
                 if output.finish_reason == "abort":
                     raise self._failure()
-                self.watch.note(output)
+                self._times.note(output)
                 if output.usage is not None:
                     self._count(output.usage, output.index)
                 yield output
@@ -79,35 +79,35 @@ class Running:
                 _log.error("request failed", exc_info=error, extra={"request_id": name})
             raise failure from error
 
-    async def outputs_of_all(self, requests: Sequence[EngineRequest]) -> AsyncIterator[tuple[int, Output]]:
-        """The outputs of several prompts as they come, with the place of each prompt. Errors as in `outputs`."""
-        queue: asyncio.Queue[tuple[int, Output | BaseException | None]] = asyncio.Queue()
+    async def outputs_of_all(self, requests: Sequence[EngineRequest]) -> AsyncIterator[tuple[int, RequestOutput]]:
+        """The outputs of several prompts as they come, each with the index of its prompt. Errors as in `outputs`."""
+        queue: asyncio.Queue[tuple[int, RequestOutput | BaseException | None]] = asyncio.Queue()
 
-        async def pump(place: int, request: EngineRequest) -> None:
+        async def pump(index: int, request: EngineRequest) -> None:
             try:
                 async for output in self.outputs(request):
-                    queue.put_nowait((place, output))
-                queue.put_nowait((place, None))
+                    queue.put_nowait((index, output))
+                queue.put_nowait((index, None))
             except ApiError as error:
-                queue.put_nowait((place, error))
+                queue.put_nowait((index, error))
 
-        tasks = [asyncio.create_task(pump(place, request)) for place, request in enumerate(requests)]
+        tasks = [asyncio.create_task(pump(index, request)) for index, request in enumerate(requests)]
         try:
             left = len(tasks)
             while left:
-                place, item = await queue.get()
+                index, item = await queue.get()
                 if isinstance(item, BaseException):
                     raise item
                 if item is None:
                     left -= 1
                 else:
-                    yield place, item
+                    yield index, item
         finally:
             for task in tasks:
                 task.cancel()
 
     def _count(self, usage: Usage, index: int) -> None:
-        """For the log."""
+        """Add the tokens of a choice to the log line of the request."""
         counts: dict[str, int] = self._http.scope["state"].setdefault("log", {})
         given = {"new_tokens": usage.completion_tokens}
         if index == 0:
@@ -116,7 +116,7 @@ class Running:
         for name, count in given.items():
             counts[name] = counts.get(name, 0) + count
 
-    async def _wait_until_gone(self) -> None:
+    async def _wait_for_disconnect(self) -> None:
         while (await self._http.receive())["type"] != "http.disconnect":
             pass
         self._end("client")
@@ -130,7 +130,7 @@ class Running:
             self._state.spawn(self._abort_one(id))
 
     async def _abort_one(self, id: str) -> None:
-        with contextlib.suppress(EngineError):  # it has stopped, and has told everybody
+        with contextlib.suppress(EngineError):  # it has stopped, and every request has got the error
             await self._state.engine.abort(id)
 
     def _failure(self) -> ApiError:

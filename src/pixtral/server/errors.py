@@ -1,4 +1,4 @@
-"""ApiError: what went wrong in OpenAI's words, and how every other error becomes one."""
+"""ApiError, which is answered as OpenAI's error object, and the conversion of other errors to it."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from pixtral.errors import EngineError, ImageError, ImageTooLarge, PixtralError,
 if TYPE_CHECKING:
     from pydantic import ValidationError
 
-_MAX_MESSAGE = 2000  # characters; what a client sent may stand in a message
+_MAX_MESSAGE = 2000  # characters; a message may quote what a client sent
 
 
 class ApiError(PixtralError):
-    """An answer other than 2xx, with OpenAI's error body."""
+    """An error response with OpenAI's error object."""
 
     def __init__(
         self,
@@ -31,12 +31,12 @@ class ApiError(PixtralError):
     ) -> None:
         """
         Args:
-            status: of HTTP.
+            status: HTTP status.
             message: found, expected, what to do.
-            type: OpenAI's kind of error, such as "invalid_request_error" or "server_error".
-            param: the field of the request that is to blame, such as "messages[0].content".
-            code: for programs, such as "context_length_exceeded".
-            headers: to be sent with it.
+            type: OpenAI's error type, such as "invalid_request_error" or "server_error".
+            param: the invalid field of the request, such as "messages[0].content".
+            code: machine-readable, such as "context_length_exceeded".
+            headers: of the response.
         """
         super().__init__(message)
         self.status = status
@@ -47,7 +47,7 @@ class ApiError(PixtralError):
         self.headers = dict(headers or {})
 
     def body(self) -> dict[str, Any]:
-        """OpenAI's error object."""
+        """The response's body."""
         error = {"message": self.message, "type": self.type, "param": self.param, "code": self.code}
         return {"error": error}
 
@@ -69,7 +69,7 @@ def unavailable(message: str) -> ApiError:
 
 
 def as_api_error(error: BaseException) -> ApiError:
-    """Any error as one that can be sent; those that are not the client's doing say nothing of their insides."""
+    """Any error as an ApiError; internal errors are not described to clients."""
     if isinstance(error, ApiError):
         return error
     if isinstance(error, EngineError):
@@ -88,12 +88,12 @@ def as_api_error(error: BaseException) -> ApiError:
 
 
 def validation_error(error: ValidationError, body: bytes, hints: Mapping[str, str]) -> ApiError:
-    """What pydantic found wrong; of several things, the one that lies deepest, since it knows best what was meant.
+    """The most specific of pydantic's errors: the one whose place in the body is deepest.
 
     Args:
-        error: of a request's model.
+        error: of the validation of a body.
         body: as it came.
-        hints: what to say of fields that are known and refused, by name.
+        hints: messages about fields that are known and refused, by name.
     """
     found = error.errors(include_url=False)
     if found[0]["type"] == "json_invalid":
@@ -114,7 +114,7 @@ def validation_error(error: ValidationError, body: bytes, hints: Mapping[str, st
 
 
 def _place(loc: tuple[int | str, ...], data: object, is_missing: bool) -> list[int | str]:
-    """Where in the body an error lies; pydantic puts the names of alternatives between the steps that lead there."""
+    """Where in the body an error is: pydantic's location without the names of union members in it."""
     place: list[int | str] = []
     for number, step in enumerate(loc):
         leads = isinstance(data, list) if isinstance(step, int) else isinstance(data, dict) and step in data
@@ -132,6 +132,6 @@ def _shown(value: object) -> str:
 
 
 def _parameter(message: str) -> str | None:
-    """The field that a message of the engine begins with: "top_p is 3, expected ..."."""
+    """The field at the beginning of an engine's message: "top_p is 3, expected ..."."""
     word = message.partition(" ")[0]
     return word if any(word == field.name for field in dataclasses.fields(SamplingParams)) else None

@@ -1,4 +1,4 @@
-"""What stands in front of the application: who may ask, from where, and how large and how slow a body may be."""
+"""ASGI middleware before the application: API keys, host names and origins, and limits on bodies in size and time."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import dataclasses
 import hmac
-import re
 from collections.abc import Iterable
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
@@ -17,24 +16,22 @@ from pixtral.server.settings import Settings, is_loopback
 if TYPE_CHECKING:
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-    from pixtral.text.protocol import Tokenizer
-
 
 _OWN_NAMES = ("localhost", "127.0.0.1", "::1")
 _SAFE_METHODS = ("GET", "HEAD", "OPTIONS")
-_DISCARDED_SECONDS = 5.0  # how long the rest of a refused body is read, so that its sender reads the answer
+_DISCARDED_SECONDS = 5.0  # how long the rest of a refused body is read (see `_refuse`)
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class GuardLimits:
-    """What passes.
+    """Limits of `Guard`.
 
     Attributes:
         max_body: bytes of one request's body.
         max_bodies: bytes of all bodies whose requests have not been answered yet.
         body_patience: seconds that a body may take, however short it is; a long one gets more time as it comes in.
         body_rate: bytes a second that a sender must reach beyond that.
-        api_keys: one of them must come as `Authorization: Bearer KEY`; none means that everybody may ask.
+        api_keys: one of them must come as `Authorization: Bearer KEY`; without any, no key is required.
         open_paths: need no key, such as "/health".
         hosts: names in the Host header that are answered when there is no key; None means all. It keeps out web pages
             whose name was pointed to this machine (DNS rebinding).
@@ -52,7 +49,7 @@ class GuardLimits:
 
 
 def guard_limits(settings: Settings, open_paths: Iterable[str] = ()) -> GuardLimits:
-    """What passes on a server with these settings; `open_paths` beside those that watch over it."""
+    """The limits of a server with these settings; `open_paths` in addition to health and metrics."""
     alone = settings.api_key is None and is_loopback(settings.host)
     return GuardLimits(
         max_body=settings.max_body_bytes,
@@ -65,7 +62,7 @@ def guard_limits(settings: Settings, open_paths: Iterable[str] = ()) -> GuardLim
 
 
 class Guard:
-    """ASGI middleware. The application gets a body in one piece, or is not asked at all."""
+    """ASGI middleware that refuses requests before the application sees them, and passes on complete bodies."""
 
     def __init__(self, app: ASGIApp, limits: GuardLimits) -> None:
         self._app, self._limits = app, limits
@@ -76,14 +73,14 @@ class Guard:
         if scope["type"] == "lifespan":
             await self._app(scope, receive, send)
             return
-        if scope["type"] != "http":  # web sockets: nothing here speaks them
+        if scope["type"] != "http":  # web sockets are not served
             await send({"type": "websocket.close", "code": 1008})
             return
         held = [0]
         try:
             self._check_sender(scope)
             body = await self._body(scope, receive, held)
-        except _Gone:
+        except _Disconnected:
             self._held -= held[0]
             return
         except ApiError as error:
@@ -93,7 +90,7 @@ class Guard:
         await self._answer(scope, body, held, receive, send)
 
     async def _answer(self, scope: Scope, body: bytes | None, held: list[int], receive: Receive, send: Send) -> None:
-        """Ask the application; the body counts as held until the answer begins."""
+        """Call the application; the body counts as held until the response begins."""
         waiting = [body]
 
         async def receive_body() -> Message:
@@ -117,15 +114,15 @@ class Guard:
                 self._check_key(headers.get(b"authorization", b""))
             return
         host = headers.get(b"host", b"").decode("latin-1")
-        if self._limits.hosts is not None and name_of(host) not in self._limits.hosts:
+        if self._limits.hosts is not None and host_name(host) not in self._limits.hosts:
             raise ApiError(
                 403,
-                f"found the host name {name_of(host)[:80]!r}; expected {' or '.join(self._limits.hosts)}; "
+                f"found the host name {host_name(host)[:80]!r}; expected {' or '.join(self._limits.hosts)}; "
                 "a server without a key answers to names that it was given only",
                 code="host_not_allowed",
             )
         origin = headers.get(b"origin", b"").decode("latin-1")
-        if origin and scope["method"] not in _SAFE_METHODS and not self._is_welcome(origin, host):
+        if origin and scope["method"] not in _SAFE_METHODS and not self._is_allowed(origin, host):
             raise ApiError(
                 403,
                 f"found a request from a web page of {origin[:80]!r}; expected one of this server; a server without a "
@@ -133,7 +130,7 @@ class Guard:
                 code="origin_not_allowed",
             )
 
-    def _is_welcome(self, origin: str, host: str) -> bool:
+    def _is_allowed(self, origin: str, host: str) -> bool:
         return "*" in self._limits.origins or origin in self._limits.origins or urlsplit(origin).netloc == host
 
     def _check_key(self, header: bytes) -> None:
@@ -164,7 +161,7 @@ class Guard:
             allowed = self._limits.body_patience + size / self._limits.body_rate
             message = await self._within(receive, start + allowed - clock(), size)
             if message["type"] == "http.disconnect":
-                raise _Gone
+                raise _Disconnected
             part = message.get("body", b"")
             size += len(part)
             held[0] += len(part)
@@ -202,14 +199,14 @@ class Guard:
         )
 
 
-class _Gone(Exception):
-    """The client left before its body was complete."""
+class _Disconnected(Exception):
+    """The client disconnected before its body was complete."""
 
 
-def name_of(host: str) -> str:
+def host_name(host: str) -> str:
     """The name in a Host header, without the port.
 
-    >>> name_of("LocalHost:8000"), name_of("[::1]:8000")
+    >>> host_name("LocalHost:8000"), host_name("[::1]:8000")
     ('localhost', '::1')
     """
     host = host.strip().lower()
@@ -219,7 +216,7 @@ def name_of(host: str) -> str:
 
 
 async def _refuse(error: ApiError, receive: Receive, send: Send) -> None:
-    """Answer, then read what still comes for a while: a sender that is cut off would not see the answer."""
+    """Send the error, then read the rest of the body for a while: senders that are cut off would not read it."""
     body = error.encoded()
     headers: Iterable[tuple[str, str]] = {
         "content-type": "application/json", "content-length": str(len(body)), "connection": "close", **error.headers
@@ -236,61 +233,3 @@ async def _refuse(error: ApiError, receive: Receive, send: Send) -> None:
 async def _discard(receive: Receive) -> None:
     while (message := await receive())["type"] == "http.request" and message.get("more_body", False):
         pass
-
-
-# FOLDED pixtral.server.guard: What would take others' time is refused early: texts far beyond the context, and bodies of millions of values.
-
-
-_CHARACTERS = 8  # for each token of the context; ordinary text has 2 to 5
-_COMMAS = 524_288  # a hundred thousand tokens as numbers, several times
-_COLONS = 65_536  # every field of four thousand messages
-_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
-_CUT = 64  # tokens that the place of the cut may add
-
-
-def check_length(texts: Iterable[str], tokenizer: Tokenizer, context: int, param: str) -> None:
-    """Refuse texts whose first characters, 8 for each token of the context, have more tokens than the context.
-
-    Raises:
-        ApiError: they have. A text that passes may still be too long, which is seen when all of it has been read.
-    """
-    room, beginnings = context * _CHARACTERS, []
-    for text in texts:
-        beginnings.append(text[:room])
-        room -= len(text)
-        if room < 0:
-            break
-    else:
-        return
-    count = 0
-    for text in beginnings:
-        count += len(tokenizer.ordinary_ids(text))
-        if count > context + _CUT:
-            raise ApiError(
-                400,
-                f"the text has more than {count:,} tokens, but the context is {context:,} tokens, the answer included; "
-                "shorten the text",
-                param=param,
-                code="context_length_exceeded",
-            )
-
-
-def check_structure(body: bytes) -> None:
-    """Refuse JSON of more values than any request has: megabytes of text pass, millions of numbers or fields do not.
-
-    Parsing them, and listing what is wrong with each, would hold up the event loop for a minute.
-
-    Raises:
-        ApiError: too many.
-    """
-    if body.count(b",") <= _COMMAS and body.count(b":") <= _COLONS:
-        return
-    bare = _STRING.sub(b"", body)  # commas in texts are no values
-    commas, colons = bare.count(b","), bare.count(b":")
-    if commas > _COMMAS or colons > _COLONS:
-        found, most = (f"{commas:,} values", _COMMAS) if commas > _COMMAS else (f"{colons:,} fields", _COLONS)
-        raise ApiError(
-            400,
-            f"the body has about {found}; expected at most {most:,}; send fewer in one request",
-            code="too_many_values",
-        )

@@ -1,4 +1,7 @@
-"""What clients send as images to RGB images: off the event loop, under limits, within a budget of tokens."""
+"""Images of requests: fetched, decoded and drawn in threads and processes, under limits, within a budget of tokens.
+
+data: URIs are always read, http(s) URLs only where that is allowed, and nothing else ever.
+"""
 
 from __future__ import annotations
 
@@ -19,100 +22,34 @@ from pixtral.images.source import load_image, read_bytes
 from pixtral.server.errors import ApiError
 from pixtral.server.pdf import PdfLimits, draw_pages, is_pdf
 
-# FOLDED pixtral.server.images: The bytes behind an image's address, for a server: data: always, http(s) only where allowed, nothing else ever.
+Detail = Literal["low", "high", "auto"]
+T = TypeVar("T")
 
-
+FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
 MEDIA_TYPES = ("image/", "application/pdf")
 _UNTYPED = ("", "text/plain", "application/octet-stream", "binary/octet-stream")
 _DATA = re.compile(r"\s*data:\s*([^,;]*)", re.IGNORECASE)
 _REMOTE = re.compile(r"\s*https?://", re.IGNORECASE)
 _SCHEME = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]*):")
-# What a client cannot do, and what it must not learn of the network around the server.
+# Advice that clients cannot follow, and addresses of the network around the server.
 _NOT_FOR_CLIENTS = re.compile(r",? or raise ImageLimits\.\w+| \(ImageLimits\.\w+ is False\)")
 _WHERE_IT_LEADS = re.compile(r"leads to \S+, which is not a public address")
 
 
-class Fetcher:
-    """Reads addresses, downloads in threads of their own: slow ones hold up nothing but other downloads."""
-
-    def __init__(self, limits: ImageLimits, downloads: int = 8) -> None:
-        self._limits = limits
-        self._downloads = ThreadPoolExecutor(downloads, thread_name_prefix="pixtral-download")
-        self._threads = ThreadPoolExecutor(2, thread_name_prefix="pixtral-read")
-
-    async def read(self, url: str) -> bytes:
-        """The bytes behind an address.
-
-        Raises:
-            ImageTooLarge: more than `max_bytes`.
-            ImageFetchError: refused, unreachable, too slow, redirected too often, or not declared as an image.
-            ImageError: not valid base64.
-        """
-        declared = declared_type(url)
-        if declared is None and not _REMOTE.match(url):
-            raise _refused(url)
-        if declared is None and not self._limits.allow_remote:
-            raise ImageFetchError(
-                f"found {shortened(url)}; this server does not fetch images; send the image as a data: URI, or "
-                "start the server with --allow-remote-images"
-            )
-        if declared is not None and not (declared in _UNTYPED or declared.startswith(MEDIA_TYPES)):
-            raise ImageFetchError(
-                f"found a data: URI of type {shortened(declared)}; expected an image type or application/pdf"
-            )
-        threads = self._downloads if declared is None else self._threads
-        try:
-            return await asyncio.get_running_loop().run_in_executor(threads, read_bytes, url.strip(), self._limits)
-        except ImageError as error:
-            raise for_clients(error) from error
-
-    def close(self) -> None:
-        """Take no more addresses; downloads that run end at their time limit."""
-        self._downloads.shutdown(wait=False, cancel_futures=True)
-        self._threads.shutdown(wait=False, cancel_futures=True)
-
-
-def declared_type(url: str) -> str | None:
-    """The media type that a data: URI gives, perhaps ""; None for every other address."""
-    found = _DATA.match(url[:200])
-    return None if found is None else found[1].strip().lower()
-
-
-def for_clients(error: ImageError) -> ImageError:
-    """The same error without the words that are for whoever runs the server."""
-    message = _NOT_FOR_CLIENTS.sub("", str(error))
-    return type(error)(_WHERE_IT_LEADS.sub("leads to an address that is not public", message))
-
-
-def _refused(url: str) -> ImageFetchError:
-    scheme = _SCHEME.match(url[:40])
-    kind = f"the scheme {scheme[1].lower()}:" if scheme else "no scheme"
-    return ImageFetchError(
-        f"found {shortened(url)}, an address with {kind}; expected a data: URI (data:image/png;base64,...) or "
-        "http(s)://; files of the server are never opened"
-    )
-
-
-Detail = Literal["low", "high", "auto"]
-T = TypeVar("T")
-
-FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
-
-
 @dataclasses.dataclass(frozen=True, slots=True)
 class RequestImageLimits:
-    """What the images of one request may be and cost.
+    """Limits on the images of one request.
 
     Attributes:
         tokens_of: tokens of the prompt that an image of (width, height) takes.
-        longest_edge: pixels of the longest side that the model sees; PDF pages are drawn at this size.
+        longest_edge: longest side after resizing, in pixels; PDF pages are drawn at this size.
         max_images: images in a request, every page of a PDF counted.
         max_pixels: of one image, read from its header before it is decoded.
         max_bytes: of one encoded image or PDF.
         max_pdf_pages: of one file.
         low_tokens, auto_tokens, high_tokens: the budget of an image by its `detail`; None leaves it as large as the
             model takes it.
-        allow_remote: whether http(s) addresses are fetched.
+        allow_remote: whether http(s) URLs are fetched.
         allow_private: whether those may lead to addresses that are not public; for tests on loopback.
         fetch_timeout: seconds for one download, redirects included.
         max_redirects: of one download.
@@ -137,14 +74,14 @@ class RequestImageLimits:
     max_preparing: int = 4
 
     def budget(self, detail: Detail) -> int | None:
-        """Tokens that an image may take, if there is a limit."""
+        """The maximum of tokens of an image, if there is one."""
         budgets: dict[str, int | None] = {
             "low": self.low_tokens, "auto": self.auto_tokens, "high": self.high_tokens
         }  # fmt: skip
         return budgets[detail]
 
     def of_images(self) -> ImageLimits:
-        """The part that reading and decoding check."""
+        """The limits that reading and decoding check."""
         return ImageLimits(
             max_pixels=self.max_pixels,
             max_bytes=self.max_bytes,
@@ -160,7 +97,7 @@ class RequestImageLimits:
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class ImageUrl:
-    """An image of a request: its address, how much of it the model shall see, and where it stood."""
+    """An image of a request: its URL, its level of detail, and the field it was in."""
 
     url: str
     detail: Detail = "auto"
@@ -168,36 +105,36 @@ class ImageUrl:
 
 
 class ImageLoader:
-    """Loads the images of requests; one for a server, closed when it ends."""
+    """Loads the images of all requests."""
 
     def __init__(self, limits: RequestImageLimits) -> None:
         self.limits = limits
         self._fetcher = Fetcher(limits.of_images())
         self._threads = ThreadPoolExecutor(min(os.cpu_count() or 1, 4), thread_name_prefix="pixtral-decode")
-        self._turns = asyncio.Semaphore(limits.max_preparing)
+        self._preparing = asyncio.Semaphore(limits.max_preparing)
         self._drawing = asyncio.Semaphore(2)
 
     @contextlib.asynccontextmanager
     async def loaded(self, image_urls: Sequence[ImageUrl]) -> AsyncIterator[list[list[Image.Image]]]:
         """The images of one request, in order; a PDF gives one for each page, anything else gives one.
 
-        Decoded images are large, so only `max_preparing` requests are inside at the same time: turn them into pixels
-        there. Their bytes are read before, so that a slow download holds up nobody else.
+        Decoded images are large, so only `max_preparing` requests are inside of the context at the same time; they are
+        preprocessed there. Their bytes are read before, so that a slow download delays no other request.
 
         Raises:
-            ApiError: 400, with the `param` of the image that is to blame.
+            ApiError: 400, with the `param` of the invalid image.
         """
         self._check_count(len(image_urls), image_urls[-1].param if image_urls else None)
         if not image_urls:
             yield []
             return
         encoded = await _together(
-            [self._blamed(image_url, self._fetcher.read(image_url.url)) for image_url in image_urls]
+            [self._naming(image_url, self._fetcher.read(image_url.url)) for image_url in image_urls]
         )
-        async with self._turns:
+        async with self._preparing:
             images = await _together(
                 [
-                    self._blamed(image_url, self._decode(data, image_url))
+                    self._naming(image_url, self._decode(data, image_url))
                     for image_url, data in zip(image_urls, encoded, strict=True)
                 ]
             )
@@ -220,7 +157,7 @@ class ImageLoader:
             )
 
     async def _decode(self, data: bytes, image_url: ImageUrl) -> list[Image.Image]:
-        pdf, declared = is_pdf(data), declared_type(image_url.url)
+        pdf, declared = is_pdf(data), _declared_type(image_url.url)
         if declared and (declared == "application/pdf") != pdf and (pdf or declared.startswith("application/pdf")):
             raise ImageError(f"found {'a PDF' if pdf else 'no PDF'} declared as {declared}; declare what the data is")
         budget = self.limits.budget(image_url.detail)
@@ -251,8 +188,8 @@ class ImageLoader:
         size = size_within(width, height, budget, self.limits.tokens_of)
         return image if size == image.size else image.resize(size, Image.Resampling.BICUBIC)
 
-    async def _blamed(self, image_url: ImageUrl, work: Coroutine[Any, Any, T]) -> T:
-        """The result; an error names the image."""
+    async def _naming(self, image_url: ImageUrl, work: Coroutine[Any, Any, T]) -> T:
+        """The result of `work`; errors name the image."""
         try:
             return await work
         except ImageError as error:
@@ -261,7 +198,7 @@ class ImageLoader:
                 else "image_not_fetched" if isinstance(error, ImageFetchError)
                 else "invalid_image"
             )  # fmt: skip
-            raise ApiError(400, str(for_clients(error)), param=image_url.param, code=code) from error
+            raise ApiError(400, str(_for_clients(error)), param=image_url.param, code=code) from error
 
 
 def size_within(width: int, height: int, budget: int | None, tokens_of: Callable[[int, int], int]) -> tuple[int, int]:
@@ -280,6 +217,67 @@ def size_within(width: int, height: int, budget: int | None, tokens_of: Callable
         else:
             high = middle
     return max(round(width * low), 1), max(round(height * low), 1)
+
+
+class Fetcher:
+    """Reads URLs; downloads have threads of their own, so that slow ones delay nothing but other downloads."""
+
+    def __init__(self, limits: ImageLimits, downloads: int = 8) -> None:
+        self._limits = limits
+        self._downloads = ThreadPoolExecutor(downloads, thread_name_prefix="pixtral-download")
+        self._threads = ThreadPoolExecutor(2, thread_name_prefix="pixtral-read")
+
+    async def read(self, url: str) -> bytes:
+        """The bytes behind a URL.
+
+        Raises:
+            ImageTooLarge: more than `max_bytes`.
+            ImageFetchError: refused, unreachable, too slow, redirected too often, or not declared as an image.
+            ImageError: not valid base64.
+        """
+        declared = _declared_type(url)
+        if declared is None and not _REMOTE.match(url):
+            raise _refused(url)
+        if declared is None and not self._limits.allow_remote:
+            raise ImageFetchError(
+                f"found {shortened(url)}; this server does not fetch images; send the image as a data: URI, or "
+                "start the server with --allow-remote-images"
+            )
+        if declared is not None and not (declared in _UNTYPED or declared.startswith(MEDIA_TYPES)):
+            raise ImageFetchError(
+                f"found a data: URI of type {shortened(declared)}; expected an image type or application/pdf"
+            )
+        threads = self._downloads if declared is None else self._threads
+        try:
+            return await asyncio.get_running_loop().run_in_executor(threads, read_bytes, url.strip(), self._limits)
+        except ImageError as error:
+            raise _for_clients(error) from error
+
+    def close(self) -> None:
+        """Take no more URLs; running downloads end at their time limit."""
+        self._downloads.shutdown(wait=False, cancel_futures=True)
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
+
+def _declared_type(url: str) -> str | None:
+    """The media type of a data: URI, perhaps ""; None for every other URL."""
+    found = _DATA.match(url[:200])
+    return None if found is None else found[1].strip().lower()
+
+
+def _for_clients(error: ImageError) -> ImageError:
+    """The same error without advice for the operator and without private addresses."""
+    message = _NOT_FOR_CLIENTS.sub("", str(error))
+    return type(error)(_WHERE_IT_LEADS.sub("leads to an address that is not public", message))
+
+
+def _refused(url: str) -> ImageFetchError:
+    scheme = _SCHEME.match(url[:40])
+    kind = f"the scheme {scheme[1].lower()}:" if scheme else "no scheme"
+    return ImageFetchError(
+        f"found {shortened(url)}, an address with {kind}; expected a data: URI (data:image/png;base64,...) or "
+        "http(s)://; files of the server are never opened"
+    )
 
 
 async def _together(work: Sequence[Coroutine[Any, Any, T]]) -> list[T]:

@@ -1,4 +1,4 @@
-"""What Prometheus reads at /metrics: the engine's counters as they stand, and times of requests as they end."""
+"""Prometheus metrics: the engine's statistics when they are read, and the times of requests when they end."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import Any
 from prometheus_client import CollectorRegistry, Counter, Histogram, generate_latest
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 
-from pixtral.engine.outputs import EngineStats, Output
+from pixtral.engine.outputs import EngineStats, RequestOutput
 
 _FIRST = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 30.0, 60.0, 120.0)
 _EACH = (0.001, 0.002, 0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
@@ -22,11 +22,11 @@ class Metrics:
     def __init__(self, stats: Callable[[], EngineStats], active: Callable[[], int]) -> None:
         """
         Args:
-            stats: where the engine stands.
-            active: requests that are in.
+            stats: reads the statistics of the engine.
+            active: reads the number of requests that wait or are answered.
         """
         self._registry = CollectorRegistry()
-        self._registry.register(_Engine(stats, active))
+        self._registry.register(_EngineCollector(stats, active))
         kinds: dict[str, Any] = {"registry": self._registry}
         self.requests = Counter("pixtral_requests", "Requests that have ended.", ["path", "status"], **kinds)
         self.first_token = Histogram(
@@ -44,54 +44,48 @@ class Metrics:
         self.images = Counter("pixtral_request_images", "Images in requests.", **kinds)
 
     def text(self) -> bytes:
-        """In Prometheus' own form."""
+        """All metrics in Prometheus' text format."""
         return generate_latest(self._registry)
 
 
-class Stopwatch:
-    """Times of one request; nothing is observed before its end."""
+class RequestTimes:
+    """Times of one request, observed when it has ended."""
 
-    def __init__(self, clock: Callable[[], float] = time.perf_counter) -> None:
-        self._clock = clock
-        self.started = clock()
+    def __init__(self) -> None:
+        self._started = time.perf_counter()
         self._first: dict[int, float] = {}
         self._last: dict[int, float] = {}
         self._tokens: dict[int, int] = {}
 
-    def note(self, output: Output) -> None:
-        """Tokens have come."""
-        now, index = self._clock(), output.index
+    def note(self, output: RequestOutput) -> None:
+        """Tokens have been generated."""
+        now, index = time.perf_counter(), output.index
         self._first.setdefault(index, now)
         self._last[index] = now
         self._tokens[index] = self._tokens.get(index, 0) + len(output.token_ids)
 
-    @property
-    def seconds(self) -> float:
-        """Since the request came."""
-        return self._clock() - self.started
-
     def observe(self, metrics: Metrics) -> None:
         """The request has ended."""
-        metrics.duration.observe(self.seconds)
+        metrics.duration.observe(time.perf_counter() - self._started)
         if self._first:
-            metrics.first_token.observe(min(self._first.values()) - self.started)
+            metrics.first_token.observe(min(self._first.values()) - self._started)
         for index, first in self._first.items():
             if self._tokens[index] > 1:
                 metrics.per_token.observe((self._last[index] - first) / (self._tokens[index] - 1))
 
 
-class _Engine:
-    """Reads the engine when Prometheus asks."""
+class _EngineCollector:
+    """Reads the engine's statistics when the metrics are read."""
 
     def __init__(self, stats: Callable[[], EngineStats], active: Callable[[], int]) -> None:
         self._stats, self._active = stats, active
 
     def describe(self) -> list[Any]:
-        """Nothing is read when it is registered."""
+        """Nothing: the names are not known before the first read."""
         return []
 
     def collect(self) -> Iterator[GaugeMetricFamily | CounterMetricFamily]:
-        """Everything of EngineStats."""
+        """The fields of EngineStats."""
         stats = self._stats()
         gauges = {
             "requests_active": ("Requests that are waiting or being answered.", self._active()),

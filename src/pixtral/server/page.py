@@ -1,4 +1,4 @@
-"""The page in the browser: its files, their headers, and what it asks before it sends anything."""
+"""The chat page: its static files and headers, and the routes that count the tokens of images before they are sent."""
 
 from __future__ import annotations
 
@@ -52,14 +52,14 @@ HEADERS: Mapping[str, str] = {
 
 @dataclasses.dataclass(frozen=True)
 class PageFacts:
-    """What the page may know without a key.
+    """Facts that the page may know without a key.
 
     Attributes:
         auth_required: requests to /v1 need an API key.
         max_images: images in one request.
         max_image_pixels: width x height of an image.
         max_body_bytes: of one request.
-        demo: the embedded model answers; the page offers an image that it knows how to describe.
+        demo: the embedded model is served; the page offers an image that it can describe.
     """
 
     auth_required: bool
@@ -71,9 +71,9 @@ class PageFacts:
 
 @dataclasses.dataclass(frozen=True)
 class StaticFiles:
-    """The page's files, held in memory under one name for all of them.
+    """The page's files in memory, under a version that is a hash of all their contents.
 
-    The name is a hash of their contents: a file can be kept forever under it, and files of two versions never mix.
+    URLs contain the version, so browsers may cache a file forever, and files of two versions never mix.
     """
 
     version: str
@@ -82,7 +82,7 @@ class StaticFiles:
 
     @classmethod
     def read(cls, folder: pathlib.Path | None = None) -> StaticFiles:
-        """Those that ship with the package, or of another folder."""
+        """The files of the package, or of another folder."""
         folder = folder or pathlib.Path(__file__).parent / "static"
         files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.suffix in _TYPES}
         files["demo.png"] = demo_image_path().read_bytes()
@@ -100,7 +100,7 @@ class StaticFiles:
 
 
 def facts_of(state: ServerState) -> PageFacts:
-    """What the page may know of a server."""
+    """The facts about a server."""
     settings = state.settings
     return PageFacts(
         auth_required=settings.api_key is not None,
@@ -112,7 +112,7 @@ def facts_of(state: ServerState) -> PageFacts:
 
 
 def measure_of(state: ServerState) -> Measure:
-    """What images become on a server, by the functions that it prepares them with."""
+    """Measures images with the functions that prepare them for prompts."""
     limits, processor = state.image_loader.limits, state.processor
     side = processor.patch_size * processor.spatial_merge_size
     options: dict[str, Any] = {
@@ -131,7 +131,7 @@ def pages_of(state: ServerState) -> Pages:
     """The sizes of a PDF's pages, drawn as for a prompt."""
 
     async def pages(url: str, detail: Detail) -> Sequence[tuple[int, int]]:
-        state.enter()  # it is work like that for a prompt, and waits or is refused like it
+        state.enter()  # as much work as a prompt, and refused like one
         try:
             async with state.image_loader.loaded([ImageUrl(url, detail, "url")]) as images:
                 return [page.size for page in images[0]]
@@ -142,7 +142,7 @@ def pages_of(state: ServerState) -> Pages:
 
 
 class Document(BaseModel):
-    """A PDF that the page asks about."""
+    """The body of /page/pages."""
 
     model_config = ConfigDict(extra="forbid")
     url: str
@@ -153,7 +153,7 @@ def page_routes(static: StaticFiles, facts: PageFacts, measure: Measure, pages: 
     """The routes of the page.
 
     Args:
-        static: its files.
+        static: the files.
         facts: limits of this server.
         measure: (width, height, detail) of an image to its grid and its (height, width) after resizing.
         pages: data: address of a PDF, and detail, to the (width, height) of its pages.
@@ -163,14 +163,14 @@ def page_routes(static: StaticFiles, facts: PageFacts, measure: Measure, pages: 
 
     @router.api_route("/", methods=["GET", "HEAD"])
     async def index(request: Request) -> Response:
-        headers = {**HEADERS, "Cache-Control": "no-cache", "ETag": tag}  # asked for each time, sent when it has changed
+        headers = {**HEADERS, "Cache-Control": "no-cache", "ETag": tag}  # revalidated each time
         if tag in request.headers.get("if-none-match", ""):
             return Response(status_code=304, headers=headers)
         return Response(static.index, headers=headers, media_type=_TYPES[".html"])
 
     @router.get("/page/facts")
     async def page_facts() -> Response:
-        return _fresh(dataclasses.asdict(facts))
+        return _uncached(dataclasses.asdict(facts))
 
     @router.get("/page/grid")
     async def page_grid(
@@ -178,16 +178,16 @@ def page_routes(static: StaticFiles, facts: PageFacts, measure: Measure, pages: 
         height: Annotated[int, Query(ge=1, le=1_000_000)],
         detail: Detail = "auto",
     ) -> Response:
-        """What an image becomes, before it is sent: the same count as in the prompt."""
-        return _fresh(_told(*measure(width, height, detail)))
+        """Grid and tokens of an image, as in a prompt."""
+        return _uncached(_facts_of_image(*measure(width, height, detail)))
 
     @router.post("/page/pages")
     async def page_pages(document: Document) -> Response:
-        """What the pages of a PDF become; work enough to need the key, where there is one."""
+        """Grids and tokens of the pages of a PDF. It draws them, so it needs the key where there is one."""
         if not document.url.startswith("data:application/pdf;"):
             raise ApiError(400, "url is not a PDF; expected data:application/pdf;base64,...", param="url")
         sizes = await pages(document.url, document.detail)
-        return _fresh([_told(*measure(*size, document.detail)) for size in sizes])
+        return _uncached([_facts_of_image(*measure(*size, document.detail)) for size in sizes])
 
     @router.api_route("/page/{version}/{name}", methods=["GET", "HEAD"])
     async def file(version: str, name: str) -> Response:
@@ -200,10 +200,10 @@ def page_routes(static: StaticFiles, facts: PageFacts, measure: Measure, pages: 
     return router
 
 
-def _told(grid: Grid, size: tuple[int, int]) -> dict[str, int]:
+def _facts_of_image(grid: Grid, size: tuple[int, int]) -> dict[str, int]:
     height, width = size
     return {"rows": grid.rows, "cols": grid.cols, "tokens": grid.num_tokens, "width": width, "height": height}
 
 
-def _fresh(content: Mapping[str, object] | Sequence[object]) -> Response:
+def _uncached(content: Mapping[str, object] | Sequence[object]) -> Response:
     return JSONResponse(content, headers={**HEADERS, "Cache-Control": "no-store"})

@@ -1,4 +1,4 @@
-"""PDF pages as images, drawn by a process of its own (`pdf_child.py`) that may fail without harm."""
+"""PDF pages as images, drawn by a separate process (`pdf_child.py`) that may crash without harm."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from PIL import Image
 from pixtral.errors import ImageError, ImageTooLarge, MissingDependency
 
 _CHILD = Path(__file__).with_name("pdf_child.py")
-_INHERITED = ("LD_LIBRARY_PATH", "PATH", "SYSTEMROOT")  # a key of the server lies in the environment, too
+_INHERITED = ("LD_LIBRARY_PATH", "PATH", "SYSTEMROOT")  # not all of the environment: the server's key may be in it
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class PdfLimits:
-    """How much one file may cost.
+    """Limits on one file.
 
     Attributes:
         max_pages: a longer file is refused, not cut.
@@ -76,7 +76,7 @@ async def draw_pages(data: bytes, limits: PdfLimits) -> list[Image.Image]:
 
 
 def _images(drawn: bytes, limits: PdfLimits) -> list[Image.Image]:
-    """What the child wrote, as images."""
+    """The images that the child has written."""
     head, at = _line(drawn, 0)
     if head.get("error") == "pages":
         found = head["found"]
@@ -101,6 +101,6 @@ def _images(drawn: bytes, limits: PdfLimits) -> list[Image.Image]:
 
 
 def _line(drawn: bytes, at: int) -> tuple[dict[str, Any], int]:
-    """A line of JSON and the place behind it; nothing where the child broke off."""
+    """A line of JSON and the offset behind it; {} where the output ends."""
     end = drawn.find(b"\n", at, at + 200)
     return ({}, at) if end < 0 else (json.loads(drawn[at:end]), end + 1)

@@ -1,6 +1,6 @@
-"""The program that draws PDF pages: one file in, pixels out, under hard limits, and nothing of ours around it.
+"""The program that draws PDF pages: a file on stdin, pixels on stdout, under hard limits.
 
-PDFium is a large C++ program that reads whatever people send. Here a file that makes it crash, loop or eat memory
+PDFium is a large C++ program that parses untrusted files. Here a file that makes it crash, loop or use much memory
 ends one short-lived process instead of the server. Started by `server/pdf.py` as a script, so it imports nothing of
 this package.
 
@@ -17,7 +17,7 @@ import sys
 
 
 def limit_resources(seconds: int, memory: int) -> None:
-    """No more time, memory or files than the task needs; where the system has no such limits, the parent's clock."""
+    """Limit CPU time, memory and written files; without the module `resource` only the parent's time limit holds."""
     try:
         import resource
     except ImportError:
@@ -28,13 +28,13 @@ def limit_resources(seconds: int, memory: int) -> None:
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
 
 
-def say(fields: dict[str, object]) -> None:
-    """A line of JSON to the parent."""
+def write_line(fields: dict[str, object]) -> None:
+    """Write a line of JSON to the parent."""
     sys.stdout.buffer.write(json.dumps(fields).encode() + b"\n")
 
 
 def main(max_pages: int, longest_edge: int, seconds: int, memory: int) -> None:
-    """Draw all pages, the longest side of each as long as asked for."""
+    """Draw all pages, the longest side of each of `longest_edge` pixels."""
     import pypdfium2  # type: ignore[import-untyped]
 
     data = sys.stdin.buffer.read()
@@ -43,16 +43,16 @@ def main(max_pages: int, longest_edge: int, seconds: int, memory: int) -> None:
         document = pypdfium2.PdfDocument(data)
         count = len(document)
         if not 0 < count <= max_pages:
-            say({"error": "pages", "found": count})
+            write_line({"error": "pages", "found": count})
             return
-        say({"pages": count})
+        write_line({"pages": count})
         for index in range(count):
             page = document[index]
             width, height = page.get_size()
             if not (width > 0 and height > 0):
                 raise pypdfium2.PdfiumError(f"page {index} has no size")
             bitmap = page.render(scale=longest_edge / max(width, height), rev_byteorder=True, prefer_bgrx=False)
-            say({"width": bitmap.width, "height": bitmap.height})
+            write_line({"width": bitmap.width, "height": bitmap.height})
             pixels = memoryview(bitmap.buffer).cast("B")
             for row in range(bitmap.height):
                 line = pixels[row * bitmap.stride : row * bitmap.stride + bitmap.width * bitmap.n_channels]
@@ -60,7 +60,7 @@ def main(max_pages: int, longest_edge: int, seconds: int, memory: int) -> None:
             bitmap.close()
             page.close()
     except pypdfium2.PdfiumError as error:
-        say({"error": "password" if "password" in str(error).lower() else "damaged"})
+        write_line({"error": "password" if "password" in str(error).lower() else "damaged"})
 
 
 def rgb(line: bytes, channels: int) -> bytes:

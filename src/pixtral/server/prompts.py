@@ -1,20 +1,17 @@
-"""From a conversation to the engine's prompt: images opened, tokens and pixels made, beside the event loop."""
+"""Prompts for the engine: token ids and images of a conversation, or of a text, made in threads."""
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pixtral.engine.input_processor import place_images
-from pixtral.engine.request import ImageInput
 from pixtral.errors import PromptError
 from pixtral.messages import ImagePart, Message, Part, TextPart, ToolCall
-from pixtral.models.vision import crop_images
+from pixtral.processing.encoded import EncodedPrompt
 from pixtral.processing.prompts import text_to_ids
 from pixtral.server import protocol_chat as chat
 from pixtral.server.errors import ApiError
-from pixtral.server.guard import check_length
 from pixtral.server.images import ImageUrl
 from pixtral.structured.tools import check_history
 
@@ -23,19 +20,15 @@ if TYPE_CHECKING:
 
     from pixtral.processing import PixtralProcessor
     from pixtral.server.state import ServerState
+    from pixtral.text.protocol import Tokenizer
 
-
-@dataclasses.dataclass(frozen=True)
-class PromptInput:
-    """What the engine reads."""
-
-    ids: tuple[int, ...]
-    images: tuple[ImageInput, ...] = ()
+_CHARACTERS = 8  # for each token of the context; ordinary text has 2 to 5
+_CUT = 64  # tokens that cutting a text may add
 
 
 async def prompt_of(
     state: ServerState, messages: Sequence[chat.Message], tools: Sequence[dict[str, Any]] | None = None
-) -> PromptInput:
+) -> EncodedPrompt:
     """The prompt of a conversation.
 
     Raises:
@@ -48,9 +41,9 @@ async def prompt_of(
     size = state.settings.max_image_size
     texts = [part.text for message in ours for part in message.parts if isinstance(part, TextPart)]
 
-    def encode() -> PromptInput:
-        check_length(texts, state.processor.tokenizer, state.max_model_len, "messages")
-        return _encode(state.processor, _filled(ours, images), tools, size)
+    def encode() -> EncodedPrompt:
+        _check_length(texts, state.processor.tokenizer, state.max_model_len, "messages")
+        return state.processor.encode(_with_images(ours, images), tools=tools or None, max_image_size=size)
 
     async with state.image_loader.loaded(image_urls) as images:
         state.metrics.images.inc(sum(map(len, images)))
@@ -60,24 +53,24 @@ async def prompt_of(
 def raw_prompt(
     processor: PixtralProcessor, prompt: str | list[int], add_special_tokens: bool, context: int
 ) -> tuple[int, ...]:
-    """The ids of a prompt that is written out; control tokens written in it count as such.
+    """The token ids of a raw prompt; control tokens written in it are parsed as such.
 
     Raises:
-        PromptError: it holds a place for an image.
-        ApiError: it is far beyond the context.
+        PromptError: it has an image token.
+        ApiError: it is far longer than the context.
     """
     if isinstance(prompt, str):
-        check_length([prompt], processor.tokenizer, context, "prompt")
+        _check_length([prompt], processor.tokenizer, context, "prompt")
     ids = tuple(prompt if isinstance(prompt, list) else text_to_ids(processor.tokenizer, prompt, add_special_tokens))
     if processor.image_token_id in ids:
         raise PromptError("the prompt has an [IMG] token, but no image can come with it; use /v1/chat/completions")
     return ids
 
 
-def check_room(prompt: PromptInput, context: int, max_tokens: int | None = None, *, param: str = "messages") -> None:
+def check_room(prompt: EncodedPrompt, context: int, max_tokens: int | None = None, *, param: str = "messages") -> None:
     """Refuse a prompt that leaves no room for its answer."""
     length = len(prompt.ids)
-    image_tokens = sum(image.length for image in prompt.images)
+    image_tokens = prompt.num_image_tokens
     share = f" ({image_tokens} of them for {len(prompt.images)} image(s))" if image_tokens else ""
     if length >= context or length + (max_tokens or 1) > context:
         wanted = f" and {max_tokens} more are asked for" if max_tokens and length < context else ""
@@ -89,27 +82,35 @@ def check_room(prompt: PromptInput, context: int, max_tokens: int | None = None,
         )  # fmt: skip
 
 
-def _encode(
-    processor: PixtralProcessor, messages: list[Message], tools: Sequence[dict[str, Any]] | None, size: int | None
-) -> PromptInput:
-    goes_on = messages[-1].role == "assistant"
-    options: dict[str, Any] = {} if size is None else {"size": {"longest_edge": size}}
-    if tools:
-        options["tools"] = list(tools)
-    batch = processor.apply_chat_template(
-        messages, add_generation_prompt=not goes_on, continue_final_message=goes_on,
-        tokenize=True, return_dict=True, return_tensors="pt", **options,
-    )  # fmt: skip
-    ids = tuple(batch["input_ids"][0].tolist())
-    if "pixel_values" not in batch:
-        return PromptInput(ids)
-    pixels = crop_images(batch["pixel_values"], batch["image_sizes"])
-    side = processor.patch_size * processor.spatial_merge_size
-    return PromptInput(ids, place_images(ids, pixels, image_token=processor.image_token_id, patch_size=side))
+def _check_length(texts: Iterable[str], tokenizer: Tokenizer, context: int, param: str) -> None:
+    """Refuse texts whose first characters, 8 for each token of the context, have more tokens than the context.
+
+    Raises:
+        ApiError: they have. A text that passes may still be too long, which is seen when all of it has been read.
+    """
+    room, beginnings = context * _CHARACTERS, []
+    for text in texts:
+        beginnings.append(text[:room])
+        room -= len(text)
+        if room < 0:
+            break
+    else:
+        return
+    count = 0
+    for text in beginnings:
+        count += len(tokenizer.ordinary_ids(text))
+        if count > context + _CUT:
+            raise ApiError(
+                400,
+                f"the text has more than {count:,} tokens, but the context is {context:,} tokens, the answer included; "
+                "shorten the text",
+                param=param,
+                code="context_length_exceeded",
+            )
 
 
-def _filled(messages: Sequence[Message], images: Sequence[Sequence[Image]]) -> list[Message]:
-    """The messages with their images; a PDF is as many as it has pages."""
+def _with_images(messages: Sequence[Message], images: Sequence[Sequence[Image]]) -> list[Message]:
+    """The messages with their images; a PDF gives one for each page."""
     rest = iter(images)
     return [
         dataclasses.replace(
@@ -125,7 +126,7 @@ def _filled(messages: Sequence[Message], images: Sequence[Sequence[Image]]) -> l
 
 
 def _message(message: chat.Message, where: str, image_urls: list[ImageUrl]) -> Message:
-    """One message, with an empty place for each image, which is appended to `image_urls`."""
+    """One message with empty image parts, whose URLs are appended to `image_urls`."""
     content = message.content
     parts: list[Part] = []
     if isinstance(content, str):

@@ -1,19 +1,22 @@
-"""What all request bodies share: strict fields, harmless ones named, others refused by name; and OpenAI's sampling."""
+"""Request bodies: what all of them share, the sampling parameters, and the body of /v1/completions.
+
+Unknown fields are refused by name, known ones without effect are accepted, and null counts as left out.
+"""
 
 from __future__ import annotations
 
+import re
 from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator, model_validator
-from pydantic.json_schema import models_json_schema
 
 from pixtral.engine.sampling_params import SamplingParams
 from pixtral.server.errors import ApiError, validation_error
-from pixtral.server.guard import check_structure
 
 if TYPE_CHECKING:
-    from fastapi import FastAPI
+    from starlette.requests import Request
 
+    from pixtral.server.state import ServerState
 
 # Fields of OpenAI's API that ask for something this server does not have: null is the same as leaving them out.
 REFUSED = {
@@ -34,27 +37,42 @@ REFUSED = {
     "chat_template": "the template is the model's own; leave it out",
 }
 
+DEFAULT_TOKENS = 16  # max_tokens of /v1/completions, as with OpenAI
+_MAX_COMMAS = 524_288  # a hundred thousand tokens as numbers, several times
+_MAX_COLONS = 65_536  # every field of four thousand messages
+_STRING = re.compile(rb'"[^"\\]*(?:\\.[^"\\]*)*"', re.DOTALL)
+
 JsonObject = dict[str, JsonValue]
-JsonSchema = JsonObject
 Metadata = Annotated[dict[str, Annotated[str, Field(max_length=512)]], Field(max_length=16)]
-Model = TypeVar("Model", bound="Body")
 T = TypeVar("T")
-# One wrong entry is enough: errors of a list of millions would fill the memory.
+# Validation ends at the first wrong entry: errors of a list of millions would fill the memory.
 Items = Annotated[list[T], Field(fail_fast=True)]
+Ids = Annotated[Items[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
 
 
 class Strict(BaseModel):
-    """Nothing unknown, nothing converted, no NaN; null counts as left out where it may be."""
+    """No unknown fields, no conversions, no NaN."""
 
     model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, protected_namespaces=())
 
 
-class Body(Strict):
-    """A request's body.
+class Nullable(Strict):
+    """An object in which null counts as left out; clients send optional fields so."""
 
-    The harmless fields ask nothing of an answer. They are checked, and have no effect here:
-    `user`, `safety_identifier` and `metadata` are for OpenAI's records, `prompt_cache_key` is not needed because every
-    prompt is looked for in the cache, `store` and `service_tier` are accepted where they say what is the case anyway.
+    @model_validator(mode="before")
+    @classmethod
+    def _without_nulls(cls, data: Any) -> Any:
+        if isinstance(data, dict) and None in data.values():
+            return {name: value for name, value in data.items() if value is not None}
+        return data
+
+
+class Body(Nullable):
+    """The body of a request.
+
+    Some fields are checked and have no effect: `user`, `safety_identifier` and `metadata` are for OpenAI's records,
+    `prompt_cache_key` is not needed because every prompt is looked up in the prefix cache, `store` and `service_tier`
+    are accepted where they ask for what is the case anyway.
     """
 
     hints: ClassVar[dict[str, str]] = REFUSED
@@ -66,13 +84,6 @@ class Body(Strict):
     metadata: Metadata | None = None
     store: bool | None = None
     service_tier: str | None = None
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, data: Any) -> Any:
-        if isinstance(data, dict) and None in data.values():
-            return {name: value for name, value in data.items() if value is not None}
-        return data
 
     @field_validator("store")
     @classmethod
@@ -90,7 +101,7 @@ class Body(Strict):
 
 
 class StreamOptions(Strict):
-    """How to stream."""
+    """OpenAI's `stream_options`."""
 
     include_usage: bool | None = None
     include_obfuscation: bool | None = None
@@ -104,7 +115,7 @@ class StreamOptions(Strict):
 
 
 class StructuredOutputs(Strict):
-    """What an answer looks like, vLLM's way: one of these."""
+    """vLLM's `structured_outputs`: exactly one constraint on the answer."""
 
     model_config = ConfigDict(populate_by_name=True, json_schema_extra={"minProperties": 1, "maxProperties": 1})
 
@@ -123,7 +134,7 @@ class StructuredOutputs(Strict):
 
 
 class Sampling(Body):
-    """How tokens are chosen, in the words of OpenAI's API, then in vLLM's."""
+    """Sampling parameters: OpenAI's, then vLLM's."""
 
     temperature: float | None = Field(None, ge=0, le=2)
     top_p: float | None = Field(None, ge=0, le=1)
@@ -168,11 +179,11 @@ class Sampling(Body):
 
     @property
     def include_usage(self) -> bool:
-        """Whether a stream ends with its usage."""
+        """Whether a stream ends with a chunk of its usage."""
         return bool(self.stream_options and self.stream_options.include_usage)
 
     def sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
-        """The engine's parameters; what was not said has OpenAI's defaults."""
+        """The engine's parameters; fields that were left out have OpenAI's defaults."""
         given: dict[str, Any] = {
             "temperature": self.temperature, "top_p": self.top_p, "n": self.n, "seed": self.seed,
             "presence_penalty": self.presence_penalty, "frequency_penalty": self.frequency_penalty,
@@ -188,30 +199,6 @@ class Sampling(Body):
             max_tokens=max_tokens,
             logprobs=logprobs,
         )
-
-
-def parse(kind: type[Model], content_type: str, body: bytes) -> Model:
-    """A request's body.
-
-    Raises:
-        ApiError: 415 for another type than JSON, 400 for what cannot be honoured, with its place.
-    """
-    media = content_type.partition(";")[0].strip().lower()
-    if media != "application/json" and not media.endswith("+json"):
-        found = f"content-type {media!r}" if media else "no content-type"
-        raise ApiError(415, f"found {found}, expected application/json; set the header", code="unsupported_media_type")
-    check_structure(body)
-    try:
-        return kind.model_validate_json(body)
-    except ValidationError as error:
-        raise validation_error(error, body, kind.hints) from error
-
-
-# FOLDED pixtral.server.protocol: The body of /v1/completions.
-
-
-Ids = Annotated[Items[Annotated[int, Field(ge=0, lt=2**31)]], Field(min_length=1)]
-DEFAULT_TOKENS = 16  # OpenAI's
 
 
 class CompletionRequest(Sampling):
@@ -235,7 +222,7 @@ class CompletionRequest(Sampling):
 
     @property
     def prompts(self) -> list[str | list[int]]:
-        """One or more."""
+        """The prompts as a list: each a text, or token ids."""
         if isinstance(self.prompt, str):
             return [self.prompt]
         if isinstance(self.prompt[0], int):
@@ -243,67 +230,45 @@ class CompletionRequest(Sampling):
         return [one for one in self.prompt if not isinstance(one, int)]
 
 
-# FOLDED pixtral.server.protocol: The OpenAPI document: bodies that the routes parse themselves are described by their models.
+Model = TypeVar("Model", bound=Body)
 
 
-_REF = "#/components/schemas/{model}"
-_ERROR: dict[str, Any] = {
-    "type": "object",
-    "required": ["error"],
-    "properties": {
-        "error": {
-            "type": "object",
-            "required": ["message", "type", "param", "code"],
-            "properties": {
-                "message": {"type": "string"},
-                "type": {"type": "string"},
-                "param": {"type": ["string", "null"]},
-                "code": {"type": ["string", "null"]},
-            },
-        }
-    },
-}
-_STATUSES = {
-    "400": "the request cannot be honoured", "401": "no key, or a wrong one", "404": "no such model",
-    "408": "the request took too long", "413": "the body is too large", "415": "the body is not JSON",
-    "429": "too many requests are waiting", "503": "the server is being stopped",
-}  # fmt: skip
+async def read_request(http: Request, kind: type[Model]) -> tuple[ServerState, Model]:
+    """The server's state, and the validated body of a request.
+
+    Raises:
+        ApiError: 415 for a content type other than JSON, 400 with the field that is invalid, 404 for another model.
+    """
+    state: ServerState = http.app.state.server
+    content = await http.body()
+    media = http.headers.get("content-type", "").partition(";")[0].strip().lower()
+    if media != "application/json" and not media.endswith("+json"):
+        found = f"content-type {media!r}" if media else "no content-type"
+        raise ApiError(415, f"found {found}, expected application/json; set the header", code="unsupported_media_type")
+    _check_structure(content)
+    try:
+        body = kind.model_validate_json(content)
+    except ValidationError as error:
+        raise validation_error(error, content, kind.hints) from error
+    state.check_model(body.model)
+    return state, body
 
 
-class Bodies:
-    """Models of bodies, collected while routes are made."""
+def _check_structure(body: bytes) -> None:
+    """Refuse JSON with more values than any valid request has: megabytes of text pass, millions of numbers do not.
 
-    def __init__(self) -> None:
-        self._models: dict[str, type[BaseModel]] = {}
-
-    def of(self, model: type[BaseModel]) -> dict[str, Any]:
-        """`openapi_extra` of a route that reads this body."""
-        self._models[model.__name__] = model
-        schema = {"$ref": _REF.format(model=model.__name__)}
-        error = {"application/json": {"schema": {"$ref": _REF.format(model="Error")}}}
-        return {
-            "requestBody": {"required": True, "content": {"application/json": {"schema": schema}}},
-            "responses": {
-                status: {"description": description, "content": error} for status, description in _STATUSES.items()
-            },
-        }
-
-    def schemas(self) -> dict[str, Any]:
-        """The schemas of all of them, and of errors."""
-        pairs: Any = [(model, "validation") for model in self._models.values()]
-        _, document = models_json_schema(pairs, ref_template=_REF)
-        return {**document.get("$defs", {}), "Error": _ERROR}
-
-
-def describe(app: FastAPI, bodies: Bodies) -> None:
-    """Give the application a document that has them; it is made when it is first asked for."""
-    plain = app.openapi
-
-    def document() -> dict[str, Any]:
-        if app.openapi_schema is None:
-            made = plain()
-            made.setdefault("components", {}).setdefault("schemas", {}).update(bodies.schemas())
-            app.openapi_schema = made
-        return app.openapi_schema
-
-    app.openapi = document  # type: ignore[method-assign]
+    Parsing them, and listing what is wrong with each, would block the event loop for a minute.
+    """
+    if body.count(b",") <= _MAX_COMMAS and body.count(b":") <= _MAX_COLONS:
+        return
+    bare = _STRING.sub(b"", body)  # commas inside of strings are no values
+    commas, colons = bare.count(b","), bare.count(b":")
+    if commas > _MAX_COMMAS or colons > _MAX_COLONS:
+        found, most = (
+            (f"{commas:,} values", _MAX_COMMAS) if commas > _MAX_COMMAS else (f"{colons:,} fields", _MAX_COLONS)
+        )
+        raise ApiError(
+            400,
+            f"the body has about {found}; expected at most {most:,}; send fewer in one request",
+            code="too_many_values",
+        )

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
-from pixtral.server.protocol import Items, JsonSchema, Sampling, Strict
+from pixtral.server.protocol import Items, JsonObject, Nullable, Sampling, Strict
 
 Detail = Literal["auto", "low", "high"]
 
@@ -19,14 +19,14 @@ class TextPart(Strict):
 
 
 class ImageUrl(Strict):
-    """Where an image is, and how many tokens it may take."""
+    """The URL of an image, and the level of detail, which limits its tokens."""
 
     url: str
     detail: Detail | None = None
 
 
 class ImagePart(Strict):
-    """An image, or a PDF whose pages are images: a data: URI, or an address if the server fetches those."""
+    """An image, or a PDF whose pages are images: a data: URI, or an http(s) URL if the server fetches those."""
 
     type: Literal["image_url"]
     image_url: ImageUrl | str
@@ -40,28 +40,17 @@ class FileData(Strict):
 
 
 class FilePart(Strict):
-    """A PDF, OpenAI's way."""
+    """A PDF in OpenAI's form."""
 
     type: Literal["file"]
     file: FileData
 
 
 class RefusalPart(Strict):
-    """What an assistant said when it would not answer."""
+    """The refusal of an assistant."""
 
     type: Literal["refusal"]
     refusal: str
-
-
-class Nullable(Strict):
-    """A message as clients send it back: what is null was never there."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _without_nulls(cls, data: Any) -> Any:
-        if isinstance(data, dict) and None in data.values():
-            return {name: value for name, value in data.items() if value is not None}
-        return data
 
 
 class FunctionCall(Strict):
@@ -81,7 +70,7 @@ class ToolCall(Nullable):
 
 
 class SystemMessage(Nullable):
-    """How the assistant should behave."""
+    """Instructions."""
 
     role: Literal["system", "developer"]
     content: str | Items[TextPart]
@@ -89,7 +78,7 @@ class SystemMessage(Nullable):
 
 
 class UserMessage(Nullable):
-    """What the user says and shows."""
+    """Text and images of the user."""
 
     role: Literal["user"]
     content: str | Items[Annotated[TextPart | ImagePart | FilePart, Field(discriminator="type")]]
@@ -97,7 +86,7 @@ class UserMessage(Nullable):
 
 
 class AssistantMessage(Nullable):
-    """What the assistant said before; as the last message, how its answer begins."""
+    """An earlier answer; as the last message, the beginning of the answer to come."""
 
     model_config = ConfigDict(json_schema_extra={"description": "content or tool_calls must be there"})
 
@@ -110,7 +99,7 @@ class AssistantMessage(Nullable):
 
 
 class ToolMessage(Nullable):
-    """What a tool returned."""
+    """The result of a tool call."""
 
     role: Literal["tool"]
     content: str | Items[TextPart]
@@ -126,7 +115,7 @@ class FunctionDefinition(Nullable):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_.-]{1,64}$")
     description: str | None = None
-    parameters: JsonSchema | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
 
 
@@ -169,12 +158,12 @@ class SchemaOfFormat(Nullable):
 
     name: str = Field(pattern=r"^[A-Za-z0-9_-]{1,64}$")
     description: str | None = None
-    schema_: JsonSchema | None = Field(None, alias="schema")
+    schema_: JsonObject | None = Field(None, alias="schema")
     strict: bool | None = None
 
 
 class JsonSchemaFormat(Strict):
-    """JSON that a schema allows."""
+    """JSON that matches a schema."""
 
     type: Literal["json_schema"]
     json_schema: SchemaOfFormat
@@ -208,10 +197,10 @@ class ChatCompletionRequest(Sampling):
 
     @property
     def limit(self) -> int | None:
-        """New tokens at most."""
+        """The maximum of new tokens."""
         return self.max_completion_tokens if self.max_completion_tokens is not None else self.max_tokens
 
     @property
     def num_logprobs(self) -> int | None:
-        """How many likeliest tokens to give at each place; None gives nothing, not even the chosen one's."""
+        """How many alternatives to return for each token; None returns no log probabilities at all."""
         return (self.top_logprobs or 0) if self.logprobs else None

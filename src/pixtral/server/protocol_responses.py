@@ -1,4 +1,4 @@
-"""The body of /v1/responses, and the same question as a chat."""
+"""The body of /v1/responses, and its conversion to the body of a chat completion."""
 
 from __future__ import annotations
 
@@ -6,10 +6,8 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
-from pixtral.server.protocol import REFUSED, Body, Items, JsonSchema, Strict
-from pixtral.server.protocol_chat import ChatCompletionRequest, Detail, NamedTool, Nullable, TextFormat, Tool
-
-Role = Literal["user", "assistant", "system", "developer"]
+from pixtral.server.protocol import REFUSED, Body, Items, JsonObject, Nullable, Strict
+from pixtral.server.protocol_chat import ChatCompletionRequest, Detail, JsonObjectFormat, NamedTool, TextFormat, Tool
 
 
 class InputText(Strict):
@@ -20,7 +18,7 @@ class InputText(Strict):
 
 
 class InputImage(Nullable):
-    """An image: a data: URI, or an address if the server fetches those."""
+    """An image: a data: URI, or an http(s) URL if the server fetches those."""
 
     type: Literal["input_image"]
     image_url: str
@@ -36,7 +34,7 @@ class InputFile(Nullable):
 
 
 class OutputText(Nullable):
-    """What the assistant said before."""
+    """Text of an earlier answer."""
 
     type: Literal["output_text"]
     text: str
@@ -48,7 +46,7 @@ Part = Annotated[InputText | InputImage | InputFile | OutputText, Field(discrimi
 
 
 class Item(Nullable):
-    """What items have in common when answers are sent back."""
+    """Fields of items of an earlier response that is sent back."""
 
     id: str | None = None
     status: str | None = None
@@ -58,7 +56,7 @@ class MessageItem(Item):
     """A message."""
 
     type: Literal["message"] = "message"
-    role: Role
+    role: Literal["user", "assistant", "system", "developer"]
     content: str | Items[Part]
 
 
@@ -72,7 +70,7 @@ class CallItem(Item):
 
 
 class CallOutputItem(Item):
-    """What the tool returned."""
+    """The result of a tool call."""
 
     type: Literal["function_call_output"]
     call_id: str
@@ -97,7 +95,7 @@ class FunctionTool(Nullable):
     type: Literal["function"]
     name: str
     description: str | None = None
-    parameters: JsonSchema | None = None
+    parameters: JsonObject | None = None
     strict: bool | None = None
 
 
@@ -108,26 +106,20 @@ class NamedChoice(Strict):
     name: str
 
 
-class JsonObjectText(Strict):
-    """Any JSON object."""
-
-    type: Literal["json_object"]
-
-
 class JsonSchemaText(Nullable):
-    """JSON that a schema allows."""
+    """JSON that matches a schema."""
 
     type: Literal["json_schema"]
     name: str
-    schema_: JsonSchema = Field(alias="schema")
+    schema_: JsonObject = Field(alias="schema")
     description: str | None = None
     strict: bool | None = None
 
 
 class TextSettings(Nullable):
-    """What the answer looks like."""
+    """The format of the answer."""
 
-    format: Annotated[TextFormat | JsonObjectText | JsonSchemaText, Field(discriminator="type")] | None = None
+    format: Annotated[TextFormat | JsonObjectFormat | JsonSchemaText, Field(discriminator="type")] | None = None
     verbosity: Literal["medium"] | None = None
 
 
@@ -164,7 +156,7 @@ class ResponsesRequest(Body):
         return value
 
     def as_chat(self) -> ChatCompletionRequest:
-        """The same as a chat."""
+        """The same request as a chat completion."""
         messages: list[dict[str, Any]] = []
         if self.instructions is not None:
             messages.append({"role": "system", "content": self.instructions})
@@ -194,7 +186,7 @@ class ResponsesRequest(Body):
 
 
 def _append(messages: list[dict[str, Any]], item: MessageItem | CallItem | CallOutputItem) -> None:
-    """One item more; calls belong to the assistant's message before them."""
+    """Append one item; calls become part of the assistant's message before them."""
     if isinstance(item, CallOutputItem):
         messages.append({"role": "tool", "tool_call_id": item.call_id, "content": item.output})
     elif isinstance(item, CallItem):

@@ -1,52 +1,36 @@
-"""/v1/completions: raw prompts, which no template touches."""
+"""/v1/completions: prompts as they are, without a chat template."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator, Sequence
-from contextlib import aclosing
 from typing import Any
 
-from fastapi import APIRouter
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pixtral.engine.outputs import Output, TokenLogprobs
+from pixtral.engine.outputs import RequestOutput, TokenLogprobs
 from pixtral.engine.request import EngineRequest
-from pixtral.server.active_request import Running
-from pixtral.server.prompts import PromptInput, check_room, raw_prompt
-from pixtral.server.protocol import DEFAULT_TOKENS, Bodies, CompletionRequest, parse
+from pixtral.processing.encoded import EncodedPrompt
+from pixtral.server.active_request import ActiveRequest
+from pixtral.server.prompts import check_room, raw_prompt
+from pixtral.server.protocol import DEFAULT_TOKENS, CompletionRequest, read_request
 from pixtral.server.state import ServerState
 from pixtral.server.streaming import DONE, Chunks, EventStream, TokenNames, UsageSum, finite, json_response
 from pixtral.server.structured_outputs import guide_of_text
 
 
-def completion_routes(bodies: Bodies) -> APIRouter:
-    """The route."""
-    router = APIRouter()
-    extra = bodies.of(CompletionRequest)
-    router.post("/v1/completions", openapi_extra=extra, tags=["OpenAI"])(completions)
-    return router
-
-
 async def completions(http: Request) -> Response:
     """Go on from one prompt, or from each of several."""
-    state: ServerState = http.app.state.server
-    body = parse(CompletionRequest, http.headers.get("content-type", ""), await http.body())
-    state.check_model(body.model)
-    running = Running(state, http)
-    try:
-        requests = await _engine_requests(state, body, running.id)
-        outputs = running.outputs_of_all(requests)
+    state, body = await read_request(http, CompletionRequest)
+    with contextlib.ExitStack() as stack:
+        active = stack.enter_context(contextlib.closing(ActiveRequest(state, http)))
+        outputs = active.outputs_of_all(await _engine_requests(state, body, active.id))
         if body.stream:
-            first = await anext(outputs)
-            return EventStream(_events(state, body, running, first, outputs), running.close)
-        answer = await _answer(state, body, running, outputs)
-    except BaseException:
-        running.close()
-        raise
-    running.close()
-    return json_response(answer)
+            first = await anext(outputs)  # an error until here is the response, with a status of its own
+            return EventStream(_events(state, body, active, first, outputs), stack.pop_all().close)
+        return json_response(await _completion(state, body, active, outputs))
 
 
 async def _engine_requests(state: ServerState, body: CompletionRequest, id: str) -> list[EngineRequest]:
@@ -59,7 +43,7 @@ async def _engine_requests(state: ServerState, body: CompletionRequest, id: str)
     )
     requests = []
     for number, ids in enumerate(prompts):
-        check_room(PromptInput(ids), state.max_model_len, limit, param="prompt")
+        check_room(EncodedPrompt(ids), state.max_model_len, limit, param="prompt")
         requests.append(
             EngineRequest(
                 f"{id}-{number}", ids, params,
@@ -69,27 +53,30 @@ async def _engine_requests(state: ServerState, body: CompletionRequest, id: str)
     return requests
 
 
-async def _answer(
-    state: ServerState, body: CompletionRequest, running: Running, outputs: AsyncIterator[tuple[int, Output]]
+async def _completion(
+    state: ServerState,
+    body: CompletionRequest,
+    active: ActiveRequest,
+    outputs: AsyncIterator[tuple[int, RequestOutput]],
 ) -> dict[str, Any]:
     n = body.n or 1
     count = len(body.prompts) * n
     texts: list[list[str]] = [[] for _ in range(count)]
     reasons = [""] * count
     logprobs: list[list[TokenLogprobs]] = [[] for _ in range(count)]
-    usages = [UsageSum() for _ in body.prompts]
+    usage = UsageSum()
     async for prompt, output in outputs:
         choice = prompt * n + output.index
         texts[choice].append(output.text)
         logprobs[choice] += output.logprobs or ()
         if output.usage is not None:
             reasons[choice] = output.finish_reason or ""
-            usages[prompt].add(output.usage, output.index)
+            usage.add(output.usage, output.index)
     names = TokenNames(state.processor.tokenizer)
     return {
-        "id": f"cmpl-{running.id}",
+        "id": f"cmpl-{active.id}",
         "object": "text_completion",
-        "created": running.created,
+        "created": active.created,
         "model": state.model_name,
         "system_fingerprint": None,
         "choices": [
@@ -101,53 +88,51 @@ async def _answer(
             }
             for index in range(count)
         ],
-        "usage": _total(usages).to_dict(),
+        "usage": usage.to_dict(),
     }
 
 
 async def _events(
     state: ServerState,
     body: CompletionRequest,
-    running: Running,
-    first: tuple[int, Output],
-    outputs: AsyncIterator[tuple[int, Output]],
+    active: ActiveRequest,
+    first: tuple[int, RequestOutput],
+    outputs: AsyncIterator[tuple[int, RequestOutput]],
 ) -> AsyncIterator[bytes]:
-    chunks = Chunks("text_completion", f"cmpl-{running.id}", running.created, state.model_name, body.include_usage)
+    chunks = Chunks("text_completion", f"cmpl-{active.id}", active.created, state.model_name, body.include_usage)
     names = TokenNames(state.processor.tokenizer)
-    usages = [UsageSum() for _ in body.prompts]
+    usage = UsageSum()
     offsets: dict[int, int] = {}
 
-    def written(prompt: int, output: Output) -> str:
+    def written(prompt: int, output: RequestOutput) -> str:
+        """The chunk of one output, if there is one."""
         choice = prompt * (body.n or 1) + output.index
         logprobs = "null"
         if body.logprobs is not None:
             made, offsets[choice] = _logprobs(names, output.logprobs or (), offsets.get(choice, 0))
             logprobs = json.dumps(made)
         if output.usage is not None:
-            usages[prompt].add(output.usage, output.index)
+            usage.add(output.usage, output.index)
         elif not output.text and body.logprobs is None:
             return ""
         return chunks.text(choice, output.text, logprobs, output.finish_reason)
 
-    async with aclosing(outputs):  # type: ignore[type-var]
+    async with contextlib.aclosing(outputs):  # type: ignore[type-var]
         yield written(*first).encode()
         async for item in outputs:
             if piece := written(*item):
                 yield piece.encode()
     if body.include_usage:
-        yield chunks.usage(_total(usages).to_dict()).encode()
+        yield chunks.usage(usage.to_dict()).encode()
     yield DONE
 
 
-def _total(usages: Sequence[UsageSum]) -> UsageSum:
-    total = UsageSum()
-    for usage in usages:
-        total.join(usage)
-    return total
-
-
 def _logprobs(names: TokenNames, logprobs: Sequence[TokenLogprobs], offset: int) -> tuple[dict[str, Any], int]:
-    """The older form of log probabilities; `offset` is where the first token stands in the text."""
+    """The log probabilities of /v1/completions, and the offset in the text behind them.
+
+    Args:
+        offset: of the first token in the text.
+    """
     made: dict[str, list[Any]] = {"tokens": [], "token_logprobs": [], "top_logprobs": [], "text_offset": []}
     for one in logprobs:
         text, _ = names.of(one.token)

@@ -1,17 +1,16 @@
-"""/tokenize and /detokenize: what a text or a conversation costs, and what ids say."""
+"""Everything but answers: /tokenize and /detokenize, /v1/models, /health, /ready and /metrics."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from fastapi import APIRouter
 from pydantic import Field, model_validator
 from starlette.requests import Request
 from starlette.responses import Response
 
 from pixtral.server.errors import ApiError, unavailable
 from pixtral.server.prompts import prompt_of, raw_prompt
-from pixtral.server.protocol import Bodies, Body, Ids, Items, parse
+from pixtral.server.protocol import Body, Ids, Items, read_request
 from pixtral.server.protocol_chat import Message, Tool
 from pixtral.server.state import ServerState
 from pixtral.server.streaming import json_response
@@ -44,19 +43,9 @@ class DetokenizeRequest(Body):
     skip_special_tokens: bool | None = None
 
 
-def token_routes(bodies: Bodies) -> APIRouter:
-    """Both routes."""
-    router = APIRouter(tags=["tokens"])
-    router.post("/tokenize", openapi_extra=bodies.of(TokenizeRequest))(tokenize)
-    router.post("/detokenize", openapi_extra=bodies.of(DetokenizeRequest))(detokenize)
-    return router
-
-
 async def tokenize(http: Request) -> Response:
     """The tokens of a prompt, or of a conversation with its images; the model is not run."""
-    state: ServerState = http.app.state.server
-    body = parse(TokenizeRequest, http.headers.get("content-type", ""), await http.body())
-    state.check_model(body.model)
+    state, body = await read_request(http, TokenizeRequest)
     images = 0
     if body.messages is not None:
         tools = [tool.model_dump(exclude_none=True) for tool in body.tools or ()]
@@ -72,10 +61,8 @@ async def tokenize(http: Request) -> Response:
 
 
 async def detokenize(http: Request) -> Response:
-    """The text of ids."""
-    state: ServerState = http.app.state.server
-    body = parse(DetokenizeRequest, http.headers.get("content-type", ""), await http.body())
-    state.check_model(body.model)
+    """The text of token ids."""
+    state, body = await read_request(http, DetokenizeRequest)
     size = state.processor.tokenizer.vocab_size
     if max(body.tokens) >= size:
         raise ApiError(
@@ -87,19 +74,8 @@ async def detokenize(http: Request) -> Response:
     return json_response({"prompt": text})
 
 
-# FOLDED pixtral.server.routes_info: /v1/models.
-
-
-def model_routes() -> APIRouter:
-    """The list, and one by its name."""
-    router = APIRouter(tags=["OpenAI"])
-    router.get("/v1/models")(list_models)
-    router.get("/v1/models/{name:path}")(retrieve_model)
-    return router
-
-
 async def list_models(http: Request) -> Response:
-    """The one model that there is."""
+    """The models: there is one."""
     return json_response({"object": "list", "data": [_model(http.app.state.server)]})
 
 
@@ -120,20 +96,8 @@ def _model(state: ServerState) -> dict[str, Any]:
     }
 
 
-# FOLDED pixtral.server.routes_info: /health, /ready and /metrics: for whoever watches over the server.
-
-
-def status_routes() -> APIRouter:
-    """The routes; none needs a key."""
-    router = APIRouter(tags=["operation"])
-    router.get("/health")(health)
-    router.get("/ready")(ready)
-    router.get("/metrics")(metrics)
-    return router
-
-
 async def health(http: Request) -> Response:
-    """200 as long as the engine works, 503 when the server must be started anew."""
+    """200 while the engine works, 503 when the server must be restarted."""
     state: ServerState = http.app.state.server
     if not (state.engine.is_alive or state.draining):
         raise unavailable("the engine has stopped; the server must be started anew")
@@ -141,7 +105,7 @@ async def health(http: Request) -> Response:
 
 
 async def ready(http: Request) -> Response:
-    """200 when requests are taken, 503 when the server is being stopped."""
+    """200 while requests are accepted, 503 when the server is being stopped."""
     state: ServerState = http.app.state.server
     if state.draining or not state.engine.is_alive:
         raise unavailable("the server takes no requests")
@@ -149,6 +113,6 @@ async def ready(http: Request) -> Response:
 
 
 async def metrics(http: Request) -> Response:
-    """Counters, gauges and histograms for Prometheus."""
+    """Metrics in Prometheus' text format."""
     state: ServerState = http.app.state.server
     return Response(state.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")

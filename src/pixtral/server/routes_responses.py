@@ -1,63 +1,48 @@
-"""/v1/responses, OpenAI's newer form of a chat: the same engine, other words."""
+"""/v1/responses: chat completions in OpenAI's Responses format."""
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import AsyncIterator
-from contextlib import aclosing
 from typing import Any
 
-from fastapi import APIRouter
 from pydantic import ValidationError
 from starlette.requests import Request
 from starlette.responses import Response
 
-from pixtral.engine.outputs import Output
-from pixtral.server.active_request import Running
+from pixtral.engine.outputs import RequestOutput, Usage
+from pixtral.server.active_request import ActiveRequest
 from pixtral.server.errors import ApiError, validation_error
-from pixtral.server.protocol import Bodies, parse
+from pixtral.server.protocol import read_request
 from pixtral.server.protocol_chat import ChatCompletionRequest
 from pixtral.server.protocol_responses import ResponsesRequest
 from pixtral.server.routes_chat import engine_request
 from pixtral.server.state import ServerState
-from pixtral.server.streaming import EventStream, Reader, TextReader, UsageSum, json_response
+from pixtral.server.streaming import EventStream, Reader, json_response
 from pixtral.server.structured_outputs import structure_of
-
-
-def response_routes(bodies: Bodies) -> APIRouter:
-    """The route."""
-    router = APIRouter()
-    router.post("/v1/responses", openapi_extra=bodies.of(ResponsesRequest), tags=["OpenAI"])(responses)
-    return router
 
 
 async def responses(http: Request) -> Response:
     """The next item of a conversation."""
-    state: ServerState = http.app.state.server
-    body = parse(ResponsesRequest, http.headers.get("content-type", ""), await http.body())
-    state.check_model(body.model)
-    running = Running(state, http)
-    try:
-        chat = _as_chat(body)
-        structure = await structure_of(state, chat)
-        outputs = running.outputs(await engine_request(state, chat, running.id, structure))
-        reader: Reader = TextReader() if structure.make_reader is None else structure.make_reader()
-        answer = Answer(state, body, running, reader)
-        if body.stream:
-            first = await anext(outputs)
-            return EventStream(_events(answer, first, outputs), running.close)
-        async for output in outputs:
-            answer.push(output)
-    except ApiError as error:
-        running.close()
-        if error.param is not None and error.param.startswith("messages"):
-            error.param = "input"
-        raise
-    except BaseException:
-        running.close()
-        raise
-    running.close()
-    return json_response(answer.whole())
+    state, body = await read_request(http, ResponsesRequest)
+    with contextlib.ExitStack() as stack:
+        active = stack.enter_context(contextlib.closing(ActiveRequest(state, http)))
+        try:
+            chat = _as_chat(body)
+            structure = await structure_of(state, chat)
+            outputs = active.outputs(await engine_request(state, chat, active.id, structure))
+            response = ResponseBuilder(state, body, active, structure.make_reader())
+            if body.stream:
+                first = await anext(outputs)  # an error until here is the response, with a status of its own
+                return EventStream(_events(response, first, outputs), stack.pop_all().close)
+            async for output in outputs:
+                response.push(output)
+        except ApiError as error:
+            if error.param is not None and error.param.startswith("messages"):
+                error.param = "input"
+            raise
+        return json_response(response.to_dict())
 
 
 def _as_chat(body: ResponsesRequest) -> ChatCompletionRequest:
@@ -68,22 +53,22 @@ def _as_chat(body: ResponsesRequest) -> ChatCompletionRequest:
         raise ApiError(400, f"input: {failure.message}", param="input", code="invalid_value") from error
 
 
-class Answer:
-    """One response as it grows: its items, and the events that tell of them."""
+class ResponseBuilder:
+    """One response while it is generated: its items, and the events of its stream."""
 
-    def __init__(self, state: ServerState, body: ResponsesRequest, running: Running, reader: Reader) -> None:
+    def __init__(self, state: ServerState, body: ResponsesRequest, active: ActiveRequest, reader: Reader) -> None:
         self._reader = reader
         self._usage: dict[str, Any] | None = None
         self._status = "in_progress"
         self._items: list[dict[str, Any]] = []
         self._number = 0
-        self._id = running.id
+        self._id = active.id
         tools = [tool.model_dump() for tool in body.tools or ()]
         choice = body.tool_choice
-        self._same: dict[str, Any] = {
-            "id": f"resp_{running.id}",
+        self._constant: dict[str, Any] = {
+            "id": f"resp_{active.id}",
             "object": "response",
-            "created_at": running.created,
+            "created_at": active.created,
             "model": state.model_name,
             "error": None,
             "instructions": body.instructions,
@@ -100,16 +85,16 @@ class Answer:
             "store": False,
         }
 
-    def whole(self) -> dict[str, Any]:
-        """As it stands."""
+    def to_dict(self) -> dict[str, Any]:
+        """The response so far."""
         cut = {"reason": "max_output_tokens"} if self._status == "incomplete" else None
         return {
-            **self._same, "status": self._status, "incomplete_details": cut,
+            **self._constant, "status": self._status, "incomplete_details": cut,
             "output": self._items, "usage": self._usage,
         }  # fmt: skip
 
-    def push(self, output: Output) -> list[dict[str, Any]]:
-        """Events of one output of the engine."""
+    def push(self, output: RequestOutput) -> list[dict[str, Any]]:
+        """The events of one output of the engine."""
         events: list[dict[str, Any]] = []
         for delta in self._reader.push(output):
             if "content" in delta:
@@ -117,17 +102,15 @@ class Answer:
             for call in delta.get("tool_calls", ()):
                 events += self._call(call["function"], call.get("id"))
         if output.usage is not None:
-            usage = UsageSum()
-            usage.add(output.usage, 0)
-            self._usage = _usage(usage)
+            self._usage = _usage(output.usage)
             self._status = "incomplete" if output.finish_reason == "length" else "completed"
-            if not self._items:  # nothing was said
+            if not self._items:  # an empty answer has an item, too
                 events += self._text("")
             events += self._done()
         return events
 
     def event(self, type: str, **fields: Any) -> dict[str, Any]:
-        """An event with its number."""
+        """An event with its sequence number."""
         self._number += 1
         return {"type": f"response.{type}", "sequence_number": self._number - 1, **fields}
 
@@ -158,7 +141,7 @@ class Answer:
         return events
 
     def _done(self) -> list[dict[str, Any]]:
-        """The newest item is complete."""
+        """Complete the newest item, if it is not."""
         if not self._items or self._items[-1]["status"] != "in_progress":
             return []
         item = self._items[-1]
@@ -189,20 +172,22 @@ class Answer:
         return f"{kind}_{self._id}{len(self._items)}"
 
 
-async def _events(answer: Answer, first: Output, outputs: AsyncIterator[Output]) -> AsyncIterator[bytes]:
-    opening = _written([answer.event(name, response=answer.whole()) for name in ("created", "in_progress")])
+async def _events(
+    response: ResponseBuilder, first: RequestOutput, outputs: AsyncIterator[RequestOutput]
+) -> AsyncIterator[bytes]:
+    opening = _written([response.event(name, response=response.to_dict()) for name in ("created", "in_progress")])
     try:
-        async with aclosing(outputs):  # type: ignore[type-var]
-            yield opening + _written(answer.push(first))
+        async with contextlib.aclosing(outputs):  # type: ignore[type-var]
+            yield opening + _written(response.push(first))
             async for output in outputs:
-                if events := answer.push(output):
+                if events := response.push(output):
                     yield _written(events)
     except ApiError as error:
-        event = answer.event("error", code=error.code, message=error.message, param=error.param)
+        event = response.event("error", code=error.code, message=error.message, param=error.param)
         yield _written([{**event, "type": "error"}])
         return
-    whole = answer.whole()
-    yield _written([answer.event(whole["status"], response=whole)])
+    complete = response.to_dict()
+    yield _written([response.event(complete["status"], response=complete)])
 
 
 def _written(events: list[dict[str, Any]]) -> bytes:
@@ -211,7 +196,7 @@ def _written(events: list[dict[str, Any]]) -> bytes:
     ).encode("utf-8", "surrogatepass")
 
 
-def _usage(usage: UsageSum) -> dict[str, Any]:
+def _usage(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {

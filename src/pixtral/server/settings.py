@@ -24,7 +24,7 @@ def _option(default: Any, help: str, metavar: str = "", *, low: float | None = N
 
 @dataclasses.dataclass(frozen=True)
 class Settings:
-    """What `pixtral serve` is told; `load_settings` makes them."""
+    """Settings of `pixtral serve`, made by `load_settings`."""
 
     model: str | None = _option(
         None, "A folder or Hub id (owner/name); the small model inside this package if left out.", "MODEL"
@@ -111,7 +111,7 @@ class Settings:
 
     @property
     def max_body_bytes(self) -> int:
-        """Of a request."""
+        """Maximum bytes of a request's body."""
         return round(self.max_body_mb * 1_000_000)
 
 
@@ -133,12 +133,12 @@ def load_settings(
     """Settings from the command line, then the environment, then a file, then their defaults; and remarks.
 
     Args:
-        given: what the command line said; None and () were not said.
+        given: options of the command line; None and () mean not given.
         environment: variables such as PIXTRAL_MAX_NUM_SEQS.
         file: a TOML file with the same names in small letters.
 
     Raises:
-        ConfigError: a name that nobody reads, or a value that cannot be used.
+        ConfigError: an unknown name, or an invalid value.
     """
     fields = {field.name: field for field in dataclasses.fields(Settings)}
     values: dict[str, Any] = {}
@@ -155,13 +155,13 @@ def load_settings(
             values[name] = _parsed(variable, text, kind_of(fields[name]))
         else:
             remarks.append(f"the environment variable {variable} is not known; {nearest(name, fields)}")
-    said = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
-    values |= {name: value for name, value in said.items() if value is not None and value != ()}
+    options = {name: tuple(value) if isinstance(value, list) else value for name, value in given.items()}
+    values |= {name: value for name, value in options.items() if value is not None and value != ()}
     return Settings(**values), remarks
 
 
 def kind_of(field: dataclasses.Field[Any]) -> type:
-    """str, int, float, bool or tuple: what is written first in its annotation."""
+    """str, int, float, bool or tuple: the first type in the annotation of a field."""
     kinds = {one.__name__: one for one in (str, int, float, bool, tuple)}
     return kinds[str(field.type).partition(" ")[0].partition("[")[0]]
 

@@ -1,4 +1,4 @@
-"""What all requests share: the model's name and sizes, the engine, and how many may come in."""
+"""The state that all requests share: settings, processor, engine, and the count of active requests."""
 
 from __future__ import annotations
 
@@ -23,27 +23,27 @@ if TYPE_CHECKING:
     from pixtral.processing import PixtralProcessor
 
 T = TypeVar("T")
-_INTERVAL = 0.01  # seconds in which a client gets one piece at most; steps of large models take longer anyway
-_WORKERS = 2  # threads that make prompts and images ready
+_INTERVAL = 0.01  # seconds between two chunks of a stream at least; steps of large models take longer anyway
+_WORKERS = 2  # threads that make prompts
 
 
 @dataclasses.dataclass(eq=False)
 class ServerState:
-    """The server's only state; it hangs at `app.state.server`.
+    """The server's state, `app.state.server`.
 
     Attributes:
-        settings: what the server was told.
-        processor: conversations and images to tokens and pixels.
-        engine: writes the answers.
-        image_loader: reads and decodes what clients send.
-        model_name: what clients call the model.
+        settings: of the server.
+        processor: makes token ids and pixels of conversations.
+        engine: generates the answers.
+        image_loader: fetches and decodes images.
+        model_name: the name of the model in requests.
         max_model_len: tokens of prompt and answer together.
         eos_token_ids: tokens that end an answer.
         created: when the model was loaded, in seconds since 1970.
-        active: requests that are waiting or being answered.
-        draining: nobody may come in any more.
-        workers: threads that make prompts ready.
-        metrics: what Prometheus reads.
+        active: number of requests that are queued or answered.
+        draining: whether the server is being stopped.
+        workers: threads that make prompts.
+        metrics: for Prometheus.
     """
 
     settings: Settings
@@ -65,14 +65,14 @@ class ServerState:
         self._tasks: set[asyncio.Task[None]] = set()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do something that nobody waits for."""
+        """Run a coroutine in the background."""
         task = asyncio.create_task(work)
         self._tasks.add(task)
         task.add_done_callback(self._tasks.discard)
 
     @functools.cached_property
     def grammars(self) -> Grammars:
-        """Compiles what answers shall look like."""
+        """The compiler of constraints on answers."""
         return Grammars(self.processor.tokenizer, self.eos_token_ids)
 
     def enter(self) -> None:
@@ -98,7 +98,7 @@ class ServerState:
         assert self.active >= 0
 
     def check_model(self, name: str | None) -> None:
-        """Refuse a request for another model; none at all means the one there is."""
+        """Refuse a request for another model."""
         if name is not None and name != self.model_name:
             raise ApiError(
                 404, f"the model {name!r} is not served here; use {self.model_name!r}",
@@ -106,27 +106,27 @@ class ServerState:
             )  # fmt: skip
 
     async def in_thread(self, work: Callable[[], T]) -> T:
-        """Run what takes milliseconds beside the event loop."""
+        """Run a function of some milliseconds in a worker thread."""
         return await asyncio.get_running_loop().run_in_executor(self.workers, work)
 
     async def wait_until_idle(self, seconds: float) -> bool:
-        """Whether all requests have ended within so many seconds."""
+        """Wait until all requests have ended; whether they have within so many seconds."""
         deadline = time.monotonic() + seconds
         while self.active and time.monotonic() < deadline:
             await asyncio.sleep(0.02)
         return not self.active
 
     async def close(self) -> None:
-        """The server has ended."""
+        """Release the threads."""
         await self.image_loader.close()
         self.workers.shutdown(wait=False, cancel_futures=True)
 
 
 def load_state(settings: Settings) -> ServerState:
-    """Load the model and make its engine; `engine.start()` is left to the application.
+    """Load the model and make its engine, which the application starts.
 
     Raises:
-        PixtralError: no such model, or settings that it cannot honour.
+        PixtralError: no such model, or settings that do not fit it.
     """
     from pixtral.assistant import load
 
@@ -151,11 +151,11 @@ def load_state(settings: Settings) -> ServerState:
 
 
 def state_of(assistant: Assistant, settings: Settings) -> ServerState:
-    """The state around a model that is loaded."""
+    """The state around a loaded model."""
     from pixtral.engine.async_engine import AsyncEngine
     from pixtral.engine.config import EngineConfig, MiB
     from pixtral.engine.engine import Engine
-    from pixtral.engine.prompt_lookup import PromptLookup
+    from pixtral.engine.sampling_params import PromptLookup
 
     config = EngineConfig(
         max_model_len=settings.max_model_len,
@@ -172,13 +172,13 @@ def state_of(assistant: Assistant, settings: Settings) -> ServerState:
         tokenizer=assistant.processor.tokenizer,
         eos_token_ids=assistant.eos_token_ids,
     )
-    image_loader = ImageLoader(image_limits(assistant.processor, settings))
+    image_loader = ImageLoader(_image_limits(assistant.processor, settings))
     state = ServerState(
         settings,
         assistant.processor,
         AsyncEngine(engine, interval=_INTERVAL),
         image_loader,
-        name_of(settings),
+        served_name(settings),
         engine.max_model_len,
         tuple(assistant.eos_token_ids),
     )
@@ -186,8 +186,8 @@ def state_of(assistant: Assistant, settings: Settings) -> ServerState:
     return state
 
 
-def image_limits(processor: PixtralProcessor, settings: Settings) -> RequestImageLimits:
-    """What images may be and cost."""
+def _image_limits(processor: PixtralProcessor, settings: Settings) -> RequestImageLimits:
+    """The limits on images of a request."""
     own = processor.image_processor.size["longest_edge"]
     side = min(settings.max_image_size or own, own)
     size = {"longest_edge": side}
@@ -203,8 +203,8 @@ def image_limits(processor: PixtralProcessor, settings: Settings) -> RequestImag
     )
 
 
-def name_of(settings: Settings) -> str:
-    """What clients call the model."""
+def served_name(settings: Settings) -> str:
+    """The name of the model in requests."""
     if settings.served_model_name is not None:
         return settings.served_model_name
     if settings.model is None:

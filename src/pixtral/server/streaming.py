@@ -1,4 +1,7 @@
-"""Server-sent events, written as bytes: the path that every token of every client takes."""
+"""Responses: JSON, server-sent events, and the parts of a choice: message, log probabilities, usage.
+
+Chunks are written as text with their common parts encoded once, since every token of every client comes through here.
+"""
 
 from __future__ import annotations
 
@@ -12,17 +15,19 @@ from typing import Any, Protocol
 from starlette.responses import Response
 from starlette.types import Receive, Scope, Send
 
-from pixtral.engine.outputs import Output, TokenLogprobs, Usage
+from pixtral.engine.outputs import RequestOutput, TokenLogprobs, Usage
 from pixtral.server.errors import ApiError
 from pixtral.text.protocol import Tokenizer
 
 DONE = b"data: [DONE]\n\n"
+Delta = dict[str, Any]
+_LOWEST = -9999.0  # OpenAI's log probability of impossible tokens; JSON has no infinity
 
 
-def json_response(content: Mapping[str, Any], headers: Mapping[str, str] | None = None) -> Response:
-    """A whole answer."""
+def json_response(content: Mapping[str, Any]) -> Response:
+    """A complete answer."""
     data = json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogatepass")
-    return Response(data, headers=headers, media_type="application/json")
+    return Response(data, media_type="application/json")
 
 
 def error_response(error: ApiError) -> Response:
@@ -31,34 +36,28 @@ def error_response(error: ApiError) -> Response:
 
 
 class EventStream(Response):
-    """Sends pieces as they come.
+    """Sends events as they come; an error among them is an event of its own, since the status has been sent by then."""
 
-    An error after the first piece is an event of its own, since the status has been sent by then.
-    """
-
-    def __init__(
-        self, pieces: AsyncIterator[bytes], close: Callable[[], None], headers: Mapping[str, str] | None = None
-    ) -> None:
+    def __init__(self, events: AsyncIterator[bytes], close: Callable[[], None]) -> None:
         """
         Args:
-            pieces: events, complete.
-            close: called when nothing more is sent, whatever the reason.
-            headers: beside the usual ones.
+            events: each complete.
+            close: called when the response has ended, for whatever reason.
         """
         self.status_code = 200
         self.media_type = "text/event-stream"
         self.background = None
-        self._pieces = pieces
+        self._events = events
         self._close = close
-        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no", **(headers or {})})
+        self.init_headers({"cache-control": "no-cache", "x-accel-buffering": "no"})
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """ASGI; the client's leave is noticed by whoever makes the pieces."""
+        """ASGI; `ActiveRequest` notices when the client disconnects, which ends the events with an error."""
         try:
             await send({"type": "http.response.start", "status": 200, "headers": self.raw_headers})
             try:
-                async for piece in self._pieces:
-                    await send({"type": "http.response.body", "body": piece, "more_body": True})
+                async for event in self._events:
+                    await send({"type": "http.response.body", "body": event, "more_body": True})
             except ApiError as error:
                 await send({"type": "http.response.body", "body": b"data: %s\n\n" % error.encoded(), "more_body": True})
             await send({"type": "http.response.body", "body": b"", "more_body": False})
@@ -67,14 +66,14 @@ class EventStream(Response):
 
 
 class Chunks:
-    """Writes the chunks of one request. What they have in common is written once."""
+    """Encodes the chunks of one request's stream."""
 
     def __init__(self, kind: str, id: str, created: int, model: str, include_usage: bool) -> None:
         """
         Args:
             kind: "chat.completion.chunk" or "text_completion".
             id, created, model: of the request.
-            include_usage: every chunk says "usage": null, and one at the end says what it was.
+            include_usage: every chunk has "usage": null, and one at the end the usage.
         """
         self._head = (
             f'data: {{"id":{quoted(id)},"object":{quoted(kind)},"created":{created},"model":{quoted(model)},'
@@ -83,56 +82,45 @@ class Chunks:
         self._tail = '],"usage":null}\n\n' if include_usage else "]}\n\n"
 
     def delta(self, index: int, delta: str, logprobs: str = "null", finish: str | None = None) -> str:
-        """A chunk of a chat; `delta` and `logprobs` are JSON."""
-        reason = "null" if finish is None else quoted(finish)
-        return (
-            f'{self._head}{{"index":{index},"delta":{delta},"logprobs":{logprobs},"finish_reason":{reason}}}'
-            f"{self._tail}"
-        )
+        """A chunk of a chat completion; `delta` and `logprobs` are JSON."""
+        return self._choice(index, f'"delta":{delta}', logprobs, finish)
 
     def text(self, index: int, text: str, logprobs: str = "null", finish: str | None = None) -> str:
-        """A chunk of a completion."""
-        reason = "null" if finish is None else quoted(finish)
-        return (
-            f'{self._head}{{"index":{index},"text":{quoted(text)},"logprobs":{logprobs},"finish_reason":{reason}}}'
-            f"{self._tail}"
-        )
+        """A chunk of a completion; `logprobs` is JSON."""
+        return self._choice(index, f'"text":{quoted(text)}', logprobs, finish)
 
     def usage(self, usage: Mapping[str, Any]) -> str:
-        """The chunk at the end that holds nothing but the usage."""
+        """The chunk at the end, which has no choices."""
         return f'{self._head}],"usage":{json.dumps(usage)}}}\n\n'
 
-
-# FOLDED pixtral.server.streaming: From the engine's outputs to the choices of an answer: texts or tool calls, log probabilities, ends, usage.
-
-
-Delta = dict[str, Any]
-_LOWEST = -9999.0  # OpenAI's number for impossible; JSON has no infinity
+    def _choice(self, index: int, content: str, logprobs: str, finish: str | None) -> str:
+        reason = "null" if finish is None else quoted(finish)
+        return f'{self._head}{{"index":{index},{content},"logprobs":{logprobs},"finish_reason":{reason}}}{self._tail}'
 
 
 class Reader(Protocol):
-    """Reads what the model says in one choice: text, tool calls, whatever it is, in the words of OpenAI's deltas."""
+    """Reads the outputs of one choice into OpenAI's message: its text, and its tool calls."""
 
-    def push(self, output: Output) -> list[Delta]:
-        """What is certain with this output."""
+    def push(self, output: RequestOutput) -> list[Delta]:
+        """The deltas of one output."""
         ...
 
     def message(self) -> dict[str, Any]:
-        """The whole message; asked for once, when the last output has come."""
+        """The message, after the last output."""
         ...
 
-    def finish_reason(self, output: Output) -> str:
-        """Why the choice ended; asked for with its last output."""
+    def finish_reason(self, output: RequestOutput) -> str:
+        """Why the choice ended, by its last output."""
         ...
 
 
 class TextReader:
-    """An answer that is text."""
+    """A choice that is text only."""
 
     def __init__(self) -> None:
         self._pieces: list[str] = []
 
-    def push(self, output: Output) -> list[Delta]:
+    def push(self, output: RequestOutput) -> list[Delta]:
         """The new text."""
         if not output.text:
             return []
@@ -143,8 +131,8 @@ class TextReader:
         """The text."""
         return {"role": "assistant", "content": "".join(self._pieces), "refusal": None}
 
-    def finish_reason(self, output: Output) -> str:
-        """The engine's own."""
+    def finish_reason(self, output: RequestOutput) -> str:
+        """As the engine gives it."""
         assert output.finish_reason is not None
         return output.finish_reason
 
@@ -156,52 +144,45 @@ class TokenNames:
         self._tokenizer = tokenizer
         self.of = functools.lru_cache(4096)(self._of)
 
+    def content(self, logprobs: Iterable[TokenLogprobs]) -> list[dict[str, Any]]:
+        """The "content" of a choice's log probabilities."""
+        return [
+            {**self._entry(one.token, one.logprob), "top_logprobs": [self._entry(*pair) for pair in one.top]}
+            for one in logprobs
+        ]
+
     def _of(self, token: int) -> tuple[str, list[int] | None]:
         data = self._tokenizer.id_to_bytes(token)
         if data is None:
             return self._tokenizer.ids_to_text([token], False), None
         return data.decode("utf-8", "replace"), list(data)
 
-    def entry(self, token: int, logprob: float) -> dict[str, Any]:
-        """One token in OpenAI's words."""
+    def _entry(self, token: int, logprob: float) -> dict[str, Any]:
         text, data = self.of(token)
         return {"token": text, "logprob": finite(logprob), "bytes": data}
 
-    def content(self, logprobs: Iterable[TokenLogprobs]) -> list[dict[str, Any]]:
-        """The "content" of a choice's log probabilities."""
-        return [
-            {**self.entry(one.token, one.logprob), "top_logprobs": [self.entry(*pair) for pair in one.top]}
-            for one in logprobs
-        ]
-
 
 def finite(logprob: float) -> float:
-    """A number that JSON has."""
+    """A log probability that JSON can hold."""
     return logprob if math.isfinite(logprob) else _LOWEST
 
 
 class UsageSum:
-    """Tokens of all choices of a request; its prompt counts once."""
+    """Tokens of all choices of a request; each prompt counts once."""
 
     def __init__(self) -> None:
         self.prompt_tokens = self.completion_tokens = self.cached_tokens = self.image_tokens = 0
 
     def add(self, usage: Usage, index: int) -> None:
-        """One choice has ended."""
+        """Add a choice that has ended, the `index`th of its prompt."""
         self.completion_tokens += usage.completion_tokens
         if index == 0:  # the other choices find the prompt in the cache because of this one
-            self.prompt_tokens, self.image_tokens = usage.prompt_tokens, usage.image_tokens
-            self.cached_tokens = usage.cached_tokens
-
-    def join(self, other: UsageSum) -> None:
-        """Another prompt of the same request."""
-        self.prompt_tokens += other.prompt_tokens
-        self.completion_tokens += other.completion_tokens
-        self.cached_tokens += other.cached_tokens
-        self.image_tokens += other.image_tokens
+            self.prompt_tokens += usage.prompt_tokens
+            self.image_tokens += usage.image_tokens
+            self.cached_tokens += usage.cached_tokens
 
     def to_dict(self) -> dict[str, Any]:
-        """In OpenAI's words; image tokens are part of the prompt's."""
+        """OpenAI's usage object; image tokens are part of the prompt's."""
         return {
             "prompt_tokens": self.prompt_tokens,
             "completion_tokens": self.completion_tokens,

@@ -1,4 +1,4 @@
-"""What a chat asks of its answer's form and of its tools: for the engine as a guide, for the client as deltas."""
+"""Structured outputs and tools of a request: the engine's guide, and the reader that finds tool calls in the answer."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
-from pixtral.engine.outputs import Output
+from pixtral.engine.outputs import RequestOutput
 from pixtral.engine.request import Guide
 from pixtral.errors import StructureError
 from pixtral.server.protocol import Sampling, StructuredOutputs
@@ -17,7 +17,7 @@ from pixtral.server.protocol_chat import (
     NamedTool,
     ResponseFormat,
 )
-from pixtral.server.streaming import Delta, Reader
+from pixtral.server.streaming import Delta, Reader, TextReader
 from pixtral.structured import formats, tool_parser
 from pixtral.structured.grammars import guide_of, tool_calls_id
 from pixtral.structured.tools import read_tools
@@ -28,24 +28,24 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Structure:
-    """What holds for every choice of one request.
+    """Constraints and tools of one request.
 
     Attributes:
-        guide: makes the engine's guide of each, None where anything may be said.
-        tools: for the prompt.
-        make_reader: makes the reader of each, None where answers are nothing but text.
+        guide: makes the guide of a choice; None where the answer is not constrained.
+        tools: definitions for the prompt.
+        make_reader: makes the reader of a choice.
     """
 
     guide: Callable[[], Guide] | None = None
     tools: Sequence[dict[str, Any]] | None = None
-    make_reader: Callable[[], Reader] | None = None
+    make_reader: Callable[[], Reader] = TextReader
 
 
 async def structure_of(state: ServerState, body: ChatCompletionRequest) -> Structure:
-    """What a chat asks for, compiled beside the event loop.
+    """Guide and tools of a chat completion, compiled in a thread.
 
     Raises:
-        StructureError: what cannot be honoured.
+        StructureError: a schema, pattern, grammar, tool or combination that cannot be used.
     """
     if body.response_format is None and body.structured_outputs is None and not body.tools and body.tool_choice is None:
         return Structure()
@@ -54,7 +54,7 @@ async def structure_of(state: ServerState, body: ChatCompletionRequest) -> Struc
     tools = read_tools([tool.model_dump() for tool in body.tools or ()], choice, body.parallel_tool_calls)
     if form is None and tools is None:
         return Structure()
-    check_ends(body, "response_format" if form is not None else "tools")
+    _check_ends(body, "response_format" if form is not None else "tools")
     guide = await state.in_thread(lambda: guide_of(state.grammars, form, tools))
     if tools is None:
         return Structure(guide)
@@ -64,16 +64,16 @@ async def structure_of(state: ServerState, body: ChatCompletionRequest) -> Struc
 
 
 async def guide_of_text(state: ServerState, body: Sampling) -> Callable[[], Guide] | None:
-    """The guide of a completion, which has no tools."""
+    """The guide of a completion, which has no tools; errors as in `structure_of`."""
     if body.structured_outputs is None:
         return None
-    form = form_of(body.structured_outputs)
-    check_ends(body, "structured_outputs")
+    form = _form_of(body.structured_outputs)
+    _check_ends(body, "structured_outputs")
     return await state.in_thread(lambda: guide_of(state.grammars, form, None))
 
 
-def form_of(given: StructuredOutputs) -> formats.Form:
-    """The form that vLLM's field asks for."""
+def _form_of(given: StructuredOutputs) -> formats.Form:
+    """The form that vLLM's `structured_outputs` asks for."""
     if given.json_ is not None:
         return formats.json_schema(given.json_, "structured_outputs.json")
     if given.regex is not None:
@@ -85,8 +85,8 @@ def form_of(given: StructuredOutputs) -> formats.Form:
     return formats.json_object("structured_outputs.json_object")
 
 
-def form_of_format(given: ResponseFormat) -> formats.Form | None:
-    """The form that OpenAI's field asks for; None for any text."""
+def _form_of_format(given: ResponseFormat) -> formats.Form | None:
+    """The form that OpenAI's `response_format` asks for; None for text."""
     if isinstance(given, JsonObjectFormat):
         return formats.json_object()
     if not isinstance(given, JsonSchemaFormat):
@@ -97,8 +97,8 @@ def form_of_format(given: ResponseFormat) -> formats.Form | None:
     return formats.json_schema(schema.schema_, lenient=schema.strict is False)
 
 
-def check_ends(body: Sampling, param: str) -> None:
-    """Refuse settings that contradict an end that the form gives."""
+def _check_ends(body: Sampling, param: str) -> None:
+    """Refuse settings that contradict an answer which ends where its form ends."""
     if body.ignore_eos:
         raise StructureError(f"ignore_eos is true, but {param} says when the answer ends; leave it out", "ignore_eos")
     if body.min_tokens:
@@ -107,14 +107,14 @@ def check_ends(body: Sampling, param: str) -> None:
 
 
 def _form_of_chat(body: ChatCompletionRequest) -> formats.Form | None:
-    form = None if body.response_format is None else form_of_format(body.response_format)
+    form = None if body.response_format is None else _form_of_format(body.response_format)
     if body.structured_outputs is None:
         return form
     if form is not None:
         raise StructureError(
             "structured_outputs and response_format both say what the answer looks like; keep one", "structured_outputs"
         )
-    return form_of(body.structured_outputs)
+    return _form_of(body.structured_outputs)
 
 
 def _make_reader(state: ServerState, body: ChatCompletionRequest) -> Callable[[], Reader]:
@@ -127,15 +127,15 @@ def _make_reader(state: ServerState, body: ChatCompletionRequest) -> Callable[[]
 
 
 class ToolReader:
-    """An answer that may call tools."""
+    """A choice that may call tools."""
 
     def __init__(self, parser: tool_parser.AnswerParser) -> None:
         self._parser = parser
         self._content: list[str] = []
         self._calls: list[dict[str, Any]] = []
 
-    def push(self, output: Output) -> list[Delta]:
-        """Words, names and pieces of arguments."""
+    def push(self, output: RequestOutput) -> list[Delta]:
+        """Text, names of functions, and pieces of their arguments."""
         found = [self._parser.push(output.token_ids)]
         if output.finish_reason is not None:
             found.append(self._parser.finish())
@@ -149,18 +149,18 @@ class ToolReader:
         return deltas
 
     def message(self) -> dict[str, Any]:
-        """Words, if there are any, and calls, if there are any."""
+        """Text and calls."""
         content = "".join(self._content)
         message = {"role": "assistant", "content": content if content or not self._calls else None, "refusal": None}
         return {**message, "tool_calls": self._calls} if self._calls else message
 
-    def finish_reason(self, output: Output) -> str:
-        """ "tool_calls" when the answer ended by itself with calls, else the engine's own."""
+    def finish_reason(self, output: RequestOutput) -> str:
+        """ "tool_calls" when the answer ended by itself with calls, else as the engine gives it."""
         assert output.finish_reason is not None
         return "tool_calls" if self._calls and output.finish_reason == "stop" else output.finish_reason
 
     def _call(self, delta: tool_parser.CallDelta) -> dict[str, Any]:
-        """OpenAI's delta; the call is kept as well."""
+        """OpenAI's delta of a call, which is also kept for `message`."""
         if delta.name is None:
             self._calls[delta.index]["function"]["arguments"] += delta.arguments
             return {"index": delta.index, "function": {"arguments": delta.arguments}}

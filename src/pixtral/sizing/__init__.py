@@ -1,4 +1,4 @@
-"""What a model will take before it is loaded: tokens of images, memory by part, room on the disk."""
+"""Estimates before a model is loaded: tokens of images, memory by part, room on the disk."""
 
 from pixtral.sizing.estimating import estimate
 from pixtral.sizing.result import ImageSize, MemoryEstimate, PartSize

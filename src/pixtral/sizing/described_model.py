@@ -1,4 +1,4 @@
-"""Which model an estimate is about: a folder, a Hub id of which only small files are fetched, or a named shape."""
+"""The model of an estimate: a folder, a Hub id of which only small files are fetched, or a named shape."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ _SMALL = (*_CONFIGS.values(), "*.safetensors.index.json", "preprocessor_config.j
 
 
 @dataclass(frozen=True)
-class Subject:
-    """A model that is not loaded.
+class DescribedModel:
+    """A model that is not loaded, described by its configuration and the headers of its files.
 
     Attributes:
-        name: for people.
+        name: folder, Hub id or shape.
         config: of the network.
-        dtype: of what is not quantized.
-        quantizer: None when nothing is.
-        disk: bytes of its weight files; None when there are none to look at.
-        mapped: whether the embeddings lie in the files as they are used, so that a quantized model maps them.
-        images: counts patches as the model's processor does.
+        dtype: of the tensors that are not quantized.
+        quantizer: None when no layer is quantized.
+        disk: bytes of its weight files; None when they are unknown.
+        mapped: whether the embeddings are stored in `dtype`, so that a quantized model maps them from the file.
+        images: image processor that counts patches.
     """
 
     name: str
@@ -53,8 +53,8 @@ class Subject:
     images: BaseImageProcessor
 
 
-def named_shape(shape: str, asked: Asked, dtype: torch.dtype | None) -> Subject:
-    """A shape that is known by name, without any files.
+def describe_shape(shape: str, asked: Asked, dtype: torch.dtype | None) -> DescribedModel:
+    """A shape that is known by name; no files are read.
 
     Raises:
         ConfigError: there is no such shape, or no such quantization.
@@ -62,16 +62,18 @@ def named_shape(shape: str, asked: Asked, dtype: torch.dtype | None) -> Subject:
     config = shape_config(shape)
     quantizer = choose_quantizer(asked, None, shape)
     used = dtype or torch.bfloat16
-    return Subject(shape, config, used, quantizer, None, used is torch.bfloat16, _processor(config, "mistral", {}))
+    return DescribedModel(
+        shape, config, used, quantizer, None, used is torch.bfloat16, _processor(config, "mistral", {})
+    )
 
 
-def checkpoint(
+def describe_checkpoint(
     path_or_id: str | os.PathLike[str], asked: Asked, dtype: torch.dtype | None, layout: Layout, **hub: Any
-) -> Subject:
-    """A folder, with its weights or with a configuration alone, or a Hub id; headers are all that is read of weights.
+) -> DescribedModel:
+    """A folder with weights or with a configuration alone, or a Hub id. Of weights only the headers are read.
 
     Raises:
-        CheckpointError: nothing there, or broken.
+        CheckpointError: no files, or broken ones.
         ConfigError: a configuration that cannot be used, or not that of a whole Pixtral.
     """
     folder = resolve(path_or_id, patterns=_SMALL, **hub)
@@ -92,11 +94,13 @@ def checkpoint(
     stored = parse_dtype(raw.get("dtype") or raw.get("torch_dtype")) or torch.bfloat16
     used = dtype or stored
     disk = _promised_bytes(folder, kinds[0])
-    return Subject(name, config, used, quantizer, disk, used == stored, _images(folder, config, kinds[0], layout))
+    return DescribedModel(
+        name, config, used, quantizer, disk, used == stored, _images(folder, config, kinds[0], layout)
+    )
 
 
 def _complete(folder: Path, layout: Layout) -> bool:
-    """Whether the Hub's cache happens to hold all weights."""
+    """Whether all weights are in the Hub's cache."""
     try:
         find(folder, layout)
     except CheckpointError:
@@ -104,13 +108,13 @@ def _complete(folder: Path, layout: Layout) -> bool:
     return True
 
 
-def _opened(name: str, folder: Path, opened: Opened, layout: Layout) -> Subject:
+def _opened(name: str, folder: Path, opened: Opened, layout: Layout) -> DescribedModel:
     config = _whole(opened.config, name)
     embeddings = next((i for n, i in opened.plan.sources.items() if n.endswith("embed_tokens.weight")), None)
     disk = sum(file.stat().st_size for file in opened.contents.files.weights)
     mapped = embeddings is not None and embeddings.dtype == opened.dtype
     images = _images(folder, config, opened.contents.files.layout, layout)
-    return Subject(name, config, opened.dtype, opened.quantizer, disk, mapped, images)
+    return DescribedModel(name, config, opened.dtype, opened.quantizer, disk, mapped, images)
 
 
 def _whole(config: object, name: str) -> LlavaConfig:
@@ -120,7 +124,7 @@ def _whole(config: object, name: str) -> LlavaConfig:
 
 
 def _promised_bytes(folder: Path, kind: str) -> int | None:
-    """What a shard index says of the weights' size."""
+    """The size of the weights by the shard index."""
     for name in weight_names(folder, kind):
         if name.endswith(".json"):
             size = read_json(folder / name).get("metadata", {}).get("total_size")
@@ -129,12 +133,12 @@ def _promised_bytes(folder: Path, kind: str) -> int | None:
 
 
 def _images(folder: Path, config: LlavaConfig, layout: str, asked: Layout) -> BaseImageProcessor:
-    """The processor that loading the folder would choose, as far as it counts patches."""
-    with contextlib.suppress(PromptError):  # no tokenizer: the weights' layout decides
+    """The image processor that loading the folder would choose."""
+    with contextlib.suppress(PromptError):  # without a tokenizer the weights' layout decides
         layout = choose_layout(folder, asked)
     try:
         options = read_image_config(folder)
-    except CheckpointError:  # nothing said: the tower's own size
+    except CheckpointError:  # no options: the tower's own size
         options = {}
     return _processor(config, layout, options)
 

@@ -1,4 +1,4 @@
-"""estimate(): what a model will take, from its configuration and headers."""
+"""estimate(): tokens of images, memory by part and room on the disk of a model, before it is loaded."""
 
 from __future__ import annotations
 
@@ -21,15 +21,14 @@ from pixtral.images.limits import ImageLimits
 from pixtral.images.source import ImageSource, load_image
 from pixtral.ops.kv_cache import KVCache
 from pixtral.quantization import Asked
-from pixtral.quantization.base import BLOCK_BYTES
-from pixtral.sizing.described_model import Subject, checkpoint, named_shape
-from pixtral.sizing.memory import part_sizes, swapped, weights_of, work_space
+from pixtral.sizing.described_model import DescribedModel, describe_checkpoint, describe_shape
+from pixtral.sizing.memory import loading_bytes, part_sizes, work_space
 from pixtral.sizing.result import ImageSize, MemoryEstimate
 
-DEFAULT_CONTEXT = 4096
-# Measured: what a process holds before a model is there, and what a tokenizer takes for each entry of its vocabulary.
-RUNTIME = 250_000_000
-TOKENIZER_ENTRY = 1150
+_DEFAULT_CONTEXT = 4096
+# Measured: memory of a process without a model, and of a tokenizer for each entry of its vocabulary.
+_RUNTIME = 250_000_000
+_TOKENIZER_ENTRY = 1150
 
 _BITSANDBYTES: dict[str, dict[str, Any]] = {
     "nf4": {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4"},
@@ -58,14 +57,14 @@ def estimate(
     cache_dir: str | os.PathLike[str] | None = None,
     local_files_only: bool = False,
 ) -> MemoryEstimate:
-    """What a model takes on a CPU while it answers: tokens of images, memory by part, room on the disk.
+    """Estimate the tokens of images, the memory by part on a CPU, and the room on the disk of a model.
 
-    Nothing is loaded: configuration and headers say it all. Of the Hub only small files are fetched.
+    Nothing is loaded: configuration and headers are enough. Of a Hub id only small files are fetched.
 
     Args:
         path_or_id: a folder (a configuration in it is enough) or a Hub id; the embedded model when left out.
         shape: instead, "pixtral-12b" or "pixtral-large", which need no files.
-        images: images of a conversation, as `load` takes them, or their (width, height) in pixels.
+        images: of a conversation, as `load` takes them, or their (width, height) in pixels.
         quantization: "int4" or "int8"; "nf4", "fp4" and "llm.int8" are bitsandbytes'.
         quantize_vision, quantization_config: as of `from_pretrained`.
         kv_cache: "bf16", "int8", or None for the model's dtype.
@@ -78,10 +77,10 @@ def estimate(
         revision, token, cache_dir, local_files_only: for the Hub.
 
     Raises:
-        CheckpointError: nothing there, or broken.
+        CheckpointError: no files, or broken ones.
         ConfigError: a configuration or argument that cannot be used.
         GenerationError: an unknown kind of cache.
-        ImageError: an image that cannot be had or read.
+        ImageError: an image that cannot be fetched or read.
     """
     if shape is not None and path_or_id is not None:
         raise ConfigError(f"found a model ({os.fspath(path_or_id)}) and a shape ({shape}); give one of them")
@@ -90,34 +89,38 @@ def estimate(
         if number is not None and (not isinstance(number, int) or isinstance(number, bool) or number < 1):
             raise ConfigError(f"{name} is {number!r}; expected a number from 1")
     if shape is not None:
-        subject = named_shape(shape, asked, wanted)
+        described = describe_shape(shape, asked, wanted)
     else:
         hub: dict[str, Any] = {"revision": revision, "token": token, "cache_dir": cache_dir}
         hub["local_files_only"] = local_files_only
-        subject = checkpoint(tiny_path() if path_or_id is None else path_or_id, asked, wanted, layout, **hub)
-    sizes = _image_sizes(subject, images, max_image_size, limits or ImageLimits())
-    return _estimate(subject, sizes, context, batch, kv_cache)
+        described = describe_checkpoint(tiny_path() if path_or_id is None else path_or_id, asked, wanted, layout, **hub)
+    sizes = _image_sizes(described, images, max_image_size, limits or ImageLimits())
+    return _estimate(described, sizes, context, batch, kv_cache)
 
 
 def _estimate(
-    subject: Subject, images: tuple[ImageSize, ...], context: int | None, batch: int, kv_cache: str | None
+    described: DescribedModel, images: tuple[ImageSize, ...], context: int | None, batch: int, kv_cache: str | None
 ) -> MemoryEstimate:
-    text = subject.config.text_config
+    text = described.config.text_config
     length = context_length(text)
     image_tokens = sum(image.tokens for image in images)
-    context = min(max(DEFAULT_CONTEXT, image_tokens + DEFAULT_CONTEXT // 4), length) if context is None else context
+    context = min(max(_DEFAULT_CONTEXT, image_tokens + _DEFAULT_CONTEXT // 4), length) if context is None else context
     if context > length:
         raise ConfigError(f"context is {context}, but the model holds at most {length} tokens")
-    weights = part_sizes(subject)
-    kind = cache_dtype(kv_cache, subject.dtype)
+    weights = part_sizes(described)
+    kind = cache_dtype(kv_cache, described.dtype)
     assert text.head_dim is not None
     one = KVCache(1, text.num_key_value_heads, text.head_dim, batch, context, kind, "meta")
-    work = work_space(subject, [(i.resized_height, i.resized_width) for i in images], context, batch, kind)
+    work = work_space(described, [(i.resized_height, i.resized_width) for i in images], context, batch, kind)
     saved = sum(part.nbytes for part in weights)
+    disk = described.disk
+    if disk is None:  # of a checkpoint in the model's dtype, unless the configuration is that of a quantized one
+        stored = described.quantizer is None or described.quantizer.stored
+        disk = saved if stored else sum(part.parameters for part in weights) * described.dtype.itemsize
     return MemoryEstimate(
-        model=subject.name,
-        dtype=str(subject.dtype).removeprefix("torch."),
-        quantization=_words(subject),
+        model=described.name,
+        dtype=str(described.dtype).removeprefix("torch."),
+        quantization=_quantization_name(described),
         kv_cache=str(kind).removeprefix("torch."),
         weights=weights,
         images=images,
@@ -127,16 +130,16 @@ def _estimate(
         cache=one.nbytes * text.num_hidden_layers,
         image_work=work.images,
         prompt_work=work.prompt,
-        runtime=RUNTIME + TOKENIZER_ENTRY * text.vocab_size,
-        loading=_loading(subject),
-        disk=subject.disk if subject.disk is not None else _stored_bytes(subject, saved),
+        runtime=_RUNTIME + _TOKENIZER_ENTRY * text.vocab_size,
+        loading=loading_bytes(described),
+        disk=disk,
         saved=saved,
         available=available_memory(torch.device("cpu")),
     )
 
 
 def _asked(quantization: str | None, quantize_vision: bool, config: object) -> Asked:
-    """The arguments as the loader takes them; bitsandbytes' names are short for its configurations."""
+    """The arguments for the loader; bitsandbytes' names become its configurations."""
     if quantization in _BITSANDBYTES:
         if config is not None or quantize_vision:
             raise ConfigError(f"quantization={quantization!r} is bitsandbytes' and says it all; leave the others out")
@@ -144,8 +147,8 @@ def _asked(quantization: str | None, quantize_vision: bool, config: object) -> A
     return Asked(quantization, quantize_vision, None, config)
 
 
-def _words(subject: Subject) -> str | None:
-    config = None if subject.quantizer is None else subject.quantizer.config
+def _quantization_name(described: DescribedModel) -> str | None:
+    config = None if described.quantizer is None else described.quantizer.config
     if isinstance(config, QuantizationConfig):
         return config.name
     if isinstance(config, BitsAndBytesConfig):
@@ -154,13 +157,13 @@ def _words(subject: Subject) -> str | None:
 
 
 def _image_sizes(
-    subject: Subject,
+    described: DescribedModel,
     images: Sequence[ImageSource | tuple[int, int]],
     max_image_size: int | None,
     limits: ImageLimits,
 ) -> tuple[ImageSize, ...]:
     options: Any = {} if max_image_size is None else {"size": {"longest_edge": max_image_size}}
-    patch = subject.config.vision_config.patch_size
+    patch = described.config.vision_config.patch_size
     found = []
     for image in images:
         if isinstance(image, tuple):
@@ -168,26 +171,7 @@ def _image_sizes(
         else:
             name = os.fspath(image) if isinstance(image, (str, os.PathLike)) else ""
             width, height = load_image(image, limits=limits).size
-        grid = subject.images.grid_of(width, height, **options)
+        grid = described.images.grid_of(width, height, **options)
         resized = grid.size(patch)
         found.append(ImageSize(name, width, height, resized[1], resized[0], grid.rows, grid.cols, grid.num_tokens))
     return tuple(found)
-
-
-def _loading(subject: Subject) -> int:
-    """What is held beside the weights while layers are quantized: a block of the original and what is made of it."""
-    if subject.quantizer is None or subject.quantizer.stored:
-        return 0
-    _, wanted = swapped(subject)
-    sizes = [
-        subject.quantizer.work_bytes(layer) + min(weights_of(layer) * subject.dtype.itemsize, BLOCK_BYTES)
-        for layer in wanted.layers.values()
-    ]
-    return max(sizes, default=0)
-
-
-def _stored_bytes(subject: Subject, saved: int) -> int:
-    """Size of a checkpoint that nobody has looked at: what it would be in the model's dtype, or quantized already."""
-    if subject.quantizer is None or subject.quantizer.stored:
-        return saved
-    return sum(part.parameters for part in part_sizes(subject)) * subject.dtype.itemsize

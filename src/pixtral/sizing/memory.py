@@ -1,7 +1,8 @@
-"""Work space: the network is run on tensors that have sizes and no values, and what is alive at once is added up.
+"""Memory of a model: its weights by part, quantizing while loading, and the work space of images and prompts.
 
-This counts what the code does instead of describing it a second time in formulas. Two blocks of tower and decoder
-stand for all of them: every further one needs the same memory again, after it was given back.
+Weights are counted on the network on `meta`. For the work space the network is run on tensors that have sizes and no
+values, and what is alive at once is added up: this counts what the code does instead of repeating it in formulas. Two
+blocks of tower and decoder stand for all: every further one needs the same memory after it was freed.
 """
 
 from __future__ import annotations
@@ -26,48 +27,102 @@ from pixtral.configuration import LlavaConfig
 from pixtral.engine.model import PREFILL_TOKENS
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.ops.kv_cache import KVCache
+from pixtral.quantization.base import BLOCK_BYTES
 from pixtral.quantization.packed import PackedQuantizer
-from pixtral.sizing.described_model import Subject
+from pixtral.sizing.described_model import DescribedModel
 from pixtral.sizing.result import PartSize
 
-# What is alive is not all: freed memory comes back in other pieces, and the kernels of the library need some of their
-# own. Measured on Linux with the C library's allocator, see tests/unit/sizing.
-OVERHEAD = 1.15
-KERNELS = 8_000_000
+# Live tensors are not all: freed memory is fragmented, and the native kernels need some of their own. Measured on
+# Linux with the C library's allocator, see tests/unit/sizing.
+_OVERHEAD = 1.15
+_KERNELS = 8_000_000
+
+_EMBEDDINGS = "embed_tokens.weight"
+_TITLES = {
+    names.VISION: "vision tower",
+    names.PROJECTOR: "projector",
+    "embeddings": "embeddings",
+    names.TEXT: "decoder",
+    names.HEAD: "output layer",
+}
+
+
+def part_sizes(described: DescribedModel) -> tuple[PartSize, ...]:
+    """The weights of each part, in the order in which the parts run."""
+    model, wanted = _network(described)
+    formats: dict[str, dict[str, None]] = {part: {} for part in _TITLES}
+    counts, sizes = dict.fromkeys(_TITLES, 0), dict.fromkeys(_TITLES, 0)
+    plain = str(described.dtype).removeprefix("torch.")
+    for name, size in tensor_sizes(model, wanted, described.dtype, described.quantizer).items():
+        layer = wanted.layers.get(name)
+        part = "embeddings" if name.endswith(_EMBEDDINGS) else names.part_of(name)
+        sizes[part] += size
+        if layer is None:
+            counts[part] += model.get_parameter(name).numel()
+            formats[part].setdefault(plain)
+        else:
+            assert described.quantizer is not None
+            counts[part] += _num_weights(layer)
+            formats[part].setdefault(described.quantizer.describe(layer))
+    in_file = described.mapped and described.quantizer is not None and described.quantizer.maps(_EMBEDDINGS)
+    return tuple(
+        PartSize(
+            title,
+            counts[part],
+            ", ".join(sorted(formats[part], key=lambda words: words == plain)),
+            sizes[part],
+            0 if part == "embeddings" and in_file else sizes[part],
+        )
+        for part, title in _TITLES.items()
+        if counts[part]
+    )
+
+
+def loading_bytes(described: DescribedModel) -> int:
+    """Memory beside the weights while layers are quantized: a block of the original, and what is made of it."""
+    if described.quantizer is None or described.quantizer.stored:
+        return 0
+    sizes = [
+        described.quantizer.work_bytes(layer) + min(_num_weights(layer) * described.dtype.itemsize, BLOCK_BYTES)
+        for layer in _network(described)[1].layers.values()
+    ]
+    return max(sizes, default=0)
 
 
 @dataclasses.dataclass(frozen=True)
-class Work:
-    """Bytes at most beside weights and cache, while images are encoded and while a prompt is read."""
+class WorkSpace:
+    """Peak bytes of activations while images are encoded, and while a prompt is read."""
 
     images: int
     prompt: int
 
 
-def work_space(subject: Subject, sizes: Sequence[tuple[int, int]], tokens: int, batch: int, cache: torch.dtype) -> Work:
-    """What one call of the model takes.
+def work_space(
+    described: DescribedModel, sizes: Sequence[tuple[int, int]], tokens: int, batch: int, cache: torch.dtype
+) -> WorkSpace:
+    """The work space of one call of the model.
 
     Args:
-        subject: the model.
+        described: the model.
         sizes: (height, width) in pixels of each conversation's images, after resizing.
         tokens: of each conversation's prompt.
         batch: conversations.
         cache: dtype of keys and values.
     """
-    config = _shallow(subject.config)
+    config = _shallow(described.config)
     model = build_empty(LlavaForConditionalGeneration, config)
-    if isinstance(subject.quantizer, PackedQuantizer):
-        subject.quantizer.swap(model, subject.dtype)
+    if isinstance(described.quantizer, PackedQuantizer):
+        described.quantizer.swap(model, described.dtype)
     with torch.no_grad(), FakeTensorMode():
-        _without_values(model, subject.dtype)
+        _without_values(model, described.dtype)
         images = _counted(model, lambda live: _encode(model.eval(), sizes, tokens, batch)) if sizes else 0
         prompt = _counted(model, lambda live: _prefill(model.eval(), config, tokens, batch, cache, live))
-    unpacked = _unpacked_bytes(subject)
-    return Work(*(int(OVERHEAD * peak) + KERNELS + unpacked if peak else 0 for peak in (images, prompt)))
+    unpacked = _unpacked_bytes(described)
+    return WorkSpace(*(int(_OVERHEAD * peak) + _KERNELS + unpacked if peak else 0 for peak in (images, prompt)))
 
 
 def _shallow(config: LlavaConfig) -> LlavaConfig:
-    """Two blocks each, unless the states of inner blocks are kept."""
+    """Two blocks of tower and decoder each; the whole tower where hidden states of inner blocks are kept."""
     text = dataclasses.replace(config.text_config, num_hidden_layers=min(config.text_config.num_hidden_layers, 2))
     vision = config.vision_config
     if config.vision_feature_layer in (-1, vision.num_hidden_layers):
@@ -77,7 +132,7 @@ def _shallow(config: LlavaConfig) -> LlavaConfig:
 
 
 def _without_values(model: nn.Module, dtype: torch.dtype) -> None:
-    """Tensors on the CPU in the place of those on `meta`; inside of FakeTensorMode they take no memory."""
+    """Replace tensors on `meta` by tensors on the CPU, which take no memory inside of FakeTensorMode."""
     made: dict[int, nn.Parameter] = {}
     for module in model.modules():
         for name, parameter in module.named_parameters(recurse=False):
@@ -99,9 +154,14 @@ def _encode(model: LlavaForConditionalGeneration, sizes: Sequence[tuple[int, int
 
 
 def _prefill(
-    model: LlavaForConditionalGeneration, config: LlavaConfig, tokens: int, batch: int, kind: torch.dtype, live: _Live
+    model: LlavaForConditionalGeneration,
+    config: LlavaConfig,
+    tokens: int,
+    batch: int,
+    kind: torch.dtype,
+    live: _LiveMemory,
 ) -> object:
-    """A prompt as the engine reads it: the embeddings of all of it, and the activations of as much as goes together."""
+    """A prompt as the engine reads it: embeddings of all of it, activations of one step."""
     text = config.text_config
     assert text.head_dim is not None
     with live.paused():
@@ -119,7 +179,7 @@ def _prefill(
 
 
 def _shares(rows: int, wanted: Sequence[int]) -> list[int]:
-    """How many of `rows` each sequence gets, one after another."""
+    """Rows of each sequence in a step of `rows`, given to one after another."""
     shares = []
     for most in wanted:
         shares.append(min(most, rows))
@@ -127,27 +187,27 @@ def _shares(rows: int, wanted: Sequence[int]) -> list[int]:
     return shares
 
 
-def _unpacked_bytes(subject: Subject) -> int:
-    """Weights in full precision that layers of fewer bits make for themselves while they compute."""
-    text = subject.config.text_config
-    largest = text.hidden_size * text.intermediate_size * subject.dtype.itemsize
-    config: Any = None if subject.quantizer is None else subject.quantizer.config
-    if isinstance(subject.quantizer, PackedQuantizer):
+def _unpacked_bytes(described: DescribedModel) -> int:
+    """Dequantized weights that quantized layers make while they compute."""
+    text = described.config.text_config
+    largest = text.hidden_size * text.intermediate_size * described.dtype.itemsize
+    config: Any = None if described.quantizer is None else described.quantizer.config
+    if isinstance(described.quantizer, PackedQuantizer):
         return largest if config.activations == "bf16" else 0
     return largest if config is not None else 0
 
 
-def _counted(model: nn.Module, run: Callable[[_Live], object]) -> int:
-    """Bytes that were alive at most while `run` ran, beside the model."""
-    live = _Live((*model.parameters(), *model.buffers()))
+def _counted(model: nn.Module, run: Callable[[_LiveMemory], object]) -> int:
+    """Peak of live bytes while `run` runs, beside the model."""
+    live = _LiveMemory((*model.parameters(), *model.buffers()))
     with live:
         kept = run(live)
     del kept
     return live.peak
 
 
-class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Counts the memory behind every tensor that operations make, until nobody holds it any more."""
+class _LiveMemory(TorchDispatchMode):  # type: ignore[no-untyped-call]
+    """Counts the storages of tensors that operations make, from their creation until they are freed."""
 
     def __init__(self, known: Iterable[Tensor]) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -157,7 +217,7 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """What is made meanwhile does not count, now or later."""
+        """Tensors made inside are not counted."""
         self._paused = True
         yield
         self._paused = False
@@ -185,58 +245,14 @@ class _Live(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.now -= size
 
 
-# FOLDED pixtral.sizing.memory: Memory for weights, part by part, from the network on `meta`.
+def _network(described: DescribedModel) -> tuple[nn.Module, Wanted]:
+    """The network on `meta` with its layers swapped, and the tensors that it needs."""
+    model = build_empty(LlavaForConditionalGeneration, described.config)
+    return model, wanted_by(model, described.dtype, described.quantizer)
 
 
-EMBEDDINGS = "embed_tokens.weight"
-_TITLES = {
-    names.VISION: "vision tower",
-    names.PROJECTOR: "projector",
-    "embeddings": "embeddings",
-    names.TEXT: "decoder",
-    names.HEAD: "output layer",
-}
-
-
-def part_sizes(subject: Subject) -> tuple[PartSize, ...]:
-    """The parts of the model, in the order in which they compute."""
-    model, wanted = swapped(subject)
-    formats: dict[str, dict[str, None]] = {part: {} for part in _TITLES}
-    counts, sizes = dict.fromkeys(_TITLES, 0), dict.fromkeys(_TITLES, 0)
-    plain = str(subject.dtype).removeprefix("torch.")
-    for name, size in tensor_sizes(model, wanted, subject.dtype, subject.quantizer).items():
-        layer = wanted.layers.get(name)
-        part = "embeddings" if name.endswith(EMBEDDINGS) else names.part_of(name)
-        sizes[part] += size
-        if layer is None:
-            counts[part] += model.get_parameter(name).numel()
-            formats[part].setdefault(plain)
-        else:
-            assert subject.quantizer is not None
-            counts[part] += weights_of(layer)
-            formats[part].setdefault(subject.quantizer.describe(layer))
-    in_file = subject.mapped and subject.quantizer is not None and subject.quantizer.maps(EMBEDDINGS)
-    return tuple(
-        PartSize(
-            title,
-            counts[part],
-            ", ".join(sorted(formats[part], key=lambda words: words == plain)),
-            sizes[part],
-            0 if part == "embeddings" and in_file else sizes[part],
-        )
-        for part, title in _TITLES.items()
-        if counts[part]
-    )
-
-
-def swapped(subject: Subject, model: nn.Module | None = None) -> tuple[nn.Module, Wanted]:
-    """The network on `meta` with its layers swapped, and what it needs."""
-    model = model or build_empty(LlavaForConditionalGeneration, subject.config)
-    return model, wanted_by(model, subject.dtype, subject.quantizer)
-
-
-def weights_of(layer: nn.Module) -> int:
-    """How many weights a quantized layer stands for."""
+def _num_weights(layer: nn.Module) -> int:
+    """Number of weights of a quantized layer."""
     rows, columns = layer.out_features, layer.in_features
     assert isinstance(rows, int) and isinstance(columns, int)
     return rows * columns

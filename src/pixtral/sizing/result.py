@@ -1,4 +1,4 @@
-"""What an estimate says, as an object, as JSON and as a page to read."""
+"""The result of an estimate: values, JSON and text."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from pixtral.checkpoints.memory import gigabytes
 
 @dataclasses.dataclass(frozen=True)
 class ImageSize:
-    """One image as the model would see it.
+    """One image after preprocessing.
 
     Attributes:
         name: as it was given; empty for a size.
         width, height: of the image, upright, in pixels.
         resized_width, resized_height: after resizing, multiples of the patch.
         rows, cols: of the grid of patches.
-        tokens: prompt tokens it takes.
+        tokens: of the prompt.
     """
 
     name: str
@@ -37,9 +37,9 @@ class PartSize:
     Attributes:
         name: "vision tower", "projector", "embeddings", "decoder" or "output layer".
         parameters: how many, tied ones once.
-        format: how its weights are held: "bfloat16", "4 bits, groups of 64, and bfloat16".
-        nbytes: what all of it takes.
-        resident: of that, what is in memory while answering: not the embeddings whose rows are read from their file.
+        format: of its weights: "bfloat16", "4 bits, groups of 64, and bfloat16".
+        nbytes: of all of it.
+        resident: of that, in memory while answering: not the embeddings whose rows are read from their file.
     """
 
     name: str
@@ -51,7 +51,7 @@ class PartSize:
 
 @dataclasses.dataclass(frozen=True)
 class MemoryEstimate:
-    """What a model takes while it answers; bytes unless a name says otherwise. `str()` of it is a page to read.
+    """Memory of a model while it answers, in bytes unless named otherwise; `str()` of it is a text for people.
 
     Attributes:
         model: its name, folder or shape.
@@ -59,7 +59,7 @@ class MemoryEstimate:
         quantization: "int4", "int8", "nf4", "fp4", "llm.int8", or None.
         kv_cache: number format of keys and values.
         weights: by part.
-        images: as the model would see them.
+        images: after preprocessing.
         context: tokens, prompt and answer together, that the memory is estimated for.
         context_length: tokens that the model can hold.
         batch: conversations at a time, each of `context` tokens and with all the images.
@@ -70,7 +70,7 @@ class MemoryEstimate:
         loading: held beside the weights while they are read, at most.
         disk: size of the weight files; with a quantization that is made while loading, of those read.
         saved: size of the weight files that `save_pretrained` or `pixtral quantize` would write.
-        available: memory that this machine has free; None when it does not say.
+        available: free memory of this machine; None when unknown.
     """
 
     model: str
@@ -113,8 +113,8 @@ class MemoryEstimate:
 
     @property
     def work(self) -> int:
-        """Work space. What the images took is free again when the prompt is read, but lies in pieces: the process
-        keeps about half of it (measured)."""
+        """Work space. The memory of images is free when the prompt is read, but fragmented: the process keeps about
+        half of it (measured)."""
         less, more = sorted((self.image_work, self.prompt_work))
         return more + less // 2
 
@@ -130,11 +130,11 @@ class MemoryEstimate:
 
     @property
     def fits(self) -> bool | None:
-        """Whether this machine has so much free; None when it does not say."""
+        """Whether the free memory is enough; None when unknown."""
         return None if self.available is None else max(self.total, self.loading_peak) - self.runtime <= self.available
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON: the attributes and what follows from them."""
+        """The attributes and properties, for JSON."""
         names = (
             "image_tokens",
             "text_room",
@@ -160,7 +160,7 @@ class MemoryEstimate:
         return "\n".join([*lines, self.verdict()])
 
     def title(self) -> str:
-        """The model and what is asked of it, in a line."""
+        """Model, formats and context, in a line."""
         formats = f"{self.quantization} and {self.dtype}" if self.quantization else self.dtype
         cache = "" if self.kv_cache == self.dtype else f", cache in {self.kv_cache}"
         return f"{self.model}: {formats}{cache}, context of {self.context:,} tokens{self._times()}"
@@ -181,7 +181,7 @@ class MemoryEstimate:
         return table
 
     def verdict(self) -> str:
-        """The disk, and whether it fits here, in a line."""
+        """Size on the disk, and whether the model fits into memory, in a line."""
         saved = "" if abs(self.saved - self.disk) < self.disk / 100 else f" ({gigabytes(self.saved)} when saved again)"
         disk = f"on the disk {gigabytes(self.disk)}{saved}"
         if self.available is None:

@@ -9,7 +9,7 @@ import secrets
 import string
 from collections.abc import Callable, Collection, Sequence
 
-from pixtral.text.stream import AnswerText, StreamDecoder, StreamTokenizer
+from pixtral.text.detokenizer import Decodes, Detokenizer, StreamDecoder
 
 # FOLDED pixtral.structured.tool_parser: Reads the JSON array of tool calls character by character, giving names and arguments as soon as they are there.
 
@@ -234,7 +234,7 @@ class AnswerParser:
 
     def __init__(
         self,
-        tokenizer: StreamTokenizer,
+        tokenizer: Decodes,
         tool_calls_id: int,
         *,
         stop: Sequence[str] = (),
@@ -252,7 +252,7 @@ class AnswerParser:
         self._tool_calls_id = tool_calls_id
         self._ends = frozenset(ends)
         self._make_id = make_id
-        self._words = AnswerText(tokenizer, stop, skip_special_tokens=True)
+        self._words = Detokenizer(tokenizer, stop, skip_special_tokens=True)
         self._decoder = StreamDecoder(tokenizer)
         self._scanner: CallScanner | None = None
         self._raw = ""  # of calls, until one has begun

@@ -1,1 +1,1 @@
-"""Training: generated images, the embedded model, the loop."""
+"""Training of the embedded model on generated images."""

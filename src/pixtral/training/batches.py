@@ -1,7 +1,7 @@
-"""Training batches: generated images and conversations as token ids, positions, targets and pixel tensors.
+"""Training batches: generated images and conversations as pixels, token ids, targets, and labels of the patches.
 
-Batch number `n` of a run depends on the seed, the stage and `n` alone, so an interrupted run continues with the very
-batches it would have seen.
+Batch number `n` of a run depends on the seed, the stage and `n` alone, so an interrupted run continues with the batches
+that it would have seen.
 """
 
 from __future__ import annotations
@@ -23,10 +23,13 @@ from pixtral.images.geometry import expand, image_grid
 from pixtral.training.pointing import ANSWER, DESCRIPTION, NAME, Pointer, answering, named_things, naming_ids
 from pixtral.training.questions import Question, conversation
 from pixtral.training.scenes import COLOURS, PLACES, SHAPES, SIDES, Scene, draw_labelled, sample_scene, sample_size
+from pixtral.training.tiny_tokenizer import IMAGE_MEAN, IMAGE_STD, SPECIAL_TOKENS
 
-# FOLDED pixtral.training.batches: What each patch of a generated image shows: colour, shape, middle of a thing or not, and place.
+T = TypeVar("T")
 
-
+BOS, EOS, INST, END_INST, IMG, BREAK, IMG_END = map(
+    SPECIAL_TOKENS.index, ("<s>", "</s>", "[INST]", "[/INST]", "[IMG]", "[IMG_BREAK]", "[IMG_END]")
+)
 PATCH = 16
 IGNORED = -100
 FEWEST_PIXELS = 12
@@ -36,42 +39,9 @@ SIZES = (len(COLOURS) + 1, len(SHAPES) + 1, 2, len(PLACES))
 """Classes of the four labels; the first class of colour and shape is "none"."""
 
 
-def patch_owners(owners: npt.NDArray[np.int64], things: int) -> npt.NDArray[np.int64]:
-    """Which of `things` each patch belongs to, (rows * columns,): an index, or -1; `owners` says it of each pixel."""
-    rows, columns = owners.shape[0] // PATCH, owners.shape[1] // PATCH
-    patches = owners.reshape(rows, PATCH, columns, PATCH).transpose(0, 2, 1, 3).reshape(rows * columns, -1)
-    covered = np.stack([(patches == index).sum(1) for index in range(things)], axis=1)
-    return np.where(covered.max(1) >= FEWEST_PIXELS, covered.argmax(1), -1)
-
-
-def patch_labels(scene: Scene, owners: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
-    """Labels of every patch in row-major order, (rows * columns, 4); `owners` as `draw_labelled` returns it."""
-    rows, columns = owners.shape[0] // PATCH, owners.shape[1] // PATCH
-    patches = owners.reshape(rows, PATCH, columns, PATCH).transpose(0, 2, 1, 3).reshape(rows * columns, -1)
-    covered = np.stack([(patches == index).sum(1) for index in range(len(scene.things))], axis=1)
-    best, most = covered.argmax(1), covered.max(1)
-    labels = np.full((rows * columns, 4), IGNORED, dtype=np.int64)
-    labels[most == 0] = (0, 0, 0, IGNORED)
-    names = list(COLOURS)
-    for index, thing in enumerate(scene.things):
-        mine = (best == index) & (most >= FEWEST_PIXELS)
-        labels[mine] = (1 + names.index(thing.colour), 1 + SHAPES.index(thing.shape), 0, thing.cell)
-        middle = int(thing.y) // PATCH * columns + int(thing.x) // PATCH
-        if mine[middle]:
-            labels[middle, 2] = 1
-    return labels
-
-
-T = TypeVar("T")
-
-BOS, EOS, INST, END_INST, IMG, BREAK, IMG_END = 1, 2, 3, 4, 10, 12, 13
-MEAN = (0.48145466, 0.4578275, 0.40821073)
-STD = (0.26862954, 0.26130258, 0.27577711)
-
-
 @dataclass(frozen=True)
 class Stage:
-    """What the images of one part of the curriculum show, and what is asked about them."""
+    """A stage of the curriculum: numbers of things in the images, and weights of the kinds of questions."""
 
     counts: tuple[int, ...]
     weights: dict[str, float]
@@ -100,13 +70,13 @@ class Batch:
     rows: tuple[int, ...]
     """For each predicted token the index of its question in `questions`."""
     labels: torch.Tensor | None = None
-    """(B * patches, 4) what each patch shows (see `labels`); None for sizes that are no multiple of the patch."""
+    """(B * patches, 4) as of `patch_labels`; None for image sizes that are no multiple of the patch."""
     pointers: tuple[Pointer, ...] = ()
-    """Which tokens mean which patches; none where there are no labels."""
+    """Tokens and the patches that they should attend to; none where there are no labels."""
 
 
 class Encoder:
-    """Turns conversations into the ids that the chat template gives; every text is encoded once and remembered."""
+    """Encodes conversations to the ids that the chat template gives; each text is encoded once and cached."""
 
     def __init__(self, folder: pathlib.Path) -> None:
         self._tokenizer = Tokenizer.from_file(str(folder / "tokenizer.json"))
@@ -139,11 +109,11 @@ def normalise(images: Sequence[np.ndarray]) -> torch.Tensor:
     size = (-(-height // 16) * 16, -(-width // 16) * 16)
     if size != (height, width):
         stacked = torch.nn.functional.interpolate(stacked, size=size, mode="bicubic", antialias=True)
-    mean, std = torch.tensor(MEAN).view(3, 1, 1), torch.tensor(STD).view(3, 1, 1)
+    mean, std = torch.tensor(IMAGE_MEAN).view(3, 1, 1), torch.tensor(IMAGE_STD).view(3, 1, 1)
     return (stacked.float() / 255 - mean) / std
 
 
-def point(
+def _pointers(
     encoder: Encoder,
     turns: Sequence[Question],
     tokens: Sequence[int],
@@ -191,7 +161,7 @@ def make_batch(encoder: Encoder, stage: Stage, rng: np.random.Generator, size: i
         turns = conversation(scene, rng, stage.weights, stage.turns)
         tokens, answers = encoder.conversation(image, turns)
         if whole:
-            pointers += point(encoder, turns, tokens, answers, len(ids), patch_owners(owners, len(scene.things)))
+            pointers += _pointers(encoder, turns, tokens, answers, len(ids), patch_owners(owners, len(scene.things)))
         for number, answer in enumerate(answers):
             asked += [len(ids) + at - 1 for at in answer]
             rows += [len(questions) + number] * len(answer)
@@ -227,3 +197,40 @@ def prefetch(make: Callable[[int], T], start: int, depth: int = 4) -> Generator[
                 ready.append(pool.submit(make, number))
         finally:
             pool.shutdown(cancel_futures=True)
+
+
+def patch_owners(owners: npt.NDArray[np.int64], things: int) -> npt.NDArray[np.int64]:
+    """The index of the thing that each patch belongs to, or -1, (rows * columns,).
+
+    Args:
+        owners: the same for each pixel, as `draw_labelled` returns it.
+        things: how many there are.
+    """
+    covered = _covered_pixels(owners, things)
+    return np.where(covered.max(1) >= FEWEST_PIXELS, covered.argmax(1), -1)
+
+
+def patch_labels(scene: Scene, owners: npt.NDArray[np.int64]) -> npt.NDArray[np.int64]:
+    """Colour, shape, middle of a thing or not, and place of every patch, (rows * columns, 4) in row-major order.
+
+    Args:
+        scene: of the image.
+        owners: of its pixels, as `draw_labelled` returns it.
+    """
+    owner = patch_owners(owners, len(scene.things))
+    labels = np.full((len(owner), 4), IGNORED, dtype=np.int64)
+    labels[_covered_pixels(owners, len(scene.things)).max(1) == 0] = (0, 0, 0, IGNORED)
+    names = list(COLOURS)
+    for index, thing in enumerate(scene.things):
+        labels[owner == index] = (1 + names.index(thing.colour), 1 + SHAPES.index(thing.shape), 0, thing.cell)
+        middle = int(thing.y) // PATCH * (owners.shape[1] // PATCH) + int(thing.x) // PATCH
+        if owner[middle] == index:
+            labels[middle, 2] = 1
+    return labels
+
+
+def _covered_pixels(owners: npt.NDArray[np.int64], things: int) -> npt.NDArray[np.int64]:
+    """How many pixels of each patch each thing covers, (rows * columns, things)."""
+    rows, columns = owners.shape[0] // PATCH, owners.shape[1] // PATCH
+    patches = owners.reshape(rows, PATCH, columns, PATCH).transpose(0, 2, 1, 3).reshape(rows * columns, -1)
+    return np.stack([(patches == index).sum(1) for index in range(things)], axis=1)

@@ -1,4 +1,8 @@
-"""What a training run does when: the stages of the curriculum, the plan, the state, first weights, learning rate."""
+"""The curriculum of a training run: its plan and state, and its learning tasks in order.
+
+The vision tower is first trained alone to classify patches (colour, shape, middle, place) with a linear probe; then the
+whole model answers questions, in stages of growing difficulty.
+"""
 
 from __future__ import annotations
 
@@ -27,13 +31,13 @@ STAGES = (
     Stage((1, 2, 3), _COUNTING, 4, {"colour": 0.9, "shape": 0.75, "position": 0.8, "count": 0.7}),
     Stage((1, 2, 3, 4, 5), _EVERYTHING, 5),
 )
-"""The curriculum. A task mixture from the start stays at chance for a long time; this does not."""
+"""The stages. A mixture of all tasks from the start stays at chance for a long time."""
 
 LATEST = (0.25, 0.6, 0.7, 1.0)
 """Fraction of the time after which a stage ends even if its goal is not reached."""
 
 LESSONS_GOAL = {"colour": 0.93, "shape": 0.7, "middle": 0.88, "place": 0.8}
-"""Share of right patch labels at which the tower's first lessons end (see `warmup`)."""
+"""Accuracy of the probe at which the first lessons, those of the tower alone, end."""
 
 LESSONS_LATEST = 0.2
 """Fraction of the time after which the first lessons end in any case."""
@@ -41,7 +45,7 @@ LESSONS_LATEST = 0.2
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything that a run depends on besides the data."""
+    """Hyperparameters of a run."""
 
     minutes: float = 90.0
     seed: int = 1
@@ -58,7 +62,7 @@ class Plan:
 
 @dataclass
 class State:
-    """Where a run stands; `learning` is false until the tower's first lessons are over."""
+    """The progress of a run; `learning` is false until the tower's first lessons are over."""
 
     learning: bool = False
     lessons: int = 0
@@ -69,28 +73,11 @@ class State:
     history: list[dict[str, Any]] = field(default_factory=list)
 
 
-def initialise(model: nn.Module, seed: int, layers: int = 4) -> None:
-    """Normal weights of deviation 1 / sqrt(inputs), smaller into the residual stream and the logits; norms 1."""
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, weight in model.named_parameters():
-            if weight.dim() == 1:
-                weight.fill_(0.0 if name.endswith("bias") else 1.0)
-                continue
-            deviation = 0.5 if "embed_tokens" in name else 0.02 if "lm_head" in name else weight[0].numel() ** -0.5
-            if name.endswith(("o_proj.weight", "down_proj.weight")):
-                deviation /= math.sqrt(2 * layers)
-            weight.copy_(torch.randn(weight.shape, generator=generator) * deviation)
-
-
 def learning_rate(plan: Plan, step: int, progress: float) -> float:
     """Linear warm-up by steps, constant, then a cosine to 1 % over the last part of the time."""
     warm = min(1.0, (step + 1) / plan.warmup_steps)
     late = max(0.0, (min(progress, 1.0) - plan.decay_from) / (1 - plan.decay_from))
     return plan.learning_rate * warm * (0.01 + 0.99 * (0.5 + 0.5 * math.cos(math.pi * late)))
-
-
-# FOLDED pixtral.training.curriculum: First lessons for the vision tower alone: each patch learns to say what it shows.
 
 
 @dataclass(frozen=True)
@@ -102,7 +89,7 @@ class LabelledImages:
 
 
 def make_labelled(rng: np.random.Generator, size: int, counts: tuple[int, ...] = (2, 3, 4, 5)) -> LabelledImages:
-    """`size` new images of one random size with the labels of their patches."""
+    """`size` new images of one random size, with the labels of their patches."""
     width, height = sample_size(rng, multiple=PATCH)
     scenes = [sample_scene(rng, width, height, counts) for _ in range(size)]
     drawn = [draw_labelled(scene) for scene in scenes]
@@ -111,7 +98,7 @@ def make_labelled(rng: np.random.Generator, size: int, counts: tuple[int, ...] =
 
 
 class Probe(nn.Module):
-    """Linear classifiers of the four labels on a patch's features."""
+    """Linear probe: classifiers of the four labels on a patch's features."""
 
     def __init__(self, hidden_size: int) -> None:
         super().__init__()
@@ -126,9 +113,11 @@ class Probe(nn.Module):
 
 
 def probe_loss(features: torch.Tensor, probe: Probe, labels: torch.Tensor) -> tuple[torch.Tensor, dict[str, float]]:
-    """The sum of the four cross-entropies, and the share of right labels on the patches of things.
+    """The sum of the four cross-entropies, and the accuracy of each label on the patches of things.
 
-    features (N, C) as the tower gives them; labels (N, 4) int64.
+    Args:
+        features: (N, C), the output of the tower.
+        labels: (N, 4) int64.
     """
     logits = probe(features)
     loss = torch.zeros(())

@@ -1,7 +1,7 @@
 """Accuracy on held-out images: each question asked alone, an answer right only if every token of it is.
 
 With greedy decoding, an answer comes out exactly when each of its tokens is the most likely one after the tokens
-before it. So one forward pass over the right answers tells which would have been generated.
+before it. So one forward pass over the right answers shows which of them would have been generated.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ HELD_OUT_SEED = 2**40
 
 @contextlib.contextmanager
 def training_precision(bfloat16: bool) -> Iterator[None]:
-    """Matrix products in bfloat16 where asked for, weights and sums in float32.
+    """Matrix products in bfloat16 if `bfloat16`, weights and sums in float32.
 
     The fused attention kernel's backward pass in bfloat16 is several times slower on CPU than the plain one.
     """

@@ -1,4 +1,4 @@
-"""From a training run to the folder that ships: bfloat16 weights in both layouts, tokenizer, templates, settings."""
+"""Export a training run to the shipped folder: bfloat16 weights in both layouts, tokenizer, templates, settings."""
 
 from __future__ import annotations
 

@@ -1,6 +1,6 @@
-"""The training loop of the embedded model: a curriculum, a clock, a checkpoint every few minutes.
+"""The training loop of the embedded model, in one process or several that average their gradients.
 
-Progress is measured in minutes of training, not in steps, so the learning rate reaches its end in time on any
+Progress is measured in minutes of training, not in steps, so the learning rate schedule is complete on any
 machine. The state (weights, optimiser, stage, step, minutes used) is written atomically; starting again continues.
 """
 
@@ -32,42 +32,11 @@ from pixtral.training.curriculum import (
     probe_loss,
 )
 from pixtral.training.evaluate import accuracy, forward, training_precision
-from pixtral.training.pointing import pointing_loss, watched
-
-# FOLDED pixtral.training.loop: Training in several processes of one thread each, which see different images and share their gradients.
-
-
-def place() -> tuple[int, int]:
-    """This process's number and how many there are; (0, 1) when it is alone."""
-    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
-
-
-def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
-    """Replace every gradient by the mean of all processes'; a parameter without one counts as zero."""
-    world = place()[1]
-    if world == 1:
-        return
-    for parameter in parameters:
-        if parameter.grad is None:
-            parameter.grad = torch.zeros_like(parameter)
-    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
-    packed = torch.cat([gradient.flatten() for gradient in gradients]) / world
-    dist.all_reduce(packed)
-    for gradient, mean in zip(gradients, torch.split(packed, [g.numel() for g in gradients]), strict=True):
-        gradient.copy_(mean.view_as(gradient))
-
-
-def shared_clock(minutes: float) -> float:
-    """The first process's minutes, so that all change stages and stop together."""
-    if place()[1] == 1:
-        return minutes
-    shared = torch.tensor([minutes], dtype=torch.float64)
-    dist.broadcast(shared, src=0)
-    return float(shared)
+from pixtral.training.pointing import attention_inputs, pointing_loss
 
 
 class Trainer:
-    """Owns model, optimiser and state of a run, and its folder."""
+    """A training run: model, optimiser, state, and the folder of its checkpoint."""
 
     def __init__(
         self, model: LlavaForConditionalGeneration, encoder: Encoder, plan: Plan, folder: pathlib.Path
@@ -80,13 +49,12 @@ class Trainer:
         groups = [{"params": matrices, "weight_decay": plan.weight_decay}, {"params": vectors, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(groups, lr=plan.learning_rate, betas=(0.9, 0.95))
         self.state = State()
-        self.pointed = 0.0
-
-        self.rank, self.world = place()
+        self.pointed = 0.0  # moving average of the pointing loss
+        self.rank, self.world = rank_and_world()
 
     @property
     def checkpoint(self) -> pathlib.Path:
-        """The file that holds the run."""
+        """The file of the run's checkpoint."""
         return self.folder / "state.pt"
 
     def save(self) -> None:
@@ -129,7 +97,7 @@ class Trainer:
         return make_labelled(rng, self.plan.batch_size)
 
     def study(self, batch: LabelledImages) -> dict[str, float]:
-        """One update of the tower from patch labels; the share of right ones."""
+        """One update of the tower from patch labels; its loss and the accuracies."""
         with training_precision(self.plan.bfloat16):
             seen = self.model.model.vision_tower.encode(list(batch.pixels))
             loss, right = probe_loss(seen, self.probe, batch.labels)
@@ -139,7 +107,7 @@ class Trainer:
 
     def step(self, batch: Batch) -> float:
         """One update of the weights from answers, patch labels and pointers; the loss of the answers."""
-        with watched(self.model) as given:
+        with attention_inputs(self.model) as given:
             logits, seen = forward(self.model, batch, self.plan.bfloat16)
         loss = nn.functional.cross_entropy(logits, batch.targets)
         extra = torch.zeros(())
@@ -165,7 +133,7 @@ class Trainer:
         self.optimizer.step()
 
     def report(self, loss: float, log: Callable[[str], None], size: int = 96) -> dict[str, float]:
-        """Measure on held-out images of the current stage, log a line, remember it, save."""
+        """Evaluate on held-out images of the current stage, log a line, and save the run."""
         stage = STAGES[self.state.stage]
         right = accuracy(self.model, self.encoder, stage, tuple(stage.weights), size, bfloat16=self.plan.bfloat16)
         line = {
@@ -184,7 +152,7 @@ class Trainer:
         return right
 
     def run(self, log: Callable[[str], None] = print) -> None:
-        """Train until the time of the plan is used up."""
+        """Train for the time of the plan."""
         if not self.state.learning:
             self._run_lessons(log)
         while self.state.minutes < self.plan.minutes:
@@ -192,7 +160,7 @@ class Trainer:
         self.report(0.0, log, 300)
 
     def _run_lessons(self, log: Callable[[str], None], every: int = 50) -> None:
-        """Teach the tower patch by patch until the goal is reached or the time is over."""
+        """Train the tower alone on patch labels until the goal is reached or the time is over."""
         last, sums, steps, saved = time.monotonic(), dict[str, float](), 0, self.state.minutes
         lessons = prefetch(self.lesson, self.state.lessons)
         for batch in lessons:
@@ -237,3 +205,32 @@ class Trainer:
                 self.save()
                 break
         batches.close()
+
+
+def rank_and_world() -> tuple[int, int]:
+    """The rank of this process and the number of processes; (0, 1) without torch.distributed."""
+    return (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+
+
+def average_gradients(parameters: Sequence[torch.nn.Parameter]) -> None:
+    """Replace every gradient by its mean over all processes; a missing gradient counts as zero."""
+    world = rank_and_world()[1]
+    if world == 1:
+        return
+    for parameter in parameters:
+        if parameter.grad is None:
+            parameter.grad = torch.zeros_like(parameter)
+    gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
+    packed = torch.cat([gradient.flatten() for gradient in gradients]) / world
+    dist.all_reduce(packed)
+    for gradient, mean in zip(gradients, torch.split(packed, [g.numel() for g in gradients]), strict=True):
+        gradient.copy_(mean.view_as(gradient))
+
+
+def shared_clock(minutes: float) -> float:
+    """The minutes of rank 0, so that all processes change stages and stop together."""
+    if rank_and_world()[1] == 1:
+        return minutes
+    shared = torch.tensor([minutes], dtype=torch.float64)
+    dist.broadcast(shared, src=0)
+    return float(shared)

@@ -1,10 +1,10 @@
-"""Where to look: a word that names a thing should attend to the patches of that thing.
+"""An auxiliary loss on attention: a word that names a thing should attend to the patches of that thing.
 
-Looking a thing up by its name is what answers about several things need, and what a decoder of this size finds last
-when it learns from answers alone (after 58,000 images it still picked one of two things at random). So two heads
-of one layer are told directly: their attention at the naming word should fall on the thing's patches. In a
-description it is the article and the colour of the k-th thing that point at it, one layer later, and in other answers
-the words that lead to the point ("is", "a", "at the") look back at the naming word.
+Answers about several things need this lookup by name, and a decoder of this size learns it last from answers alone
+(after 58,000 images it still picked one of two things at random). So two heads of one layer are supervised directly:
+their attention at the naming word should be on the thing's patches. In a description, one layer later, the article
+and the colour of the k-th thing attend to it, and in other answers the words before the content ("is", "a", "at the")
+attend to the naming word.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from pixtral.training.questions import Question
 from pixtral.training.scenes import COLOURS, SHAPES
 
 ROUTES = ((1, (0, 3)), (2, (0, 3)), (2, (1, 4)))
-"""Decoder layer and heads that are told: names in questions, descriptions, and answers that look back at the name."""
+"""Decoder layer and heads that are supervised: for names in questions, for descriptions, for answers (see above)."""
 
 NAME, DESCRIPTION, ANSWER = range(3)
 
@@ -64,11 +64,11 @@ def named_things(
 
 
 def answering(question: Question, answer: Sequence[int]) -> list[int]:
-    """Offsets in the answer of the tokens after which something about the thing is said: "is" red, "a" star."""
+    """Offsets in the answer of the tokens before its content: "is" red, "a" star."""
     if question.thing is None:
         return []
-    said = len(answer) - 3  # before the full stop and </s>
-    return list(range(2, said)) if question.kind == "position" else [said - 1]
+    end = len(answer) - 3  # before the full stop and </s>
+    return list(range(2, end)) if question.kind == "position" else [end - 1]
 
 
 def _attention(model: LlavaForConditionalGeneration, index: int) -> MistralAttention:
@@ -78,8 +78,8 @@ def _attention(model: LlavaForConditionalGeneration, index: int) -> MistralAtten
 
 
 @contextlib.contextmanager
-def watched(model: LlavaForConditionalGeneration) -> Iterator[dict[int, tuple[torch.Tensor, Rotation]]]:
-    """Inside, a pass of the model leaves what the attention of each layer of `ROUTES` was given."""
+def attention_inputs(model: LlavaForConditionalGeneration) -> Iterator[dict[int, tuple[torch.Tensor, Rotation]]]:
+    """A context in which a forward pass records the inputs of the attention of each layer of `ROUTES`."""
     seen: dict[int, tuple[torch.Tensor, Rotation]] = {}
 
     def keep(index: int) -> Callable[[torch.nn.Module, tuple[torch.Tensor, Rotation]], None]:
@@ -103,7 +103,7 @@ def pointing_loss(
     seen: dict[int, tuple[torch.Tensor, Rotation]],
     pointers: Sequence[Pointer],
 ) -> torch.Tensor:
-    """Mean of -log(attention that falls on the right patches), over pointers and heads."""
+    """Mean of -log(attention on the right patches) over pointers and heads; `seen` is from `attention_inputs`."""
     losses = []
     for route, (index, heads) in enumerate(ROUTES):
         mine = [pointer for pointer in pointers if pointer.route == route]

@@ -2,7 +2,7 @@
 
 Kinds of question: colour, shape, count, position, relation, exists, describe. An answer is one short sentence and
 follows from the scene alone. In a conversation each thing is asked about once and the description comes last, so
-that no turn repeats what an earlier one said.
+that no answer is contained in an earlier one.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ KINDS = ("colour", "shape", "count", "position", "relation", "exists", "describe
 NUMBERS = ("no", "one", "two", "three", "four", "five", "six")
 
 WHERE = tuple(f"at the {place}" for place in PLACES)
-"""How an answer says that something is in cell 0..8 (see `scenes.PLACES`)."""
+"""The phrases of answers for cells 0..8 (see `scenes.PLACES`)."""
 
 _COLOUR_OF = (
     "What colour is the {0}?", "What color is the {0}?", "Which colour is the {0}?", "Tell me the colour of the {0}.",
@@ -71,12 +71,8 @@ def _article(word: str) -> str:
 
 
 def _number(count: int, noun: str) -> str:
-    """A sentence that says how many there are: "There are two circles."."""
-    if noun.endswith("ss"):
-        singular, plural = noun, noun + "es"
-    else:
-        singular, plural = noun, noun + "s"
-    return f"There is one {singular}." if count == 1 else f"There are {NUMBERS[count]} {plural}."
+    """The answer to a question for a number: "There are two circles."."""
+    return f"There is one {noun}." if count == 1 else f"There are {NUMBERS[count]} {plural(noun)}."
 
 
 def plural(noun: str) -> str:

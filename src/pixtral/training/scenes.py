@@ -1,7 +1,7 @@
-"""Generated images: coloured shapes on plain, graded or noisy backgrounds, with the truth about what is in them.
+"""Generated images: coloured shapes on plain, graded or noisy backgrounds, with their ground truth.
 
-A `Scene` says what an image shows; `sample_scene` invents one and `draw` paints it. Everything random comes from
-the `numpy` generator that the caller passes, so one seed gives one image, on any machine.
+A `Scene` describes an image; `sample_scene` makes one at random and `draw` paints it. Everything random comes from the
+`numpy` generator that the caller passes, so one seed gives one image, on any machine.
 """
 
 from __future__ import annotations
@@ -122,7 +122,7 @@ def sample_scene(
     counts: tuple[int, ...] = (1, 2, 3, 4, 5),
     alone: tuple[float, float] = (0.14, 0.28),
 ) -> Scene:
-    """Invent a scene of `width` x `height` pixels with one of `counts` things (all equally likely).
+    """A random scene of `width` x `height` pixels with one of `counts` things (all equally likely).
 
     `alone` bounds the radius of a thing that is the only one, as a share of the shorter side.
     """
@@ -199,7 +199,7 @@ def draw(scene: Scene) -> Pixels:
 
 
 def draw_labelled(scene: Scene) -> tuple[Pixels, npt.NDArray[np.int64]]:
-    """Paint a scene, and say of every pixel which thing it belongs to: (height, width) indices, -1 for none."""
+    """Paint a scene; also the index of the thing of every pixel, (height, width), -1 for none."""
     width, height = scene.width, scene.height
     first, second = (np.array(end, dtype=np.float32) for end in scene.background)
     across = np.linspace(-1, 1, width, dtype=np.float32)[None, :] * math.cos(scene.slope)

@@ -6,16 +6,18 @@ DIR/model then holds what ships as assets/tiny; DIR/state.pt is the run itself.
 from __future__ import annotations
 
 import argparse
+import math
 import pathlib
 from collections.abc import Sequence
 
 import torch
+from torch import nn
 from torch.multiprocessing.spawn import spawn
 
 from pixtral.configuration import LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.training.batches import Encoder
-from pixtral.training.curriculum import Plan, initialise
+from pixtral.training.curriculum import Plan
 from pixtral.training.export import export
 from pixtral.training.loop import Trainer
 from pixtral.training.questions import vocabulary
@@ -41,6 +43,20 @@ def tiny_config() -> LlavaConfig:
     )  # fmt: skip
 
 
+def initialise(model: nn.Module, seed: int, layers: int = 4) -> None:
+    """Normal weights of deviation 1 / sqrt(inputs), smaller into the residual stream and the logits; norms 1."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 1:
+                weight.fill_(0.0 if name.endswith("bias") else 1.0)
+                continue
+            deviation = 0.5 if "embed_tokens" in name else 0.02 if "lm_head" in name else weight[0].numel() ** -0.5
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                deviation /= math.sqrt(2 * layers)
+            weight.copy_(torch.randn(weight.shape, generator=generator) * deviation)
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m pixtral.training.tiny", description=__doc__)
@@ -63,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
 
 
 def work(rank: int, processes: int, plan: Plan, folder: pathlib.Path) -> None:
-    """One process of a run: the model is so small that one thread each beats one process with several."""
+    """One process of a run: for so small a model several processes of one thread are faster than one of several."""
     torch.set_num_threads(1)
     if processes > 1:
         torch.distributed.init_process_group(

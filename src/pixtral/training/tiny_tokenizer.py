@@ -1,9 +1,9 @@
-"""The embedded model's tokenizer: a short, order-preserving cut of Mistral's Tekken vocabulary.
+"""The embedded model's tokenizer: a small subset of Mistral's Tekken vocabulary in its order.
 
 Kept are the 256 bytes (so any Unicode text encodes), the merges that the words of the generated conversations need
 (each such word is then split exactly as by all 150,000 entries of the Tekken file), and the first ranks of Tekken
-until the wanted size is reached. Ranks are renumbered in their old order. The file says so itself
-(``default_vocab_size``), which is what mistral-common reads.
+until the wanted size is reached. Ranks are renumbered in their old order; mistral-common
+reads the size from the file (``default_vocab_size``).
 """
 
 from __future__ import annotations
@@ -28,6 +28,10 @@ SPECIAL_TOKENS = (
 
 NUM_SPECIAL = 32
 """Ids below this one are special (the unnamed ones are fillers, as mistral-common makes them)."""
+
+IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
+IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+"""Of the image processor, as in Pixtral-12B."""
 
 
 def full_tekken() -> dict[str, Any]:
@@ -136,8 +140,8 @@ def write_tokenizer(folder: pathlib.Path, texts: Iterable[str], vocab_size: int)
             "image_processor_type": "PixtralImageProcessor",
             "size": {"longest_edge": 1024},
             "patch_size": {"height": 16, "width": 16},
-            "image_mean": [0.48145466, 0.4578275, 0.40821073],
-            "image_std": [0.26862954, 0.26130258, 0.27577711],
+            "image_mean": list(IMAGE_MEAN),
+            "image_std": list(IMAGE_STD),
             "resample": 3,
         },
         "processor_config.json": {"processor_class": "PixtralProcessor", "patch_size": 16},

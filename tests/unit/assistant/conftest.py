@@ -15,5 +15,5 @@ def assistant():
 
 
 @pytest.fixture
-def make_image():
+def image():
     return Image.open(demo_image_path()).convert("RGB")

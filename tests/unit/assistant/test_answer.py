@@ -27,7 +27,13 @@ def test_totals_and_speed():
 def test_json_has_everything_but_the_images():
     image = ImageInfo(width=30, height=20, resized_width=32, resized_height=32, rows=2, cols=2, tokens=6)
     made = json.loads(json.dumps(answer(images=(image,), messages=[{"role": "user", "content": object()}]).to_dict()))
-    assert made["usage"] == {"prompt_tokens": 50, "image_tokens": 40, "completion_tokens": 4, "total_tokens": 54}
+    assert made["usage"] == {
+        "prompt_tokens": 50,
+        "image_tokens": 40,
+        "completion_tokens": 4,
+        "cached_tokens": 0,
+        "total_tokens": 54,
+    }
     assert made["timings"]["first_token"] == 0.6
     assert made["images"] == [
         {"width": 30, "height": 20, "resized_width": 32, "resized_height": 32, "rows": 2, "cols": 2, "tokens": 6}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
+import gc
 import random
+import threading
 
 import pytest
 import torch
@@ -11,24 +14,31 @@ from PIL import Image
 
 from pixtral.assets import demo_image_path
 from pixtral.assistant import Answer
-from pixtral.assistant.options import sampling
+from pixtral.assistant.options import resolve_options
 from pixtral.assistant.prompt import prepare
-from pixtral.engine.prompt_lookup import PromptLookup
-from pixtral.errors import GenerationError, ImageError, PromptError
-from pixtral.generation.loop import Generation
+from pixtral.engine.sampling_params import PromptLookup
+from pixtral.engine.shared_engine import SharedEngine
+from pixtral.errors import EngineError, GenerationError, ImageError, PromptError
 
 QUESTION = "What is in the picture?"
 
 
+def assert_equal_usage(one, other):
+    """But for what was cached."""
+    assert dataclasses.replace(one.usage, cached_tokens=0) == dataclasses.replace(other.usage, cached_tokens=0)
+
+
 def test_the_answer_is_that_of_the_plain_loop(assistant, image):
-    prompt = prepare(assistant.processor, QUESTION, image, None, None, None)
+    prompt = prepare(assistant.processor, QUESTION, image, None, None, None).encoded
     tokenizer = assistant.processor.tokenizer
-    ids = greedy(assistant.model, prompt.ids, prompt.pixels, 24, (tokenizer.eos_token_id,))
+    ids = greedy(
+        assistant.model, list(prompt.ids), [image.pixels() for image in prompt.images], 24, (tokenizer.eos_token_id,)
+    )
     answer = assistant.chat(QUESTION, image, max_new_tokens=24)
     assert answer.text == tokenizer.decode(ids, skip_special_tokens=True)
     assert answer.text.strip()
     assert answer.usage.prompt_tokens == len(prompt.ids)
-    assert answer.usage.image_tokens == prompt.image_tokens == 70
+    assert answer.usage.image_tokens == prompt.num_image_tokens == 70
     assert answer.usage.completion_tokens == len(ids)
     assert answer.finish_reason == ("stop" if ids[-1] == tokenizer.eos_token_id else "length")
 
@@ -47,6 +57,7 @@ def test_several_images_are_all_seen(assistant, image):
         calls.append([tuple(image.shape) for image in images])
         return encode(images, *rest)
 
+    assistant.reset_cache()
     assistant.model.encode_images = counted
     try:
         answer = assistant.chat(QUESTION, [image, other], max_new_tokens=4)
@@ -62,7 +73,7 @@ def test_a_stream_gives_the_same_text_in_pieces(assistant, image):
     pieces = list(stream)
     assert "".join(pieces) == whole.text == stream.answer.text
     assert len(pieces) > 1
-    assert stream.answer.usage == whole.usage
+    assert_equal_usage(stream.answer, whole)
     assert stream.answer.finish_reason == whole.finish_reason
 
 
@@ -88,6 +99,7 @@ def test_a_stream_can_be_stopped(assistant, image):
 
 
 def test_a_broken_stream_has_no_answer(assistant, image, monkeypatch):
+    assistant.reset_cache()
     stream = assistant.chat(QUESTION, image, stream=True)
     monkeypatch.setattr(assistant.model, "encode_images", lambda images: 1 / 0)
     with pytest.raises(ZeroDivisionError):
@@ -116,6 +128,7 @@ def test_a_stop_string_ends_an_answer_and_is_no_part_of_it(assistant, image):
 
 
 def test_timings_add_up(assistant, image):
+    assistant.reset_cache()
     timings = assistant.chat(QUESTION, image, max_new_tokens=6).timings
     parts = timings.prepare + timings.image + timings.prompt
     assert 0 < parts <= timings.first_token <= timings.total
@@ -140,8 +153,10 @@ def test_prompt_lookup_changes_no_answer(assistant, image, monkeypatch):
     rows = []
     whole = assistant.model.forward_packed
     monkeypatch.setattr(assistant.model, "forward_packed", lambda x, *rest: rows.append(len(x)) or whole(x, *rest))
+    assistant.reset_cache()
     plain, before = assistant.chat(QUESTION, image), sum(rows)
     rows.clear()
+    assistant.reset_cache()
     stream = assistant.chat(QUESTION, image, stream=True, prompt_lookup_num_tokens=5)
     assert "".join(stream) == stream.answer.text == plain.text
     assert (stream.answer.usage, stream.answer.finish_reason) == (plain.usage, plain.finish_reason)
@@ -151,11 +166,13 @@ def test_prompt_lookup_changes_no_answer(assistant, image, monkeypatch):
 def test_prompt_lookup_and_the_cache_as_loaded_unless_a_chat_says_otherwise(assistant, image, monkeypatch):
     seen = []
 
-    def spy(*args, kv_cache, prompt_lookup):
-        seen.append((kv_cache, prompt_lookup))
-        return Generation(*args)
+    add = SharedEngine.add_request
 
-    monkeypatch.setattr("pixtral.assistant.stream.Generation", spy)
+    def spy(self, request):
+        seen.append((self._engine.config.kv_cache, request.prompt_lookup))
+        return add(self, request)
+
+    monkeypatch.setattr(SharedEngine, "add_request", spy)
     monkeypatch.setattr(assistant, "kv_cache", "bf16")
     monkeypatch.setattr(assistant, "prompt_lookup_num_tokens", 7)
     assistant.chat(QUESTION, image, max_new_tokens=1)
@@ -169,15 +186,18 @@ def test_prompt_lookup_and_the_cache_as_loaded_unless_a_chat_says_otherwise(assi
 
 
 def test_without_a_temperature_the_likeliest_token_is_taken():
-    params = sampling({"max_new_tokens": 7, "seed": 3, "temperature": None, "top_p": None}, (2,))
+    def sampling(**options):
+        return resolve_options(options).sampling
+
+    params = sampling(max_new_tokens=7, seed=3, temperature=None, top_p=None)
     assert params.greedy
     assert params.max_tokens == 7
-    assert params.stop_token_ids == (2,)
-    assert sampling({}, ()).max_tokens == 512
-    assert sampling({"top_p": 0.5}, ()).temperature == 1
-    assert sampling({"temperature": 0.3, "top_k": 5, "min_p": 0.1}, ()).temperature == 0.3
-    assert sampling({"repetition_penalty": 1.2}, ()).repetition_penalty == 1.2
-    assert sampling({"repetition_penalty": 1.2}, ()).greedy
+    assert sampling().max_tokens == 512
+    assert sampling(top_p=0.5).temperature == 1
+    assert sampling(temperature=0.3, top_k=5, min_p=0.1).temperature == 0.3
+    assert sampling(repetition_penalty=1.2).repetition_penalty == 1.2
+    assert sampling(repetition_penalty=1.2).greedy
+    assert sampling(stop="###").stop == ("###",)
 
 
 @pytest.mark.parametrize(
@@ -310,7 +330,7 @@ def test_a_raw_prompt(assistant, image):
     )
     answer = assistant.complete(raw, image)
     assert answer.text == chat.text
-    assert answer.usage == chat.usage
+    assert_equal_usage(answer, chat)
     assert answer.messages == []
     assert assistant.complete("Once upon", max_new_tokens=3).usage.image_tokens == 0
     with pytest.raises(PromptError, match="empty"):
@@ -337,3 +357,124 @@ def test_role_order_is_the_template_s(assistant):
 def test_it_says_what_it_is(assistant):
     assert "float32" in repr(assistant)
     assert "tiny" in repr(assistant)
+
+
+# --- the engine behind it
+
+
+def test_a_second_turn_computes_its_new_tokens_only(assistant, image, monkeypatch):
+    assistant.reset_cache()
+    rows, encoded = [], []
+    forward, encode = assistant.model.forward_packed, assistant.model.encode_images
+    monkeypatch.setattr(assistant.model, "forward_packed", lambda x, *rest: rows.append(len(x)) or forward(x, *rest))
+    monkeypatch.setattr(assistant.model, "encode_images", lambda x: encoded.append(len(x)) or encode(x))
+    conversation = assistant.conversation(max_new_tokens=20)
+    first = conversation.ask(QUESTION, image)
+    rows.clear()
+    second = conversation.ask("How many shapes are there?")
+    computed = sum(rows) - (second.usage.completion_tokens - 1)  # the last token is not run
+    # blocks are of 16 tokens, so up to 15 of those that are known are computed again
+    assert second.usage.prompt_tokens - first.usage.total_tokens <= computed
+    assert computed < second.usage.prompt_tokens - first.usage.total_tokens + 16 + 1
+    assert second.usage.cached_tokens == second.usage.prompt_tokens - computed
+    assert encoded == [1]
+    assistant.reset_cache()
+    assert (
+        assistant.chat([*first.messages, {"role": "user", "content": "How many shapes are there?"}]).text == second.text
+    )
+
+
+def test_several_questions_share_steps(assistant, image, monkeypatch):
+    questions = [QUESTION, "How many shapes are there?", "What colour is the circle?"]
+    alone = [assistant.chat(question, image) for question in questions]
+    assistant.reset_cache()
+    steps = []
+    forward = assistant.model.forward_packed
+    monkeypatch.setattr(assistant.model, "forward_packed", lambda x, *rest: steps.append(len(x)) or forward(x, *rest))
+    together = assistant.chat(questions, [image] * 3)
+    assert [answer.text for answer in together] == [answer.text for answer in alone]
+    assert len(steps) <= max(answer.usage.completion_tokens for answer in together) + 1
+    mixed = assistant.chat([[*alone[0].messages, {"role": "user", "content": questions[1]}], "Hello"], max_new_tokens=4)
+    assert [len(answer.messages) for answer in mixed] == [4, 2]
+    with pytest.raises(PromptError, match="2 entries for 3 questions"):
+        assistant.chat(questions, [image] * 2)
+    with pytest.raises(PromptError, match="one by one"):
+        assistant.chat(questions, [image] * 3, stream=True)
+
+
+def test_streams_that_are_read_in_turns_do_not_disturb_each_other(assistant, image):
+    questions = [QUESTION, "How many shapes are there?"]
+    expected = [assistant.chat(question, image).text for question in questions]
+    streams = [assistant.chat(question, image, stream=True) for question in questions]
+    texts = ["", ""]
+    for _ in range(200):
+        for number, stream in enumerate(streams):
+            texts[number] += next(stream, "")
+    assert texts == expected == [stream.answer.text for stream in streams]
+
+
+def test_threads_get_their_own_answers(assistant, image):
+    questions = [QUESTION, "How many shapes are there?", "What colour is the circle?", "Where is the star?"]
+    expected = [assistant.chat(question, image).text for question in questions]
+    found = {}
+    threads = [
+        threading.Thread(target=lambda q=question: found.update({q: assistant.chat(q, image).text}))
+        for question in questions
+    ]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert [found[question] for question in questions] == expected
+
+
+def test_a_stream_that_nobody_reads_any_more_is_dropped(assistant, image):
+    assistant.reset_cache()
+    stream = assistant.chat(QUESTION, image, stream=True)
+    next(stream)
+    engine = assistant._engines[None]._engine
+    assert engine.has_unfinished
+    del stream
+    gc.collect()
+    assistant.chat("Hello", max_new_tokens=1)
+    assert not engine.has_unfinished
+    engine.check()
+
+
+def test_an_interrupted_step_ends_what_is_running_and_nothing_else(assistant, image, monkeypatch):
+    assistant.reset_cache()
+    expected = assistant.chat(QUESTION, image).text
+    other = assistant.chat(QUESTION, image, stream=True)
+    next(other)
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assistant.model, "forward_packed", interrupted)
+        with pytest.raises(KeyboardInterrupt):
+            assistant.chat(QUESTION, image)
+    with pytest.raises(EngineError, match="interrupted"):
+        list(other)
+    assert assistant.chat(QUESTION, image).text == expected
+
+
+def test_changed_weights_are_not_answered_from_the_cache(assistant, image):
+    before = assistant.chat(QUESTION, image)
+    norm = assistant.model.model.language_model.norm.weight
+    saved = norm.detach().clone()
+    with torch.no_grad():
+        norm.neg_()
+    changed = assistant.chat(QUESTION, image, max_new_tokens=8)
+    assert changed.usage.cached_tokens == 0
+    with torch.no_grad():
+        norm.copy_(saved)
+    assert assistant.chat(QUESTION, image).text == before.text
+
+
+def test_torch_s_seed_makes_unseeded_draws_repeatable(assistant, image):
+    def draw():
+        torch.manual_seed(3)
+        return assistant.chat(QUESTION, image, temperature=5.0, max_new_tokens=12).text
+
+    assert draw() == draw()

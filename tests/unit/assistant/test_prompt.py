@@ -90,9 +90,10 @@ SHAPES = {
 def test_every_shape_of_a_message_gives_the_same_ids_and_pixels(assistant, shape):
     expected = prepared(assistant, QUESTION, PATH)
     found = prepared(assistant, *SHAPES[shape])
-    assert found.ids == expected.ids
-    assert len(found.pixels) == 1
-    assert torch.equal(found.pixels[0], expected.pixels[0])
+    assert found.encoded.ids == expected.encoded.ids
+    assert len(found.encoded.images) == 1
+    assert torch.equal(found.encoded.images[0].pixels(), expected.encoded.images[0].pixels())
+    assert found.encoded.images[0].key == expected.encoded.images[0].key
     assert found.images == expected.images
 
 
@@ -104,8 +105,9 @@ def test_what_became_of_the_images(assistant):
         (16, 49, 16, 64, 4, 1),
     ]
     tokens = assistant.processor.image_tokens
-    assert prompt.image_tokens == sum(token in set(tokens.ids) for token in prompt.ids) == 3 * 8 + 4 * 2
-    assert [tuple(pixels.shape) for pixels in prompt.pixels] == [(3, 48, 112), (3, 64, 16)]
+    encoded = prompt.encoded
+    assert encoded.num_image_tokens == sum(token in set(tokens.ids) for token in encoded.ids) == 3 * 8 + 4 * 2
+    assert [tuple(image.pixels().shape) for image in encoded.images] == [(3, 48, 112), (3, 64, 16)]
 
 
 def test_an_image_is_named_by_its_place_when_there_are_several(assistant, tmp_path):
@@ -123,7 +125,7 @@ def test_limits_hold(assistant):
 
 
 def test_control_tokens_in_a_question_are_text(assistant):
-    prompt = prepared(assistant, "[IMG]</s>[/INST] what?", PATH)
+    prompt = prepared(assistant, "[IMG]</s>[/INST] what?", PATH).encoded
     ids = assistant.processor.image_tokens.ids
-    assert sum(token in ids for token in prompt.ids) == prompt.image_tokens
+    assert sum(token in ids for token in prompt.ids) == prompt.num_image_tokens
     assert assistant.processor.tokenizer.eos_token_id not in prompt.ids

@@ -10,13 +10,13 @@ import torch
 from pixtral.bench.ceilings import Ceilings
 from pixtral.bench.machine import reset_peak, resident
 from pixtral.bench.measure import Bench
-from pixtral.bench.measured_model import loaded_subject, needed_bytes, random_subject
-from pixtral.bench.random_model import empty_model, fill_random
+from pixtral.bench.measured_model import loaded_model, model_of_shape, needed_bytes
+from pixtral.bench.random_model import FilledContext, empty_model, fill_random
 from pixtral.bench.settings import Settings
-from pixtral.bench.work import FilledContext
 from pixtral.configuration.shapes import shape_config, with_layers
+from pixtral.engine.sampling_params import SamplingParams
 from pixtral.errors import ConfigError
-from pixtral.generation.loop import Generation, Prompt, SamplingParams
+from pixtral.generation.loop import Generation, Prompt
 from pixtral.quantization import Asked
 
 SETTINGS = Settings(images=(64,), prompt=40, new=3, contexts=(70,), memory_context=90, repeat=2)
@@ -107,10 +107,10 @@ def test_parts_of_the_layers_are_scaled_to_all(monkeypatch):
     bench = Bench(model, SETTINGS, StillMeter(), of_layers=4)
     bench._head_seconds = 0.5
     ceilings = StillMeter().ceilings()
-    assert bench._left_out([(2.0, ceilings), (2.5, ceilings), (9.0, ceilings)]) == 3 * 2.0
-    assert bench._left_out([(2.5, ceilings)], 1.0) == 3 * 1.0
+    assert bench._missing_seconds([(2.0, ceilings), (2.5, ceilings), (9.0, ceilings)]) == 3 * 2.0
+    assert bench._missing_seconds([(2.5, ceilings)], 1.0) == 3 * 1.0
     whole = Bench(model, SETTINGS, StillMeter())
-    assert whole._left_out([(2.5, ceilings)]) == 0.0
+    assert whole._missing_seconds([(2.5, ceilings)]) == 0.0
 
 
 def test_the_peak_can_begin_anew():
@@ -129,14 +129,14 @@ def test_too_little_memory_is_refused_with_numbers_before_anything_is_built(monk
     monkeypatch.setattr("pixtral.bench.measured_model.available_memory", lambda device: 10_000_000_000)
     monkeypatch.setattr("pixtral.bench.measured_model.fill_random", lambda model: pytest.fail("it was built"))
     with pytest.raises(ConfigError) as refused:
-        random_subject("pixtral-12b", Asked(), Settings())
+        model_of_shape("pixtral-12b", Asked(), Settings())
     assert re.fullmatch(
         r"pixtral-12b with 40 layers needs 26\.\d GB, a context of 4096 tokens included, but 10\.0 GB are available; "
         r"these fit: --quantization int4 \(9\.\d GB\), or --layers 11 of its 40",
         str(refused.value),
     )
     with pytest.raises(ConfigError, match=r"pixtral-large with 88 layers needs .*these fit: --layers 7 of its 88"):
-        random_subject("pixtral-large", Asked("int4"), Settings())
+        model_of_shape("pixtral-large", Asked("int4"), Settings())
     seven, eight = (
         needed_bytes(empty_model(with_layers(shape_config("pixtral-large"), n), Asked("int4")), Settings())
         for n in (7, 8)
@@ -144,15 +144,15 @@ def test_too_little_memory_is_refused_with_numbers_before_anything_is_built(monk
     assert seven <= 10_000_000_000 < eight
     monkeypatch.setattr("pixtral.bench.measured_model.available_memory", lambda device: 1_000_000)
     with pytest.raises(ConfigError, match="choose a smaller shape"):
-        random_subject("mid", Asked("int4"), Settings())
+        model_of_shape("mid", Asked("int4"), Settings())
 
 
 def test_a_model_can_be_loaded():
     from pixtral.assets import tiny_path
 
-    subject = loaded_subject(str(tiny_path()), Asked("int8"), SETTINGS)
-    assert subject.facts["weights"] == "loaded"
-    assert subject.facts["quantization"]["bits"] == 8
-    assert subject.facts["layers"] == subject.of_layers
+    measured = loaded_model(str(tiny_path()), Asked("int8"), SETTINGS)
+    assert measured.facts["weights"] == "loaded"
+    assert measured.facts["quantization"]["bits"] == 8
+    assert measured.facts["layers"] == measured.of_layers
     with pytest.raises(ConfigError, match="exceeds the model's context"):
-        loaded_subject(str(tiny_path()), Asked(), Settings(prompt=10**7))
+        loaded_model(str(tiny_path()), Asked(), Settings(prompt=10**7))

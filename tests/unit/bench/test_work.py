@@ -10,8 +10,8 @@ import torch
 
 from pixtral.bench.ceilings import READ_BYTES, Ceilings, Meter, _torch_rate
 from pixtral.bench.random_model import empty_model
-from pixtral.bench.settings import Phase, Settings, limit_of
-from pixtral.bench.work import Work, cache_bytes, decoder_work, idle_share, image_work
+from pixtral.bench.settings import Settings
+from pixtral.bench.work import Measurement, Work, cache_bytes, decoder_work, idle_share, image_work
 from pixtral.configuration.shapes import shape_config
 from pixtral.errors import ConfigError
 from pixtral.ops.native.library import ISAS
@@ -71,16 +71,16 @@ def test_the_least_time_is_computing_or_reading():
     assert Work(int8=200.0, bf16=50.0, bytes=5.0).least_seconds(CEILINGS) == 3.0
     assert Work(int8=200.0, bytes=50.0).least_seconds(CEILINGS) == 5.0
     assert (Work(1, 2, 3) + Work(1, 2, 3)) == Work(2, 4, 6)
-    assert limit_of(Work(int8=200.0, bytes=50.0), CEILINGS) == "read"
-    assert limit_of(Work(int8=200.0, bf16=10.0), CEILINGS) == "int8"
-    assert limit_of(Work(int8=10.0, bf16=100.0), CEILINGS) == "bf16"
-    assert limit_of(Work(int8=200.0, bf16=100.0), CEILINGS) == "mixed"
+    assert Work(int8=200.0, bytes=50.0).limit(CEILINGS) == "read"
+    assert Work(int8=200.0, bf16=10.0).limit(CEILINGS) == "int8"
+    assert Work(int8=10.0, bf16=100.0).limit(CEILINGS) == "bf16"
+    assert Work(int8=200.0, bf16=100.0).limit(CEILINGS) == "mixed"
 
 
 def test_a_share_is_the_median_over_runs_with_the_ceilings_of_their_time():
     fast, slow = CEILINGS, Ceilings(5.0, 100.0, 50.0, "paper")
     runs = [(2.0, fast), (4.0, slow), (1.0, fast)]
-    phase = Phase.of(runs, Work(bytes=10.0), tokens=4, extra=6.0)
+    phase = Measurement.of(runs, Work(bytes=10.0), tokens=4, extra=6.0)
     assert phase.share == 0.5  # 1 / 2, 2 / 4 and 1 / 1
     made = phase.to_dict()
     assert made["seconds"] == 8.0

@@ -11,9 +11,8 @@ from serving import CONTEXT, GREEDY, Letters, ask, engine_of, expected, joined, 
 
 from pixtral.engine.config import EngineConfig
 from pixtral.engine.engine import Engine
-from pixtral.engine.prompt_lookup import PromptLookup
 from pixtral.engine.request import EngineRequest, ImageInput
-from pixtral.engine.sampling_params import SamplingParams
+from pixtral.engine.sampling_params import PromptLookup, SamplingParams
 from pixtral.errors import ConfigError, GenerationError, PromptError
 from pixtral.models.mistral import MistralForCausalLM
 from pixtral.ops.native.library import kernels_if_built

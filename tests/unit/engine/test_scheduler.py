@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from pixtral.engine.block_manager import BlockPool
-from pixtral.engine.encoder_cache import ImageCache
-from pixtral.engine.request import Budget, Request, Status
+from pixtral.engine.block_manager import BlockManager
+from pixtral.engine.encoder_cache import EncoderCache
+from pixtral.engine.request import Request, SchedulerConfig, Status
 from pixtral.engine.sampling_params import SamplingParams
 from pixtral.engine.scheduler import Scheduler
 
@@ -12,7 +12,7 @@ SIZE = 4
 
 
 def scheduler_of(blocks=20, seqs=4, tokens=10, **kwargs):
-    return Scheduler(Budget(seqs, tokens, **kwargs), BlockPool(blocks, SIZE), ImageCache(100))
+    return Scheduler(SchedulerConfig(seqs, tokens, **kwargs), BlockManager(blocks, SIZE), EncoderCache(100))
 
 
 def add(scheduler, length, name, start=0, **kwargs):
@@ -26,11 +26,11 @@ def step(scheduler, **kwargs):
     """Plan, run, and say something wherever a token can be chosen; what each ran, by name."""
     plan = scheduler.schedule(**kwargs)
     scheduler.update(plan)
-    for request in plan.tokens:
+    for request in plan.num_scheduled_tokens:
         if request.num_computed >= request.length:
             request.append(7)
     scheduler.check()
-    return {request.request_id: count for request, count in plan.tokens.items()}
+    return {request.request_id: count for request, count in plan.num_scheduled_tokens.items()}
 
 
 def test_answers_first_then_prompts_in_order():
@@ -109,4 +109,4 @@ def test_who_leads_is_followed_by_the_next_when_it_goes():
     scheduler.remove(family[0])
     assert family[1].leader is None and family[1].followers == [family[2]] and family[2].leader is family[1]
     plan = scheduler.schedule()
-    assert plan.tokens == {family[1]: 10} and family[1].num_cached_tokens == 8
+    assert plan.num_scheduled_tokens == {family[1]: 10} and family[1].num_cached_tokens == 8

@@ -18,7 +18,7 @@ from pixtral import LlavaForConditionalGeneration, QuantizationConfig
 from pixtral.assets import demo_image_path, tiny_path
 from pixtral.errors import CheckpointError, ConfigError, GenerationError
 from pixtral.ops.kv_cache import KVCache
-from pixtral.sizing.memory import _Live
+from pixtral.sizing.memory import _LiveMemory
 
 WIDE = llava_dict(text={"hidden_size": 64, "intermediate_size": 128}, vision={"intermediate_size": 64})
 
@@ -180,7 +180,7 @@ def test_work_space_grows_with_what_is_asked() -> None:
 
 
 def test_what_is_alive_at_once_is_counted() -> None:
-    with FakeTensorMode(), _Live([]) as live:
+    with FakeTensorMode(), _LiveMemory([]) as live:
         first = torch.empty(1000, dtype=torch.uint8)
         second = first + first
         assert (live.now, live.peak) == (2000, 2000)

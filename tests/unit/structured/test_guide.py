@@ -22,8 +22,8 @@ from pixtral.structured.grammars import Grammars, guide_of
 from pixtral.structured.guide import InString, LaterGuide, WithoutGuide, keep_only
 from pixtral.structured.tool_parser import AnswerParser
 from pixtral.structured.tools import read_tools
+from pixtral.text.detokenizer import StreamDecoder
 from pixtral.text.mistral import MistralCommonTokenizer
-from pixtral.text.stream import StreamDecoder
 
 END, CALLS = 2, 9
 CLOCK = {"type": "function", "function": {"name": "clock"}}

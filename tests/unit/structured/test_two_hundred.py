@@ -13,9 +13,8 @@ import pixtral
 from pixtral.assistant.prompt import prepare
 from pixtral.engine.config import EngineConfig
 from pixtral.engine.engine import Engine
-from pixtral.engine.prompt_lookup import PromptLookup
 from pixtral.engine.request import EngineRequest
-from pixtral.engine.sampling_params import SamplingParams
+from pixtral.engine.sampling_params import PromptLookup, SamplingParams
 from pixtral.structured.formats import json_schema
 from pixtral.structured.grammars import Grammars
 

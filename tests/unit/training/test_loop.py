@@ -1,18 +1,20 @@
-"""The training loop: it learns, it resumes where it stopped, and the learning rate ends with the time."""
+"""The training loop: it learns, resumes where it stopped, follows its schedule, and averages gradients."""
 
 from __future__ import annotations
 
 import pytest
 import torch
+import torch.distributed as dist
+from torch.multiprocessing.spawn import spawn
 
 from pixtral.configuration import LlavaConfig
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.training.batches import Encoder
-from pixtral.training.curriculum import STAGES, Plan, initialise, learning_rate
+from pixtral.training.curriculum import STAGES, Plan, learning_rate
 from pixtral.training.evaluate import accuracy
-from pixtral.training.loop import Trainer
+from pixtral.training.loop import Trainer, average_gradients, rank_and_world, shared_clock
 from pixtral.training.questions import vocabulary
-from pixtral.training.tiny import VOCAB_SIZE, tiny_config
+from pixtral.training.tiny import VOCAB_SIZE, initialise, tiny_config
 from pixtral.training.tiny_tokenizer import write_tokenizer
 
 PLAN = Plan(minutes=1.0, batch_size=2, warmup_steps=2, bfloat16=False)
@@ -94,3 +96,31 @@ def test_accuracy_of_an_untrained_network_is_nothing(encoder):
     initialise(model, 1)
     right = accuracy(model, encoder, STAGES[-1], ("colour", "count"), 4, batch_size=4)
     assert right == {"colour": 0.0, "count": 0.0}
+
+
+def work(rank: int, folder: str) -> None:
+    """One of two processes; what it ends with goes to a file."""
+    dist.init_process_group("gloo", init_method=f"file://{folder}/rendezvous", rank=rank, world_size=2)
+    weight, other = torch.nn.Parameter(torch.zeros(2, 3)), torch.nn.Parameter(torch.zeros(4))
+    weight.grad = torch.full((2, 3), 1.0 + 2 * rank)
+    if rank == 1:
+        other.grad = torch.full((4,), 6.0)
+    average_gradients([weight, other])
+    torch.save((rank_and_world(), weight.grad, other.grad, shared_clock(10.0 + rank)), f"{folder}/{rank}.pt")
+    dist.destroy_process_group()
+
+
+def test_two_processes_share_gradients_and_clock(tmp_path):
+    spawn(work, (str(tmp_path),), nprocs=2)
+    for rank in range(2):
+        where, first, second, minutes = torch.load(tmp_path / f"{rank}.pt")
+        assert where == (rank, 2) and minutes == 10.0
+        assert torch.equal(first, torch.full((2, 3), 2.0))  # the mean of 1 and 3
+        assert torch.equal(second, torch.full((4,), 3.0))  # the mean of nothing and 6
+
+
+def test_a_process_alone_keeps_its_own():
+    weight = torch.nn.Parameter(torch.zeros(2))
+    weight.grad = torch.ones(2)
+    average_gradients([weight])
+    assert rank_and_world() == (0, 1) and shared_clock(3.0) == 3.0 and torch.equal(weight.grad, torch.ones(2))

@@ -9,7 +9,7 @@ import torch
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.training.batches import IMG, Encoder, Stage, make_batch, patch_owners
 from pixtral.training.evaluate import forward
-from pixtral.training.pointing import ANSWER, ROUTES, Pointer, pointing_loss, watched
+from pixtral.training.pointing import ANSWER, ROUTES, Pointer, attention_inputs, pointing_loss
 from pixtral.training.questions import KINDS, vocabulary
 from pixtral.training.scenes import COLOURS, SHAPES, draw_labelled, sample_scene
 from pixtral.training.tiny import VOCAB_SIZE, tiny_config
@@ -68,7 +68,7 @@ def test_pointers_lead_from_naming_words_to_patches_of_that_thing(encoder, kind)
 
 def test_the_loss_is_the_attention_that_the_network_itself_computes(encoder, model):
     made = batch(encoder)
-    with torch.no_grad(), watched(model) as seen:
+    with torch.no_grad(), attention_inputs(model) as seen:
         forward(model, made, bfloat16=False)
         loss = pointing_loss(model, seen, made.pointers)
     start = 0
@@ -98,7 +98,7 @@ def test_attention_learns_to_point(encoder):
     optimizer = torch.optim.Adam(student.parameters(), lr=2e-3)
     losses = []
     for _ in range(12):
-        with watched(student) as seen:
+        with attention_inputs(student) as seen:
             forward(student, made, bfloat16=False)
         loss = pointing_loss(student, seen, made.pointers)
         optimizer.zero_grad()

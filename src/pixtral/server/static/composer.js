@@ -35,7 +35,7 @@ export class Composer {
     this.refresh();
   }
 
-  /** Adds files as images; those that are none are said. */
+  /** Adds files as images; files that are not images are reported. */
   async add(files) {
     const { max_images: most, max_image_pixels: maxPixels } = this.facts;
     const room = most - imageCount(this.actions.before(this.#editing)) - this.#images.length;
@@ -186,9 +186,9 @@ export class Composer {
       return tile;
     }
     const width = Math.min(TILE_WIDTH, (TILE_HEIGHT * image.width) / image.height);
-    const image = h("img", { alt: image.name });
-    const frame = gridded(image, image, width);
-    this.urls.show(image, image.id);
+    const img = h("img", { alt: image.name });
+    const frame = gridded(img, image, width);
+    this.urls.show(img, image.id);
     const label = `${image.name}: ${describe(image)}`;
     const title = `${label} (${sentAs(image)})`;
     const open = h("button", { type: "button", class: "look", "aria-label": label, title }, frame);

@@ -5,9 +5,9 @@ import { icon } from "./icons.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 
-/** An image in the shape of its image, shown `width` CSS pixels wide, with the grid of its patches over it. */
-export function gridded(image, { width: across, height: down, grid }, width) {
-  const frame = h("span", { class: "gridded" }, image, gridOf(grid.rows, grid.cols, width / grid.cols));
+/** An <img> in the aspect ratio of its image, `width` CSS pixels wide, with the grid of its patches over it. */
+export function gridded(img, { width: across, height: down, grid }, width) {
+  const frame = h("span", { class: "gridded" }, img, gridOf(grid.rows, grid.cols, width / grid.cols));
   frame.style.width = `${width}px`;
   frame.style.aspectRatio = `${across} / ${down}`;
   return frame;

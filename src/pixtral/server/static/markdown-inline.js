@@ -120,7 +120,7 @@ class Inline {
     const href = link && safeAddress(link[1] ?? link[2]);
     if (!href) return this.#push("]", 1);
     const children = joined(emphasized(this.out.splice(bracket.place).slice(1)));
-    // an image from elsewhere is never loaded: it would tell a stranger that somebody reads this
+    // a remote image is never loaded: the request would reveal to its server that the answer is being read
     this.#push({ tag: "a", href, children: children.length ? children : [href] }, link[0].length);
     if (!bracket.image) this.brackets = []; // no link inside a link
   }

@@ -1,9 +1,9 @@
-// Conversations and their images in IndexedDB; in memory, with a word about it, where the browser keeps nothing.
+// Conversations and their images in IndexedDB; in memory, with a notice, where the browser stores nothing.
 
 import { imageIds } from "./conversation.js";
 
 const NAME = "pixtral";
-const VERSION = 1;
+const VERSION = 2; // 1 kept images in a store of another name
 
 /** Storage that is full. */
 export class QuotaError extends Error {}
@@ -21,6 +21,7 @@ function opened() {
   return new Promise((resolve, reject) => {
     const request = indexedDB.open(NAME, VERSION);
     request.onupgradeneeded = () => {
+      for (const name of [...request.result.objectStoreNames]) request.result.deleteObjectStore(name);
       request.result.createObjectStore("conversations", { keyPath: "id" });
       request.result.createObjectStore("images", { keyPath: "id" });
     };

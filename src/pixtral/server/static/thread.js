@@ -87,9 +87,9 @@ export class Thread {
   #image(image, height) {
     if (image.pages) return h("li", { title: describe(image) }, sheet(image));
     const width = Math.min((height * image.width) / image.height, 320);
-    const image = h("img", { alt: image.name, loading: "lazy" });
-    const frame = gridded(image, image, width);
-    this.urls.show(image, image.id);
+    const img = h("img", { alt: image.name, loading: "lazy" });
+    const frame = gridded(img, image, width);
+    this.urls.show(img, image.id);
     const label = `${image.name}: ${describe(image)}`;
     const open = () => view(image, this.urls);
     return h(

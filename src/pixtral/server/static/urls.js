@@ -8,11 +8,11 @@ export class ImageUrls {
     this.blobOf = blobOf;
   }
 
-  /** Sets the image as the source of an image, now or when its bytes have been read. */
-  async show(image, id) {
+  /** Sets the image as the source of an <img>, now or when its bytes have been read. */
+  async show(img, id) {
     const url = this.#urls.get(id) ?? (await this.#read(id));
-    if (url) image.src = url;
-    else image.closest(".gridded, .tile")?.classList.add("lost");
+    if (url) img.src = url;
+    else img.closest(".gridded, .tile")?.classList.add("lost");
   }
 
   /** Takes the bytes of an image that is not in the store yet. */

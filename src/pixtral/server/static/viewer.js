@@ -9,9 +9,9 @@ import { describe } from "./images.js";
 /** Opens an image; `urls` shows its bytes. */
 export function view(image, urls) {
   const width = shownWidth(image);
-  const image = h("img", { alt: image.name });
-  const frame = gridded(image, image, width);
-  urls.show(image, image.id);
+  const img = h("img", { alt: image.name });
+  const frame = gridded(img, image, width);
+  urls.show(img, image.id);
   const grid = h("button", { type: "button", class: "pill", "aria-pressed": "true" }, "Patches");
   setIcon(grid, "grid");
   grid.addEventListener("click", () => {

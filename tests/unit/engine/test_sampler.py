@@ -7,9 +7,12 @@ import math
 import pytest
 import torch
 
-from pixtral.engine.sampler import seeded_generator
+from pixtral.engine.request import Request
+from pixtral.engine.sampler import SamplingState, seeded_generator
+from pixtral.engine.sampling_ops import warp
+from pixtral.engine.sampling_params import SamplingParams
 from pixtral.errors import GenerationError
-from pixtral.generation.sampling import SamplingParams, choose, penalize, warp
+from pixtral.generation.loop import choose
 
 GREEDY = SamplingParams(temperature=0)
 KINDS = [
@@ -23,6 +26,15 @@ KINDS = [
     SamplingParams(top_k=1),
     SamplingParams(top_k=500, top_p=1.0),
 ]
+
+
+def states_of(params, prompt=()):
+    """A continuation for each, all of one prompt."""
+    return [SamplingState(Request(p, tuple(prompt), len(prompt), 9, index=index)) for index, p in enumerate(params)]
+
+
+def tokens_of(scores, params, **options):
+    return torch.tensor(choose(scores, states_of(params), **options))
 
 
 def kept(params, values):
@@ -72,56 +84,55 @@ def test_rows_do_not_see_each_other():
 
 def test_penalty_and_minimum():
     logits = torch.tensor([[2.0, -1.0, 0.5, 3.0], [2.0, -1.0, 0.5, 3.0], [2.0, -1.0, 0.5, 3.0]])
-    seen = torch.tensor([[True, True, False, False]] * 3)
     params = [
         SamplingParams(repetition_penalty=2.0),
         SamplingParams(min_tokens=2, stop_token_ids=(3, 99)),
         SamplingParams(min_tokens=2, stop_token_ids=(3,), repetition_penalty=0.5),
     ]
-    scores = penalize(logits, params, seen, [0, 1, 2])
+    scores = logits.clone()
+    for row, (state, count) in enumerate(zip(states_of(params, prompt=(0, 1)), [0, 1, 2], strict=True)):
+        state.request.new_ids += [0] * count
+        state.adjust(scores[row])
     assert scores.tolist() == [[1.0, -2.0, 0.5, 3.0], [2.0, -1.0, 0.5, -math.inf], [4.0, -0.5, 0.5, 3.0]]
-    assert logits[0].tolist() == [2.0, -1.0, 0.5, 3.0]
-    assert penalize(logits, [GREEDY] * 3, None, [0, 0, 0]) is logits
+    assert states_of([GREEDY])[0].plain and not any(state.plain for state in states_of(params))
 
 
 def test_draws_follow_the_probabilities():
     scores = torch.tensor([0.5, 0.3, 0.2]).log().repeat(20000, 1)
-    params = [SamplingParams()] * len(scores)
-    counts = choose(scores, params, [None] * len(scores)).bincount(minlength=3) / len(scores)
+    counts = tokens_of(scores, [SamplingParams()] * len(scores)).bincount(minlength=3) / len(scores)
     torch.testing.assert_close(counts, torch.tensor([0.5, 0.3, 0.2]), atol=0.015, rtol=0)
-    own = [seeded_generator(7, copy, "cpu") for copy in range(4000)]
-    counts = choose(scores[:4000], params[:4000], own).bincount(minlength=3) / 4000
+    counts = tokens_of(scores[:4000], [SamplingParams(seed=7)] * 4000).bincount(minlength=3) / 4000
     torch.testing.assert_close(counts, torch.tensor([0.5, 0.3, 0.2]), atol=0.035, rtol=0)
 
 
 def test_the_same_draws_as_multinomial():
     scores = torch.randn(5, 50)
     torch.manual_seed(3)
-    ours = choose(scores, [SamplingParams()] * 5, [None] * 5)
+    ours = tokens_of(scores, [SamplingParams()] * 5)
     torch.manual_seed(3)
     assert ours.equal(torch.multinomial(scores.softmax(-1), 1).squeeze(1))
     generator = torch.Generator().manual_seed(3)
-    assert ours.equal(choose(scores, [SamplingParams()] * 5, [None] * 5, shared=generator))
+    assert ours.equal(tokens_of(scores, [SamplingParams()] * 5, shared=generator))
 
 
 def test_a_row_keeps_its_noise_when_others_leave():
     scores, params = torch.randn(5, 50), [SamplingParams()] * 5
     for rows in ([0, 1, 2, 3, 4], [1, 4], [3]):
         torch.manual_seed(3)
-        everyone = choose(scores, params, [None] * 5)
+        everyone = tokens_of(scores, params)
         torch.manual_seed(3)
-        some = choose(scores[rows], params[: len(rows)], [None] * len(rows), slots=(rows, 5))
+        some = tokens_of(scores[rows], params[: len(rows)], slots=(rows, 5))
         assert some.equal(everyone[rows])
 
 
 def test_greedy_seeded_and_shared_rows_in_one_batch():
     scores = torch.randn(4, 50)
-    params = [GREEDY, SamplingParams(), SamplingParams(), SamplingParams()]
+    params = [GREEDY, SamplingParams(seed=5), SamplingParams(), SamplingParams(seed=5)]
 
     def draw(rows):
         torch.manual_seed(1)
-        own = [None, seeded_generator(5, 0, "cpu"), None, seeded_generator(5, 1, "cpu")]
-        return choose(scores[rows], [params[row] for row in rows], [own[row] for row in rows]).tolist()
+        states = states_of(params)
+        return choose(scores[rows], [states[row] for row in rows])
 
     together = draw([0, 1, 2, 3])
     assert together[0] == int(scores[0].argmax())
@@ -142,7 +153,7 @@ def test_no_possible_token(broken):
     scores[1] = broken
     for params in (GREEDY, SamplingParams()):
         with pytest.raises(GenerationError, match="row 1"):
-            choose(scores, [params] * 3, [None] * 3)
+            choose(scores, states_of([params] * 3))
 
 
 @pytest.mark.parametrize(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pixtral.engine.sampler import BLOCK, draw, likeliest, pick
+from pixtral.engine.sampling_ops import BLOCK, draw, greedy_tokens, pick, warp
 from pixtral.engine.sampling_params import SamplingParams
-from pixtral.generation.sampling import warp
 
 LARGE = 8 * BLOCK
 
@@ -15,11 +14,11 @@ LARGE = 8 * BLOCK
 @pytest.mark.parametrize("vocabulary", [5, BLOCK, LARGE, LARGE + 1])
 def test_the_likeliest_is_that_of_argmax(vocabulary):
     scores = torch.randn(50, vocabulary).round(decimals=1)  # with ties, of which the first counts
-    best, tokens = likeliest(scores)
+    best, tokens = greedy_tokens(scores)
     assert tokens.equal(scores.argmax(-1)) and best.equal(scores.amax(-1))
     scores[3, vocabulary // 2] = torch.nan
-    assert likeliest(scores)[0].isnan().tolist() == [row == 3 for row in range(50)]
-    assert likeliest(scores[:0])[1].shape == (0,)
+    assert greedy_tokens(scores)[0].isnan().tolist() == [row == 3 for row in range(50)]
+    assert greedy_tokens(scores[:0])[1].shape == (0,)
 
 
 @pytest.mark.parametrize("vocabulary", [1, 5, LARGE, LARGE + 1])
@@ -28,11 +27,11 @@ def test_the_likeliest_in_bfloat16(vocabulary):
     scores[4], scores[5] = scores[4].abs().neg(), -torch.inf
     scores[6] = torch.where(torch.rand(vocabulary) < 0.5, -0.0, 0.0)
     scores[7, vocabulary // 2], scores[8, 0] = torch.inf, -torch.inf
-    best, tokens = likeliest(scores)
+    best, tokens = greedy_tokens(scores)
     assert tokens.equal(scores.float().argmax(-1)) and best.equal(scores.float().amax(-1))
     scores[3, vocabulary // 2], scores[9, -1] = torch.nan, -torch.nan
-    assert likeliest(scores)[0].isnan().tolist() == [row in (3, 9) for row in range(50)]
-    assert likeliest(scores[:0])[1].shape == (0,)
+    assert greedy_tokens(scores)[0].isnan().tolist() == [row in (3, 9) for row in range(50)]
+    assert greedy_tokens(scores[:0])[1].shape == (0,)
 
 
 @pytest.mark.parametrize("columns", [7, BLOCK, LARGE, LARGE + 3])

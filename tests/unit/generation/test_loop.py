@@ -7,10 +7,10 @@ import torch
 from oracle import greedy
 from random_models import llava_dict, random_llava
 
-from pixtral.engine.request import Prompt, context_length
+from pixtral.engine.request import context_length
+from pixtral.engine.sampling_params import SamplingParams
 from pixtral.errors import GenerationError, PromptError
-from pixtral.generation.loop import Generation
-from pixtral.generation.sampling import SamplingParams
+from pixtral.generation.loop import Generation, Prompt
 
 LENGTHS = (5, 1, 17, 9, 3)
 

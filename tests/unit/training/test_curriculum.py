@@ -1,4 +1,4 @@
-"""The tower's first lessons: patch labels say what the scene says, and the tower learns them."""
+"""The tower's first lessons: patch labels agree with the scene, and the probe learns them."""
 
 from __future__ import annotations
 

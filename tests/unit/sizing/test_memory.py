@@ -40,7 +40,8 @@ import gc, json, pathlib, sys
 import torch
 from torch.profiler import ProfilerActivity, profile
 from pixtral import LlavaForConditionalGeneration
-from pixtral.generation.loop import Generation, Prompt, SamplingParams
+from pixtral.engine.sampling_params import SamplingParams
+from pixtral.generation.loop import Generation, Prompt
 
 def status(key):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import torch
 from random_models import llava_dict
 
 from pixtral.configuration import LlavaConfig
-from pixtral.engine.block_manager import BlockPool
-from pixtral.engine.model import PagedCache
-from pixtral.engine.model_runner import SlotTable, Span, pack, spans_of, wanted_rows
-from pixtral.engine.request import Plan, Request
+from pixtral.engine.block_manager import BlockManager
+from pixtral.engine.model import PagedKVCache
+from pixtral.engine.model_runner import SlotTable, Span, pack, spans_of, wanted_logits
+from pixtral.engine.request import Request, SchedulerOutput
 from pixtral.engine.sampling_params import SamplingParams
 
 CPU = torch.device("cpu")
@@ -22,6 +24,18 @@ def request(length, computed, blocks=(), new=(), draft=()):
     made.new_ids += new
     made.draft += draft
     return made
+
+
+class Echo:
+    """A model whose logits are its embeddings."""
+
+    text_config = SimpleNamespace(vocab_size=1)
+
+    def forward_packed(self, embeds, positions, packing, cache, wanted):
+        return embeds if wanted is None else embeds[wanted]
+
+    def logits(self, hidden):
+        return hidden
 
 
 def test_slots_follow_the_blocks():
@@ -41,7 +55,7 @@ def test_a_step_of_everything():
     part = request(9, 2, [2, 3, 4])
     draft = request(3, 4, [6, 5], new=[7, 8], draft=[9, 9])
     end = request(4, 1, [7])
-    spans = spans_of(Plan({decoding: 1, part: 4, draft: 3, end: 3}))
+    spans = spans_of(SchedulerOutput({decoding: 1, part: 4, draft: 3, end: 3}))
     assert [(span.start, span.end, span.num_logits) for span in spans] == [(5, 6, 1), (2, 6, 0), (4, 7, 3), (1, 4, 1)]
     tables = [SlotTable(span.request.blocks, 4, CPU) for span in spans]
     positions, packing = pack(spans, tables, CPU)
@@ -57,20 +71,22 @@ def test_a_step_of_everything():
         21,
         22,
     ]
-    assert wanted_rows(spans) == [0, 5, 6, 7, 10]
-    assert wanted_rows(spans[:1]) is None and wanted_rows([spans[1]]) == []
+    rows = torch.arange(11.0)[:, None]
+    assert wanted_logits(Echo(), rows, positions, packing, None, spans).flatten().tolist() == [0, 5, 6, 7, 10]
+    assert wanted_logits(Echo(), rows[:1], positions[:1], packing, None, spans[:1]).tolist() == [[0]]
+    assert wanted_logits(Echo(), rows[:4], positions[:4], packing, None, spans[1:2]).shape == (0, 1)
 
 
 def test_logits_that_are_held_are_not_wanted_again():
     ahead = request(3, 6, new=[7, 8], draft=[9, 9, 9])  # held behind 8 and its first draft token
-    (span,) = spans_of(Plan({ahead: 2}))
+    (span,) = spans_of(SchedulerOutput({ahead: 2}))
     assert span == Span(ahead, 6, 8, 2)
 
 
 def test_the_cache_grows_with_the_pool_and_keeps_what_it_holds():
     config = LlavaConfig.from_dict(llava_dict()).text_config
-    pool = BlockPool(2)
-    cache = PagedCache(config, pool, torch.float32, CPU)
+    pool = BlockManager(2)
+    cache = PagedKVCache(config, pool, torch.float32, CPU)
     for tensor in cache.layers[1].tensors:
         tensor.normal_()
     old = [tensor.clone() for tensor in cache.layers[1].tensors]

@@ -6,7 +6,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from pixtral.engine.prompt_lookup import PromptLookup, Proposer, image_ids
+from pixtral.engine.prompt_lookup import Proposer, image_ids
+from pixtral.engine.sampling_params import PromptLookup
 from pixtral.errors import GenerationError
 
 IMG, BREAK, END = 10, 12, 13

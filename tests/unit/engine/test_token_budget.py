@@ -1,4 +1,4 @@
-"""Pace: a long prompt stretches the steps of running answers as far as it may, on machines of all kinds."""
+"""TokenBudget: a long prompt stretches the steps of running answers as far as it may, on machines of all kinds."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import statistics
 
 import pytest
 
-from pixtral.engine.token_budget import LEAST, START, Pace
+from pixtral.engine.token_budget import LEAST, START, TokenBudget
 
 
 class Machine:
@@ -34,75 +34,75 @@ MACHINES = [
 @pytest.mark.parametrize("machine", MACHINES)
 @pytest.mark.parametrize("rows", [1, 4, 30])
 def test_steps_with_a_prompt_come_near_the_stretch(machine, rows):
-    pace = Pace(2.0, 2048)
+    pace = TokenBudget(2.0, 2048)
     times = [machine.seconds(rows, 0) for _ in range(20)]
     for seconds in times:
-        pace.note(rows, 0, seconds)
+        pace.observe(rows, 0, seconds)
     alone = statistics.median(times)
     stretches = []
     for _ in range(60):
         tokens = pace.limit(rows)
         assert tokens is not None and LEAST <= tokens <= 2048
         seconds = machine.seconds(rows, tokens)
-        pace.note(rows, tokens, seconds)
+        pace.observe(rows, tokens, seconds)
         stretches.append(seconds / alone)
     assert 1.5 < statistics.median(stretches[20:]) < 2.4
     assert statistics.median(stretches) < 2.5
 
 
 def test_no_limit_without_answers_or_without_a_stretch():
-    assert Pace(2.0, 100).limit(0) is None
-    assert Pace(None, 100).limit(5) is None
+    assert TokenBudget(2.0, 100).limit(0) is None
+    assert TokenBudget(None, 100).limit(5) is None
 
 
 def test_before_anything_is_known():
-    assert Pace(2.0, 2048).limit(3) == START
-    assert Pace(2.0, 7).limit(3) == 7
-    pace = Pace(2.0, 2048)
-    pace.note(0, 1000, 1.0)  # a prompt alone: a millisecond for each token
+    assert TokenBudget(2.0, 2048).limit(3) == START
+    assert TokenBudget(2.0, 7).limit(3) == 7
+    pace = TokenBudget(2.0, 2048)
+    pace.observe(0, 1000, 1.0)  # a prompt alone: a millisecond for each token
     assert pace.limit(3) == START
-    pace.note(3, 0, 0.02)
+    pace.observe(3, 0, 0.02)
     assert pace.limit(3) == 20
     assert pace.limit(200) == 20  # as of the nearest number of rows
 
 
 def test_one_slow_step_does_not_stop_the_reading():
-    pace = Pace(2.0, 2048)
+    pace = TokenBudget(2.0, 2048)
     for _ in range(10):
-        pace.note(4, 0, 0.02)
-        pace.note(4, 20, 0.04)
+        pace.observe(4, 0, 0.02)
+        pace.observe(4, 20, 0.04)
     before = pace.limit(4)
-    pace.note(4, 20, 10.0)
+    pace.observe(4, 20, 10.0)
     assert before == 20 and pace.limit(4) >= 10
 
 
 def test_a_fixed_cost_of_steps_with_prompts_does_not_stop_the_reading():
     """Reading less would make such steps no shorter, only more of them."""
-    pace = Pace(2.0, 2048)
-    pace.note(0, 1000, 0.02)
+    pace = TokenBudget(2.0, 2048)
+    pace.observe(0, 1000, 0.02)
     for _ in range(40):
         tokens = pace.limit(4)
-        pace.note(4, 0, 0.005)
-        pace.note(4, tokens, 0.005 + 0.006 + 0.00002 * tokens)
+        pace.observe(4, 0, 0.005)
+        pace.observe(4, tokens, 0.005 + 0.006 + 0.00002 * tokens)
     assert pace.limit(4) >= 100
 
 
 def test_many_who_wait_for_a_first_token_may_hold_up_few():
-    pace = Pace(2.0, 2048)
-    pace.note(0, 1000, 1.0)
-    pace.note(4, 0, 0.02)
+    pace = TokenBudget(2.0, 2048)
+    pace.observe(0, 1000, 1.0)
+    pace.observe(4, 0, 0.02)
     assert pace.limit(4, 1) == 20
     assert pace.limit(4, 3) == 30
     assert pace.limit(4, 100) == 2 * START  # no more than twice what has been tried
     for _ in range(3):
-        pace.note(4, 60, 0.08)
+        pace.observe(4, 60, 0.08)
     assert pace.limit(4, 100) == 80  # and only four times as much
 
 
 def test_a_short_rest_of_a_prompt_does_not_count_as_all_that_goes():
-    pace = Pace(2.0, 2048)
+    pace = TokenBudget(2.0, 2048)
     for _ in range(4):
-        pace.note(4, 0, 0.02)
-        pace.note(4, 100, 0.022)
-    pace.note(4, 3, 0.0201)
+        pace.observe(4, 0, 0.02)
+        pace.observe(4, 100, 0.022)
+    pace.observe(4, 3, 0.0201)
     assert pace.limit(4) >= 200

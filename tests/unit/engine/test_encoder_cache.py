@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from pixtral.engine.encoder_cache import ImageCache, ImagePlanner
-from pixtral.engine.request import Budget, ImageInput, Plan, Request
+from pixtral.engine.encoder_cache import EncoderCache, EncoderCacheManager
+from pixtral.engine.request import ImageInput, Request, SchedulerConfig, SchedulerOutput
 from pixtral.engine.sampling_params import SamplingParams
 
 
 def filled(limit, **sizes):
-    cache = ImageCache(limit)
+    cache = EncoderCache(limit)
     for name, size in sizes.items():
         assert cache.reserve(name.encode(), size)
         cache.put(name.encode(), name)
@@ -48,7 +48,7 @@ def test_one_image_larger_than_the_limit():
 
 
 def test_an_image_that_never_came_is_forgotten():
-    cache = ImageCache(10)
+    cache = EncoderCache(10)
     cache.reserve(b"a", 4)
     cache.pin(b"a")
     cache.unpin(b"a")
@@ -67,10 +67,10 @@ def make_image(start, length, key):
 
 
 def test_an_image_is_encoded_when_its_first_token_is_planned_and_stays_until_its_last():
-    cache = ImageCache(8)
-    planner = ImagePlanner(cache, Budget(1, 10, max_encoder_tokens=100, feature_bytes=1))
+    cache = EncoderCache(8)
+    planner = EncoderCacheManager(cache, SchedulerConfig(1, 10, max_encoder_tokens=100, feature_bytes=1))
     request = asked(make_image(2, 6, b"a"))
-    plan = Plan()
+    plan = SchedulerOutput()
     assert planner.fit(request, 2, plan) == 2 and plan.encode == []
     request.num_computed = 2
     assert planner.fit(request, 3, plan) == 3 and [image.key for image in plan.encode] == [b"a"]
@@ -78,25 +78,29 @@ def test_an_image_is_encoded_when_its_first_token_is_planned_and_stays_until_its
     request.num_computed = 5
     planner.release(request)
     assert not cache.reserve(b"b", 8), "in the middle of the image its features must stay"
-    assert planner.fit(request, 9, Plan()) == 9
+    assert planner.fit(request, 9, SchedulerOutput()) == 9
     request.num_computed = 8
     planner.release(request)
     assert cache.reserve(b"b", 8)
 
 
 def test_tokens_wait_before_the_first_image_for_which_there_is_no_room():
-    planner = ImagePlanner(ImageCache(100), Budget(1, 10, max_encoder_tokens=10, feature_bytes=1))
-    request, plan = asked(make_image(1, 6, b"a"), make_image(8, 6, b"b"), make_image(15, 2, b"c")), Plan()
+    planner = EncoderCacheManager(EncoderCache(100), SchedulerConfig(1, 10, max_encoder_tokens=10, feature_bytes=1))
+    request, plan = asked(make_image(1, 6, b"a"), make_image(8, 6, b"b"), make_image(15, 2, b"c")), SchedulerOutput()
     assert planner.fit(request, 17, plan) == 8  # though the third would have fitted
-    assert [image.key for image in plan.encode] == [b"a"] and plan.images_closed
+    assert [image.key for image in plan.encode] == [b"a"] and plan.encoder_full
     assert planner.fit(asked(make_image(0, 1, b"d")), 2, plan) == 0, "those behind do not take the room"
-    huge, plan = asked(make_image(3, 50, b"e")), Plan()
+    huge, plan = asked(make_image(3, 50, b"e")), SchedulerOutput()
     assert planner.fit(huge, 9, plan) == 9, "one always goes, however large"
 
 
 def test_equal_images_are_encoded_once_per_step():
-    planner = ImagePlanner(ImageCache(100), Budget(2, 10, max_encoder_tokens=100, feature_bytes=2))
-    one, two, plan = asked(make_image(0, 4, b"a"), make_image(5, 4, b"a")), asked(make_image(1, 4, b"a")), Plan()
+    planner = EncoderCacheManager(EncoderCache(100), SchedulerConfig(2, 10, max_encoder_tokens=100, feature_bytes=2))
+    one, two, plan = (
+        asked(make_image(0, 4, b"a"), make_image(5, 4, b"a")),
+        asked(make_image(1, 4, b"a")),
+        SchedulerOutput(),
+    )
     assert planner.fit(one, 9, plan) == 9 and planner.fit(two, 5, plan) == 5
     assert len(plan.encode) == 1 and planner.num_hits == 1 and planner.cache.nbytes == 8
     planner.release_all(one)

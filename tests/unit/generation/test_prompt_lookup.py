@@ -6,11 +6,9 @@ import pytest
 import torch
 from random_models import llava_dict, random_llava
 
-from pixtral.engine.prompt_lookup import PromptLookup
-from pixtral.engine.request import Prompt
+from pixtral.engine.sampling_params import PromptLookup, SamplingParams
 from pixtral.errors import GenerationError
-from pixtral.generation.loop import Generation
-from pixtral.generation.sampling import SamplingParams
+from pixtral.generation.loop import Generation, Prompt
 from pixtral.ops.native.library import kernels_if_built
 
 STORY = list(range(20, 60))

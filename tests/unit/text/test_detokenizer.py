@@ -7,9 +7,9 @@ from typing import Any
 import pytest
 from tokens import LARGE, small_hf, small_tekken
 
+from pixtral.text.detokenizer import StreamDecoder
 from pixtral.text.huggingface import HuggingFaceTokenizer
 from pixtral.text.mistral import MistralCommonTokenizer
-from pixtral.text.stream import StreamDecoder
 
 
 @pytest.fixture(scope="module", params=["tekken", "tokenizer.json", "sentencepiece"])
