@@ -13,6 +13,8 @@ from isas import using_isa
 
 from pixtral.ops.native.library import ISAS
 
+pytest_plugins = ["skips"]
+
 hypothesis.settings.register_profile(
     "pixtral", deadline=None, derandomize=True, database=None, max_examples=50, print_blob=True
 )
