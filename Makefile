@@ -2,6 +2,7 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+SEED := $(shell date +%s)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo native sanitize test nightly pythons lint types layers check format wheel clean
@@ -23,9 +24,11 @@ sanitize: $(VENV)/.installed-dev    ## the kernels' own checks under AddressSani
 test: $(VENV)/.installed-dev        ## all default tests: under four minutes on two cores, no network
 	$(BIN)/python -m pytest -n 2 --dist loadfile --strict-skips
 
-nightly: $(VENV)/.installed-dev     ## what Hypothesis drives, with fresh seeds and twenty times the examples
-	$(BIN)/python -m pytest -n 2 --dist loadfile --hypothesis-profile nightly --hypothesis-show-statistics \
-	  $$(grep -rlE "^(import|from) (hypothesis|schemathesis)|importorskip\(\"schemathesis" tests --include 'test_*.py')
+nightly: $(VENV)/.installed-dev     ## what Hypothesis drives, with fresh seeds and many times the examples
+	PIXTRAL_FUZZ=2000 $(BIN)/python -m pytest -n 2 --dist loadfile --strict-skips \
+	  --hypothesis-profile nightly --hypothesis-seed $(SEED) \
+	  $$(grep -rlE "from hypothesis|import hypothesis" tests --include "test_*.py") || \
+	  { echo "the same examples again: make nightly SEED=$(SEED)"; exit 1; }
 
 pythons:                            ## compile all files with every Python that is found
 	for version in 3.10 3.11 3.12 3.13; do \

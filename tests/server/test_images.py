@@ -11,9 +11,10 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image, ImageFile
+from profiles import examples
 from server.image_files import data_uri, drawn_pdf, encoded, hostile, huge_exif, pdf
 
 from pixtral.images.geometry import image_grid
@@ -241,7 +242,7 @@ def test_damaged_files_are_images_or_refused(kind: str, changes: list[tuple[int,
 PDF = drawn_pdf(b"1 0 0 rg 0 0 100 100 re f BT /F1 12 Tf (hello) Tj ET")
 
 
-@settings(max_examples=12)
+@examples(12)
 @given(st.lists(st.tuples(st.integers(8, len(PDF) - 1), st.binary(min_size=1, max_size=6)), min_size=1, max_size=6))
 def test_damaged_pdfs_are_pages_or_refused(changes: list[tuple[int, bytes]]) -> None:
     file = bytearray(PDF)
