@@ -32,8 +32,8 @@ nightly: $(VENV)/.installed-dev     ## what Hypothesis drives, with fresh seeds 
 
 pythons:                            ## compile all files with every Python that is found
 	for version in 3.10 3.11 3.12 3.13; do \
-	  python=$$(command -v python$$version) || { echo "python$$version: not found"; continue; }; \
-	  PYTHONPYCACHEPREFIX=build/pycache $$python -W error -m compileall -q src tests benchmarks examples || exit 1; \
+	  python$$version -c "" 2> /dev/null || { echo "python$$version: not found"; continue; }; \
+	  PYTHONPYCACHEPREFIX=build/pycache python$$version -W error -m compileall -q src tests benchmarks examples || exit 1; \
 	  echo "python$$version: all files compile"; done
 
 lint: $(VENV)/.installed-dev        ## style
