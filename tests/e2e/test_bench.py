@@ -219,7 +219,7 @@ def test_a_wrong_instruction_set_is_a_problem():
 def test_missing_kernels_are_a_warning(monkeypatch):
     from pixtral.ops.native import library
 
-    monkeypatch.setattr(library.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("pixtral.ops.native.library.importlib.util.find_spec", lambda name: None)
     caches = (library._open, library.kernels)
     for cache in caches:
         cache.cache_clear()
@@ -257,7 +257,7 @@ def test_too_many_threads_and_little_memory_are_warned_of(monkeypatch, tmp_path)
     quota = tmp_path / "cpu.max"
     quota.write_text("150000 100000\n")
     monkeypatch.setattr(doctor_checks, "_QUOTA", quota)
-    monkeypatch.setattr(doctor_checks.machine, "cores", lambda: 8)
+    monkeypatch.setattr("pixtral.cli.doctor_checks.machine.cores", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     assert "say --threads 2" in doctor_checks._torch().advice
     assert doctor_checks._processor().facts["quota"] == 2

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import warnings
+from typing import Any
 
 import pytest
 import torch
@@ -36,7 +37,7 @@ class OursText(GenerationMixin, MistralForCausalLM):
 @dataclasses.dataclass
 class Two:
     ours: Ours
-    theirs: object
+    theirs: Any
 
     def __call__(self, batch=None, seed=None, inputs=None, **settings):
         """Both outputs for the same call, each from the same global random state."""

@@ -96,8 +96,8 @@ def test_every_request_gives_its_own_tokens(requests: list[Asked], sizes: dict[s
         engine.check()
         step += 1
         assert step < 2000, "somebody waits for ever"
-    for (name, index), result in joined(outputs).items():
-        one = requests[int(name)]
+    for (asked, index), result in joined(outputs).items():
+        one = requests[int(asked)]
         wanted = alone(one.parts, one.params)[index]
         assert result.last is not None
         if result.last.finish_reason == "abort":

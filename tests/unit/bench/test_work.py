@@ -109,12 +109,17 @@ def test_the_meter_without_the_library_uses_torch(monkeypatch):
 def test_large_matrices_are_multiplied_where_that_is_quick(monkeypatch):
     clock = itertools.count(0, 1e-3)
     monkeypatch.setattr("pixtral.bench.ceilings.time.perf_counter", lambda: next(clock))
-    sides = []
-    rate = _torch_rate(lambda a, b: sides.append(len(a)), torch.bfloat16)
+    sides: list[int] = []
+
+    def product(a, b):
+        sides.append(len(a))
+        return a
+
+    rate = _torch_rate(product, torch.bfloat16)
     assert set(sides) == {128}  # a millisecond for such small ones: four seconds for a large one
     assert rate == pytest.approx(2 * 128**3 / 1e-3)
     clock = itertools.count(0, 1e-6)
-    assert _torch_rate(lambda a, b: sides.append(len(a)), torch.bfloat16) == pytest.approx(2 * 2048**3 / 1e-6)
+    assert _torch_rate(product, torch.bfloat16) == pytest.approx(2 * 2048**3 / 1e-6)
 
 
 @pytest.mark.parametrize(

@@ -247,7 +247,7 @@ def test_a_loop_that_is_gone_takes_nobody_with_it():
 
     async def forgotten():
         outputs = engine.generate(ask("forgotten", WORDS[:5], LONG))
-        asyncio.get_running_loop().outputs = outputs  # nobody closes it
+        asyncio.get_running_loop().outputs = outputs  # type: ignore[attr-defined]  # nobody closes it
         await anext(outputs)
         asyncio.get_running_loop().shutdown_asyncgens = lambda: asyncio.sleep(0)
 

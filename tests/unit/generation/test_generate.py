@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import warnings
+from typing import Any
 
 import numpy as np
 import pytest
@@ -104,7 +105,7 @@ def test_a_generator_makes_samples_repeatable(model, batch):
 
 
 def test_tower_and_prompt_once_one_row_of_logits_per_sequence(model, batch, monkeypatch):
-    calls = {"tower": 0, "rows": []}
+    calls: dict[str, Any] = {"tower": 0, "rows": []}
     hooks = [
         model.model.vision_tower.patch_conv.register_forward_hook(
             lambda module, args, output: calls.__setitem__("tower", calls["tower"] + 1)
@@ -578,11 +579,9 @@ def test_settings_of_prompt_lookup_and_of_the_cache(model, batch):
         model.generate(**batch.inputs(), max_new_tokens=2, kv_cache="bf16", use_cache=False)
     with pytest.raises(GenerationError, match="kv_cache is 'int4', expected 'bf16', 'int8', or None"):
         model.generate(**batch.inputs(), max_new_tokens=2, kv_cache="int4")
-    for wrong in ("quantized", "static", "offloaded"):
-        with pytest.raises(
-            GenerationError, match=f"cache_implementation='{wrong}' is not implemented.*kv_cache='int8'"
-        ):
-            model.generate(**batch.inputs(), max_new_tokens=2, cache_implementation=wrong)
+    for kind in ("quantized", "static", "offloaded"):
+        with pytest.raises(GenerationError, match=f"cache_implementation='{kind}' is not implemented.*kv_cache='int8'"):
+            model.generate(**batch.inputs(), max_new_tokens=2, cache_implementation=kind)
     config = GenerationConfig.from_dict({"prompt_lookup_num_tokens": 4, "kv_cache": "int8", "assistant_lookbehind": 10})
     assert (config.prompt_lookup_num_tokens, config.kv_cache) == (4, "int8")
     with pytest.raises(ConfigError, match=r"assistant_model.*prompt_lookup_num_tokens"):

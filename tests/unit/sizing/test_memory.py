@@ -23,7 +23,7 @@ from pixtral.checkpoints.names import HF
 from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig
 from pixtral.models.llava import LlavaForConditionalGeneration
-from pixtral.sizing.memory import KERNELS, OVERHEAD
+from pixtral.sizing.memory import _KERNELS, _OVERHEAD
 
 SIDE, TEXT, NEW = 384, 700, 4
 BIG = llava_dict(
@@ -112,7 +112,7 @@ def test_a_process_takes_what_was_estimated(quantization: str | None, checkpoint
     measured = json.loads(done.stdout)
     assert measured["weights"] == pytest.approx(found.resident_weights, rel=0.04), (measured, found)
     # work space: nothing is forgotten, and not much counted that is not there
-    alive = max((work - KERNELS) / OVERHEAD for work in (found.image_work, found.prompt_work))
+    alive = max((work - _KERNELS) / _OVERHEAD for work in (found.image_work, found.prompt_work))
     assert 0.75 * alive < measured["given_out"] - found.cache <= alive, (measured, found)
     # beyond that lies what differs between machines and runs: a quarter of such a small process, at most
     assert measured["all"] == pytest.approx(found.total - found.runtime, rel=0.25), (measured, found)
