@@ -2,9 +2,10 @@
 PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
+SEED := $(shell date +%s)
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
-.PHONY: demo native sanitize test lint types layers check format wheel clean
+.PHONY: demo native sanitize test nightly pythons lint types layers check format wheel clean
 
 demo: $(VENV)/.installed            ## run the embedded model on a packaged image
 	$(BIN)/pixtral demo
@@ -21,7 +22,19 @@ sanitize: $(VENV)/.installed-dev    ## the kernels' own checks under AddressSani
 	  $(BIN)/cmake --build build/sanitize-$$kind -j 2 && build/sanitize-$$kind/checks || exit 1; done
 
 test: $(VENV)/.installed-dev        ## all default tests: under four minutes on two cores, no network
-	$(BIN)/python -m pytest -n 2 --dist loadfile
+	$(BIN)/python -m pytest -n 2 --dist loadfile --strict-skips
+
+nightly: $(VENV)/.installed-dev     ## what Hypothesis drives, with fresh seeds and many times the examples
+	PIXTRAL_FUZZ=2000 $(BIN)/python -m pytest -n 2 --dist loadfile --strict-skips \
+	  --hypothesis-profile nightly --hypothesis-seed $(SEED) \
+	  $$(grep -rlE "from hypothesis|import hypothesis" tests --include "test_*.py") || \
+	  { echo "the same examples again: make nightly SEED=$(SEED)"; exit 1; }
+
+pythons:                            ## compile all files with every Python that is found
+	for version in 3.10 3.11 3.12 3.13; do \
+	  python$$version -c "" 2> /dev/null || { echo "python$$version: not found"; continue; }; \
+	  PYTHONPYCACHEPREFIX=build/pycache python$$version -W error -m compileall -q src tests benchmarks examples || exit 1; \
+	  echo "python$$version: all files compile"; done
 
 lint: $(VENV)/.installed-dev        ## style
 	$(BIN)/ruff check .

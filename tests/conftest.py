@@ -5,18 +5,17 @@ from __future__ import annotations
 import random
 from collections.abc import Iterator
 
-import hypothesis
 import numpy as np
+import profiles
 import pytest
 import torch
 from isas import using_isa
 
 from pixtral.ops.native.library import ISAS
 
-hypothesis.settings.register_profile(
-    "pixtral", deadline=None, derandomize=True, database=None, max_examples=50, print_blob=True
-)
-hypothesis.settings.load_profile("pixtral")
+pytest_plugins = ["skips"]
+
+profiles.register()
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 import pixtral
 from pixtral.assets import tiny_path
+from pixtral.bench.ceilings import Ceilings
 from pixtral.cli.main import app
 
 SMALL = ["--prompt", 24, "--new", 2, "--context", 40, "--memory-context", 50, "--repeat", 1, "--image", 32]
@@ -37,9 +38,24 @@ def refusal(result, code=1):
     return result.stderr
 
 
+class StillMeter:
+    """Limits of a machine of the paper: which of them a phase meets first would differ with the CPU and its load."""
+
+    def __init__(self, threads):
+        pass
+
+    def ceilings(self):
+        return Ceilings(read=1e11, int8=1e12, bf16=5e11, measured_with="paper")
+
+    def read(self):
+        return 1e11
+
+
 @pytest.fixture(scope="module")
 def report():
-    result = command("bench", *RANDOM, *SMALL, "--quantization", "int4", "--threads", 1, "--json")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("pixtral.bench.report.Meter", StillMeter)
+        result = command("bench", *RANDOM, *SMALL, "--quantization", "int4", "--threads", 1, "--json")
     assert result.exit_code == 0, result.output
     return json.loads(result.stdout)
 
@@ -78,6 +94,7 @@ def test_the_report_of_a_random_model(report):
 
 
 def test_the_table_of_the_embedded_model():
+    """With the limits of this machine: reading or products of bfloat16, since nothing is quantized."""
     result = command("bench", *SMALL, "--image", 48, "--context", 60)
     assert result.exit_code == 0, result.output
     lines = result.stdout.splitlines()
@@ -92,7 +109,8 @@ def test_the_table_of_the_embedded_model():
     assert result.stdout.count(" of bf16") + result.stdout.count(" of reading") >= 6
 
 
-def test_options_reach_the_model():
+def test_options_reach_the_model(monkeypatch):
+    monkeypatch.setattr("pixtral.bench.report.Meter", StillMeter)
     words = ["--quantization", "int8", "--quantize-vision", "--activations", "bf16", "--kv-cache", "bf16"]
     result = command("bench", *RANDOM, *SMALL, "--image", 0, *words, "--layers", 2, "--compute-context", "--json")
     made = json.loads(result.stdout)
@@ -105,7 +123,7 @@ def test_options_reach_the_model():
     assert made["figures"]["prompt"]["limit"] == "bf16"
     assert made["figures"]["memory"] is None or made["figures"]["memory"]["all_layers_peak_gb"] > 0
     prompt = made["figures"]["prompt"]
-    assert prompt["seconds"] > prompt["runs"][0]
+    assert prompt["seconds"] >= prompt["runs"][0]
     text = command("bench", *SMALL[:-2], "--image", 0, "--json")
     assert json.loads(text.stdout)["figures"]["image"] == []
 
@@ -201,7 +219,7 @@ def test_a_wrong_instruction_set_is_a_problem():
 def test_missing_kernels_are_a_warning(monkeypatch):
     from pixtral.ops.native import library
 
-    monkeypatch.setattr(library.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("pixtral.ops.native.library.importlib.util.find_spec", lambda name: None)
     caches = (library._open, library.kernels)
     for cache in caches:
         cache.cache_clear()
@@ -239,7 +257,7 @@ def test_too_many_threads_and_little_memory_are_warned_of(monkeypatch, tmp_path)
     quota = tmp_path / "cpu.max"
     quota.write_text("150000 100000\n")
     monkeypatch.setattr(doctor_checks, "_QUOTA", quota)
-    monkeypatch.setattr(doctor_checks.machine, "cores", lambda: 8)
+    monkeypatch.setattr("pixtral.cli.doctor_checks.machine.cores", lambda: 8)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 8)
     assert "say --threads 2" in doctor_checks._torch().advice
     assert doctor_checks._processor().facts["quota"] == 2

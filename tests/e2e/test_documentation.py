@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 
@@ -67,7 +69,7 @@ def test_the_program_with_its_import_line_changed(server: str, capsys: pytest.Ca
     ):
         assert text.count(old) == 1
         text = text.replace(old, new)
-    variables: dict[str, object] = {}
+    variables: dict[str, Any] = {}
     exec(compile(text, "quantization.py", "exec"), variables)
     model, ids, output = (variables[name] for name in ("model", "generate_ids", "output"))
     linear = {name: type(module) for name, module in model.named_modules() if isinstance(module, torch.nn.Linear)}

@@ -266,7 +266,7 @@ def test_attributes_that_programs_ask_for(folder: Path) -> None:
         assert model.to("cpu") is model
     plain = ours(folder)
     assert not (plain.is_quantized or plain.is_loaded_in_4bit or plain.is_loaded_in_8bit)
-    assert plain.quantization_method is plain.hf_quantizer is None
+    assert plain.quantization_method is None and plain.hf_quantizer is None
     assert plain.to(torch.float16).half().float().dtype == torch.float32
 
 

@@ -30,7 +30,7 @@ KINDS += [
 ONLY_OURS = {"rope_theta", "image_break_token_id", "image_end_token_id", "quantization_config"}
 
 
-def assert_same_fields(ours: Config, theirs: Any) -> None:
+def assert_same_fields(ours: Any, theirs: Any) -> None:
     assert ours.model_type == theirs.model_type
     for field in dataclasses.fields(ours):
         value = getattr(ours, field.name)
@@ -72,9 +72,9 @@ def test_class_defaults() -> None:
         (PixtralVisionConfig(), transformers.PixtralVisionConfig()),
     ):
         assert_same_fields(ours, theirs)
-    ours = LlavaConfig()
-    theirs = transformers.LlavaConfig(vision_config={"model_type": "pixtral"}, text_config={"model_type": "mistral"})
-    assert_same_fields(ours, theirs)
+    whole = LlavaConfig()
+    reference = transformers.LlavaConfig(vision_config={"model_type": "pixtral"}, text_config={"model_type": "mistral"})
+    assert_same_fields(whole, reference)
 
 
 def test_generation_config(tmp_path: pathlib.Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 from collections.abc import Sequence
+from typing import Any
 
 import pytest
 import torch
@@ -97,7 +98,8 @@ def test_gradients(heads: Heads, lens: list[int], causal: bool) -> None:
     found = []
     for run in (attention, attention_eager):
         leaves = [x.requires_grad_() for x in heads.rows(sum(lens))]
-        out = run(*leaves, packing)
+        q, k, v = leaves
+        out: Any = run(q, k, v, packing)
         out = out[0] if isinstance(out, tuple) else out
         weight = torch.linspace(-1, 1, out.numel()).view_as(out)
         found.append(torch.autograd.grad((out * weight).sum(), leaves))

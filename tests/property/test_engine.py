@@ -6,8 +6,9 @@ import dataclasses
 import functools
 from typing import Any
 
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 from serving import CONTEXT, ask, build, engine_of, expected, joined, run, small_model
 
 from pixtral.engine.sampling_params import PromptLookup, SamplingParams
@@ -81,7 +82,7 @@ class Clock:
 
 
 @given(st.lists(asked, min_size=1, max_size=6), sizes)
-@settings(max_examples=100)
+@examples(100)
 def test_every_request_gives_its_own_tokens(requests: list[Asked], sizes: dict[str, Any]) -> None:
     engine, outputs = engine_of(clock=Clock(), **sizes), []
     step = 0
@@ -95,8 +96,8 @@ def test_every_request_gives_its_own_tokens(requests: list[Asked], sizes: dict[s
         engine.check()
         step += 1
         assert step < 2000, "somebody waits for ever"
-    for (name, index), result in joined(outputs).items():
-        one = requests[int(name)]
+    for (asked, index), result in joined(outputs).items():
+        one = requests[int(asked)]
         wanted = alone(one.parts, one.params)[index]
         assert result.last is not None
         if result.last.finish_reason == "abort":

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from PIL import Image
+from profiles import examples
 
 from pixtral.images.geometry import Grid, Rounding, expand, image_grid, resized_size
 from pixtral.images.processors import NativeImageProcessor, PixtralImageProcessor, PixtralImageProcessorFast
@@ -17,7 +18,7 @@ PATCHES = st.integers(1, 40)
 EDGES = st.integers(16, 2048)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(SIDES, SIDES, PATCHES, EDGES, ROUNDINGS)
 def test_bounds(width: int, height: int, patch: int, edge: int, rounding: Rounding) -> None:
     grid = image_grid(width, height, patch_size=patch, longest_edge=edge, rounding=rounding)
@@ -32,7 +33,7 @@ def test_bounds(width: int, height: int, patch: int, edge: int, rounding: Roundi
         assert max(grid.rows, grid.cols) >= (edge - 1) // patch  # never scaled down further than needed
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(SIDES, SIDES, st.integers(1, 4), ROUNDINGS)
 def test_one_function_counts_expands_and_sizes(width: int, height: int, merge: int, rounding: Rounding) -> None:
     grid = image_grid(width, height, spatial_merge_size=merge, rounding=rounding)
@@ -45,14 +46,14 @@ def test_one_function_counts_expands_and_sizes(width: int, height: int, merge: i
     assert resized_size(width, height, spatial_merge_size=merge, rounding=rounding) == grid.size(16 * merge)
 
 
-@settings(max_examples=300)
+@examples(300)
 @given(SIDES, SIDES, ROUNDINGS)
 def test_transposing_the_image_transposes_the_grid(width: int, height: int, rounding: Rounding) -> None:
     grid, turned = image_grid(width, height, rounding=rounding), image_grid(height, width, rounding=rounding)
     assert (grid.rows, grid.cols) == (turned.cols, turned.rows)
 
 
-@settings(max_examples=25)
+@examples(25)
 @given(st.integers(1, 150), st.integers(1, 150), st.sampled_from([1, 7, 16]), st.integers(16, 100))
 @pytest.mark.parametrize("kind", [PixtralImageProcessor, PixtralImageProcessorFast, NativeImageProcessor])
 def test_pixels_fill_the_grid(kind: type, width: int, height: int, patch: int, edge: int) -> None:
@@ -63,7 +64,7 @@ def test_pixels_fill_the_grid(kind: type, width: int, height: int, patch: int, e
     assert batch["pixel_values"].shape == (1, 3, *batch["image_sizes"][0])
 
 
-@settings(max_examples=10)
+@examples(10)
 @given(st.lists(st.tuples(st.integers(1, 90), st.integers(1, 90)), min_size=1, max_size=5), st.booleans())
 @pytest.mark.parametrize("kind", [PixtralImageProcessor, PixtralImageProcessorFast, NativeImageProcessor])
 def test_a_batch_is_its_images_one_at_a_time(kind: type, sizes: list[tuple[int, int]], apart: bool) -> None:

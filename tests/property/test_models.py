@@ -6,8 +6,9 @@ import functools
 from collections.abc import Sequence
 
 import torch
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
+from profiles import examples
 from random_models import PATCH, VARIANTS, Batch, random_batch, random_llava
 from torch import Tensor
 
@@ -88,7 +89,7 @@ def logits_alone(
 
 
 @given(NAMES, PROMPTS, st.sampled_from(["left", "right"]), st.booleans(), st.booleans())
-@settings(max_examples=40)
+@examples(40)
 def test_a_batch_is_its_prompts_one_at_a_time(
     name: str, grids: list[list[tuple[int, int]]], side: str, use_cache: bool, attentions: bool
 ) -> None:
@@ -103,7 +104,7 @@ def test_a_batch_is_its_prompts_one_at_a_time(
 
 
 @given(NAMES, PROMPTS, st.lists(st.integers(1, 9), min_size=1, max_size=4), st.booleans())
-@settings(max_examples=40)
+@examples(40)
 def test_any_split_of_prompts_gives_the_same(
     name: str, grids: list[list[tuple[int, int]]], chunks: list[int], ragged: bool
 ) -> None:
@@ -133,7 +134,7 @@ def test_any_split_of_prompts_gives_the_same(
 
 
 @given(PROMPTS, st.sampled_from(["left", "right"]), st.lists(st.integers(1, 3), min_size=1, max_size=3))
-@settings(max_examples=25)
+@examples(25)
 def test_steps_of_the_padded_skin_are_one_forward(
     grids: list[list[tuple[int, int]]], side: str, steps: list[int]
 ) -> None:
@@ -163,7 +164,7 @@ def test_steps_of_the_padded_skin_are_one_forward(
 
 
 @given(PROMPTS, st.integers(1, 3))
-@settings(max_examples=20)
+@examples(20)
 def test_the_loss_does_not_depend_on_padding(grids: list[list[tuple[int, int]]], extra: int) -> None:
     model = model_of("pixtral")
     losses = []

@@ -6,8 +6,9 @@ import functools
 from typing import Any
 
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
+from profiles import examples
 from random_models import llava_dict, random_llava
 
 from pixtral.engine.sampling_params import PromptLookup, SamplingParams
@@ -76,7 +77,7 @@ def forbid(scores: torch.Tensor, ids: list[list[int]]) -> torch.Tensor:
     st.integers(0, 2),
     st.sampled_from([None, None, "bf16", "int8"]),
 )
-@settings(max_examples=80)
+@examples(80)
 def test_with_is_without(batch, copies, prompt_lookup, use_cache, edited, shared, ended, seed, kv_cache) -> None:
     """`ended` is what a stopping criterion does: after so many steps a sequence is at its end."""
     model = model_of(seed)

@@ -8,6 +8,7 @@ import random
 from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
+from profiles import examples
 
 from pixtral.engine.block_manager import BlockManager
 from pixtral.engine.encoder_cache import EncoderCache
@@ -188,5 +189,5 @@ class Machine(RuleBasedStateMachine):
         scheduler.check()
 
 
-Machine.TestCase.settings = settings(max_examples=100, stateful_step_count=30)
+Machine.TestCase.settings = settings(examples(100), stateful_step_count=30)
 test_machine = Machine.TestCase

@@ -41,6 +41,12 @@ def reloaded(page: Any) -> None:
     ready(page)
 
 
+def settled(page: Any) -> None:
+    """Wait until nothing moves any more that will ever come to rest."""
+    moving = "document.getAnimations().filter(one => one.effect.getComputedTiming().endTime < Infinity)"
+    page.evaluate(f"Promise.all({moving}.map(one => one.finished))")
+
+
 @contextlib.contextmanager
 def opened(browser: Any, url: str, *, trouble: tuple[str, ...] = (), script: str = "", **options: Any) -> Iterator[Any]:
     """A page in a profile of its own. Nothing may be complained about, and nothing asked of anybody else.

@@ -8,7 +8,7 @@ import struct
 import zlib
 
 import numpy as np
-import pypdfium2
+import pypdfium2  # type: ignore[import-untyped]
 from PIL import Image
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import json
 import threading
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -48,6 +49,13 @@ class Script:
         self.key: str | None = None
         self.bodies: list[dict[str, Any]] = []
         self.gone = 0
+
+    def left(self) -> bool:
+        """Whether a client leaves before the end of its answer, in the next minute or before."""
+        end = time.monotonic() + 60
+        while not self.gone and time.monotonic() < end:
+            time.sleep(0.01)
+        return self.gone == 1
 
 
 def application(script: Script, facts: PageFacts) -> FastAPI:

@@ -164,7 +164,7 @@ def test_a_client_that_leaves_ends_its_request(live, ask):
     next(iter(stream))
     before = live.state.engine.stats().finished.get("abort", 0)
     stream.close()
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while live.state.active and time.monotonic() < deadline:
         time.sleep(0.01)
     stats = live.state.engine.stats()
@@ -176,7 +176,7 @@ def test_a_client_that_does_not_wait_for_a_whole_answer(live, client):
         client.with_options(timeout=0.5).chat.completions.create(
             model=MODEL, messages=asking(), max_tokens=14_000, extra_body={"ignore_eos": True}
         )
-    deadline = time.monotonic() + 5
+    deadline = time.monotonic() + 60
     while (live.state.active or live.state.engine.stats().num_running) and time.monotonic() < deadline:
         time.sleep(0.01)
     assert (live.state.active, live.state.engine.stats().num_running) == (0, 0)

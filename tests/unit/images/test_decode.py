@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import io
 import struct
-import time
 import warnings
 import zlib
 
@@ -57,10 +56,9 @@ def test_formats_can_be_chosen() -> None:
 
 
 def test_a_bomb_is_refused_from_its_header() -> None:
-    started = time.perf_counter()
+    """Of which there is nothing else here."""
     with pytest.raises(ImageTooLarge, match=r"50000x50000 = 2,500,000,000 pixels.*max_pixels"):
         decode(png_header(50_000, 50_000), LIMITS)
-    assert time.perf_counter() - started < 1
 
 
 def test_the_pixel_limit_is_ours_and_not_pillows() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import numpy as np
 import pytest
@@ -50,7 +51,7 @@ def test_resize_cubic_of_one_pixel() -> None:
 @pytest.mark.parametrize("options", [{}, {"do_rescale": False}, {"do_normalize": False}, {"rescale_factor": 0.01}])
 def test_table_is_the_arithmetic_on_every_pixel(options: dict[str, object]) -> None:
     settings = settings_from(merge(DEFAULTS, options, "test"))
-    values = IMAGE.astype(np.float32)
+    values: Any = IMAGE.astype(np.float32)
     if settings.do_rescale:
         values = (IMAGE.astype(np.float64) * settings.rescale_factor).astype(np.float32)
     if settings.do_normalize:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import pathlib
+from typing import Any
 
 import numpy as np
 import pytest
@@ -23,7 +24,7 @@ every = pytest.mark.parametrize("kind", ALL)
 
 
 @every
-def test_padding_and_sizes(kind: type) -> None:
+def test_padding_and_sizes(kind: Any) -> None:
     batch = kind()([WIDE, TALL], return_tensors="pt")
     assert list(batch) == kind.model_input_names == ["pixel_values", "image_sizes"]
     assert batch.pixel_values.shape == (2, 3, 64, 64) and batch.pixel_values.dtype == torch.float32
@@ -34,7 +35,7 @@ def test_padding_and_sizes(kind: type) -> None:
 
 
 @every
-def test_types(kind: type) -> None:
+def test_types(kind: Any) -> None:
     library = torch.Tensor if kind is PixtralImageProcessorFast else np.ndarray
     bare = kind()([WIDE, TALL])
     assert isinstance(bare.pixel_values, library) and bare.image_sizes == [(32, 64), (64, 16)]
@@ -49,7 +50,7 @@ def test_types(kind: type) -> None:
 
 
 @every
-def test_channels_last(kind: type) -> None:
+def test_channels_last(kind: Any) -> None:
     first, last = (
         kind()([WIDE, TALL], data_format=f"channels_{end}", return_tensors="np") for end in ("first", "last")
     )
@@ -58,20 +59,20 @@ def test_channels_last(kind: type) -> None:
 
 
 @every
-def test_pad_size(kind: type) -> None:
+def test_pad_size(kind: Any) -> None:
     assert kind()(WIDE, pad_size={"height": 80, "width": 96}).pixel_values.shape == (1, 3, 80, 96)
     with pytest.raises(ConfigError, match=r"pad_size is \(16, 96\)"):
         kind()(WIDE, pad_size={"height": 16, "width": 96})
 
 
 @every
-def test_one_list_and_lists_of_images(kind: type) -> None:
+def test_one_list_and_lists_of_images(kind: Any) -> None:
     flat = kind()([WIDE, TALL, WIDE], return_tensors="pt")
     for images in ([[WIDE], [], [TALL, WIDE]], [[WIDE, TALL], [WIDE]], (WIDE, TALL, WIDE)):
         assert torch.equal(kind()(images, return_tensors="pt").pixel_values, flat.pixel_values)
     stack = np.stack([np.asarray(WIDE)] * 2)
-    for images in (stack, torch.from_numpy(stack), [stack[:1], stack[1]], stack.transpose(0, 3, 1, 2)):
-        batch = kind()(images, return_tensors="pt")
+    for stacked in (stack, torch.from_numpy(stack), [stack[:1], stack[1]], stack.transpose(0, 3, 1, 2)):
+        batch = kind()(stacked, return_tensors="pt")
         assert batch.pixel_values.shape[0] == 2
         assert torch.equal(batch.pixel_values[0], flat.pixel_values[0, :, :32])
 
@@ -91,13 +92,13 @@ def test_one_list_and_lists_of_images(kind: type) -> None:
         (np.zeros((1, 2, 4, 4, 3), np.uint8), "shape"),
     ],
 )
-def test_wrong_images(kind: type, images: object, message: str) -> None:
+def test_wrong_images(kind: Any, images: object, message: str) -> None:
     with pytest.raises(ImageError, match=message):
         kind()(images)
 
 
 @every
-def test_limits(kind: type) -> None:
+def test_limits(kind: Any) -> None:
     with pytest.raises(ImageTooLarge, match=r"image 1 of 2: .*max_pixels"):
         kind(limits=ImageLimits(max_pixels=1000))([TALL, WIDE])
     with pytest.raises(ImageTooLarge):
@@ -105,7 +106,7 @@ def test_limits(kind: type) -> None:
 
 
 @every
-def test_values_in_0_1_may_say_do_rescale_false(kind: type) -> None:
+def test_values_in_0_1_may_say_do_rescale_false(kind: Any) -> None:
     """As a program for Transformers does; saying nothing must not scale them twice either."""
     expected = kind()(WIDE, return_tensors="pt").pixel_values
     unit = torch.from_numpy(np.array(WIDE)).permute(2, 0, 1) / 255
@@ -120,7 +121,7 @@ def test_values_in_0_1_may_say_do_rescale_false(kind: type) -> None:
 
 
 @every
-def test_do_convert_rgb(kind: type) -> None:
+def test_do_convert_rgb(kind: Any) -> None:
     expected = kind()(WIDE, return_tensors="np").pixel_values
     np.testing.assert_array_equal(kind()(WIDE, do_convert_rgb=False, return_tensors="np").pixel_values, expected)
     for image in (WIDE.convert("L"), WIDE.convert("RGBA")):
@@ -129,7 +130,7 @@ def test_do_convert_rgb(kind: type) -> None:
 
 
 @every
-def test_input_data_format(kind: type) -> None:
+def test_input_data_format(kind: Any) -> None:
     values = RNG.integers(0, 256, (3, 40, 3), dtype=np.uint8)
     with pytest.raises(ImageError, match="input_data_format"):
         kind()(values)
@@ -138,7 +139,7 @@ def test_input_data_format(kind: type) -> None:
 
 
 @every
-def test_options_as_attributes_are_honoured(kind: type) -> None:
+def test_options_as_attributes_are_honoured(kind: Any) -> None:
     processor = kind()
     processor.size = {"longest_edge": 32}
     processor.patch_size = 8
@@ -149,7 +150,7 @@ def test_options_as_attributes_are_honoured(kind: type) -> None:
 
 @every
 @pytest.mark.parametrize("size", [(10_000, 2), (2, 10_000), (3000, 1), (1, 3000), (1, 1), (1, 40)])
-def test_extreme_shapes(kind: type, size: tuple[int, int]) -> None:
+def test_extreme_shapes(kind: Any, size: tuple[int, int]) -> None:
     batch = kind()(Image.new("RGB", size, (200, 100, 50)), return_tensors="pt")
     assert tuple(batch.image_sizes[0].tolist()) == kind().grid_of(*size).size(16)
     torch.testing.assert_close(batch.pixel_values, batch.pixel_values[:, :, :1, :1].expand_as(batch.pixel_values))
@@ -185,7 +186,7 @@ def test_extreme_shapes(kind: type, size: tuple[int, int]) -> None:
         ({"return_tensors": "tf"}, "return_tensors is 'tf'; expected one of 'pt', 'np'"),
     ],
 )
-def test_wrong_options(kind: type, options: dict[str, object], message: str) -> None:
+def test_wrong_options(kind: Any, options: dict[str, object], message: str) -> None:
     with pytest.raises(ConfigError, match=message):
         kind()(WIDE, **options)
     with pytest.raises(ConfigError, match=message):
@@ -201,7 +202,7 @@ def test_resampling_that_a_path_does_not_have() -> None:
 
 
 @every
-def test_unknown_options(kind: type) -> None:
+def test_unknown_options(kind: Any) -> None:
     with pytest.raises(UnknownArgument, match="'do_resise'; did you mean 'do_resize'"):
         kind(do_resise=True)
     with pytest.raises(UnknownArgument, match=r"preprocess\(\) got an unknown argument 'longest_edge'"):
@@ -250,7 +251,7 @@ PUBLISHED = [
 @every
 @pytest.mark.parametrize("config", PUBLISHED)
 @pytest.mark.parametrize("layout", ["preprocessor_config.json", "processor_config.json", "file"])
-def test_published_configs_are_read(kind: type, config: dict[str, object], layout: str, tmp_path: pathlib.Path) -> None:
+def test_published_configs_are_read(kind: Any, config: dict[str, object], layout: str, tmp_path: pathlib.Path) -> None:
     if layout == "processor_config.json":
         content: dict[str, object] = {
             "image_processor": config,
@@ -268,7 +269,7 @@ def test_published_configs_are_read(kind: type, config: dict[str, object], layou
 
 
 @every
-def test_params_json_is_read(kind: type, tmp_path: pathlib.Path) -> None:
+def test_params_json_is_read(kind: Any, tmp_path: pathlib.Path) -> None:
     vision = {
         "hidden_size": 1024,
         "image_size": 1540,
@@ -281,7 +282,7 @@ def test_params_json_is_read(kind: type, tmp_path: pathlib.Path) -> None:
 
 
 @every
-def test_saved_and_loaded(kind: type, tmp_path: pathlib.Path) -> None:
+def test_saved_and_loaded(kind: Any, tmp_path: pathlib.Path) -> None:
     processor = kind(size={"height": 64, "width": 32}, patch_size=8, image_mean=0.5, do_pad=False)
     assert processor.save_pretrained(tmp_path / "new") == [str(tmp_path / "new" / "preprocessor_config.json")]
     again = kind.from_pretrained(tmp_path / "new")
@@ -293,7 +294,7 @@ def test_saved_and_loaded(kind: type, tmp_path: pathlib.Path) -> None:
 
 
 @every
-def test_transformers_reads_what_was_saved(kind: type, tmp_path: pathlib.Path) -> None:
+def test_transformers_reads_what_was_saved(kind: Any, tmp_path: pathlib.Path) -> None:
     module = pytest.importorskip("transformers.models.pixtral.image_processing_pil_pixtral")
     kind(size={"longest_edge": 48}, patch_size=8).save_pretrained(tmp_path)
     theirs = module.PixtralImageProcessorPil.from_pretrained(tmp_path)(WIDE, return_tensors="pt")
@@ -302,7 +303,7 @@ def test_transformers_reads_what_was_saved(kind: type, tmp_path: pathlib.Path) -
 
 
 @every
-def test_files_that_are_missing_or_broken(kind: type, tmp_path: pathlib.Path) -> None:
+def test_files_that_are_missing_or_broken(kind: Any, tmp_path: pathlib.Path) -> None:
     with pytest.raises(CheckpointError, match=r"looked for preprocessor_config.json.*found nothing"):
         kind.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError):

@@ -32,7 +32,8 @@ def test_by_head_equals_eager(lens: list[int], heads: int, kv_heads: int, monkey
 def test_not_by_head_where_gradients_or_float32_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ops, "_by_head", lambda qkv: pytest.fail("took the path without gradients"))
     packing = Packing.full([300], causal=False)
-    attention(*random_qkv(300, 2, 2, torch.float32), packing)
+    q, k, v = random_qkv(300, 2, 2, torch.float32)
+    attention(q, k, v, packing)
     q, k, v = random_qkv(300, 2, 2, torch.bfloat16)
     attention(q.requires_grad_(), k, v, packing).sum().backward()
     assert q.grad is not None

@@ -150,7 +150,7 @@ def no_library(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     caches = (native_library._open, kernels, linear_native._function, quantized_weight._function)
     for cache in caches:
         cache.cache_clear()
-    monkeypatch.setattr(native_library.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr("pixtral.ops.native.library.importlib.util.find_spec", lambda name: None)
     yield
     for cache in caches:
         cache.cache_clear()

@@ -28,7 +28,7 @@ def tiny():
 
 def answers(tiny, schemas, *, temperature, tokens=1500, **settings):
     tokenizer = tiny.processor.tokenizer
-    ids = tuple(prepare(tiny.processor, "What is in the picture?", None, None, None, None).ids)
+    ids = tuple(prepare(tiny.processor, "What is in the picture?", None, None, None, None).encoded.ids)
     grammars = Grammars(tokenizer, tiny.eos_token_ids)
     config = EngineConfig(max_num_seqs=64, max_num_batched_tokens=2048, **settings)
     engine = Engine(tiny.model, config, tokenizer=tokenizer, eos_token_ids=tiny.eos_token_ids)
