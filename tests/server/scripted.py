@@ -15,8 +15,8 @@ from fastapi import FastAPI, Request
 from fastapi.responses import JSONResponse, Response, StreamingResponse
 
 from pixtral.images.geometry import Grid, image_grid
+from pixtral.server.images import Detail
 from pixtral.server.page import PageFacts, StaticFiles, page_routes
-from pixtral.server.protocol_chat import Detail
 
 
 def measure(width: int, height: int, detail: Detail) -> tuple[Grid, tuple[int, int]]:
