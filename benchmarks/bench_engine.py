@@ -40,16 +40,32 @@ from pixtral.models.llava import LlavaForConditionalGeneration
 MIDDLE = {
     "image_token_index": 10,
     "text_config": {
-        "model_type": "mistral", "vocab_size": 32768, "hidden_size": 1024, "intermediate_size": 2816, "head_dim": 64,
-        "num_hidden_layers": 20, "num_attention_heads": 16, "num_key_value_heads": 4, "max_position_embeddings": 16384,
-        "rope_theta": 1e6, "rms_norm_eps": 1e-5,
+        "model_type": "mistral",
+        "vocab_size": 32768,
+        "hidden_size": 1024,
+        "intermediate_size": 2816,
+        "head_dim": 64,
+        "num_hidden_layers": 20,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "max_position_embeddings": 16384,
+        "rope_theta": 1e6,
+        "rms_norm_eps": 1e-5,
     },
     "vision_config": {
-        "model_type": "pixtral", "hidden_size": 512, "intermediate_size": 1024, "num_hidden_layers": 12,
-        "num_attention_heads": 8, "hidden_act": "silu", "patch_size": 16, "image_size": 1024,
+        "model_type": "pixtral",
+        "hidden_size": 512,
+        "intermediate_size": 1024,
+        "num_hidden_layers": 12,
+        "num_attention_heads": 8,
+        "hidden_act": "silu",
+        "patch_size": 16,
+        "image_size": 1024,
     },
-    "projector_hidden_act": "gelu", "vision_feature_layer": -1, "vision_feature_select_strategy": "full",
-}  # fmt: skip
+    "projector_hidden_act": "gelu",
+    "vision_feature_layer": -1,
+    "vision_feature_select_strategy": "full",
+}
 
 
 def build(size: str) -> Any:
@@ -185,10 +201,16 @@ def stretch(model: Any, answers: int = 4, length: int = 4000) -> dict[str, float
     median, p95 = statistics.median(during), statistics.quantiles(during, n=20)[-1]
     usual = statistics.median(normal)
     return {
-        "normal_gap_ms": 1e3 * usual, "gap_ms": 1e3 * median, "gap_p95_ms": 1e3 * p95, "gap_max_ms": 1e3 * max(during),
-        "stretch": median / usual, "stretch_p95": p95 / usual, "stretch_max": max(during) / usual, "reading_s": reading,
+        "normal_gap_ms": 1e3 * usual,
+        "gap_ms": 1e3 * median,
+        "gap_p95_ms": 1e3 * p95,
+        "gap_max_ms": 1e3 * max(during),
+        "stretch": median / usual,
+        "stretch_p95": p95 / usual,
+        "stretch_max": max(during) / usual,
+        "reading_s": reading,
         "reading_alone_s": time.perf_counter() - begin,
-    }  # fmt: skip
+    }
 
 
 def image(model: Any, side: int = 512) -> dict[str, float]:
@@ -252,9 +274,12 @@ def main() -> None:
     torch.set_num_threads(args.threads)
     model = build(args.size)
     result: dict[str, Any] = {
-        "benchmark": "engine", "size": args.size, "threads": args.threads, "torch": torch.__version__,
+        "benchmark": "engine",
+        "size": args.size,
+        "threads": args.threads,
+        "torch": torch.__version__,
         "parameters": sum(p.numel() for p in model.parameters()),
-    }  # fmt: skip
+    }
     for name in args.only:
         figures = PARTS[name](model, **({"length": 1000} if args.size == "tiny" and name == "stretch" else {}))
         result[name] = {key: round(value, 4) for key, value in figures.items()}

@@ -102,9 +102,14 @@ def main() -> None:
     decoder, tower = write_files(args.dir)
     start = time.perf_counter()
     llm = llama_cpp.Llama(
-        str(decoder), n_ctx=4096, n_batch=2048, n_ubatch=512, n_threads=args.threads, n_threads_batch=args.threads,
+        str(decoder),
+        n_ctx=4096,
+        n_batch=2048,
+        n_ubatch=512,
+        n_threads=args.threads,
+        n_threads_batch=args.threads,
         verbose=False,
-    )  # fmt: skip
+    )
     images = Images(tower, llm, args.threads)
     load = time.perf_counter() - start
     images.encode(128)

@@ -68,9 +68,14 @@ def body(options: argparse.Namespace, load: str, number: int, shared: str) -> by
         url = shared if load == "same-image" else image(options.side, rng.randrange(1 << 60))
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": content}]
     fields = {
-        "model": options.model, "messages": [{"role": "user", "content": content}], "max_tokens": options.tokens,
-        "temperature": 0, "stream": True, "stream_options": {"include_usage": True}, **json.loads(options.extra),
-    }  # fmt: skip
+        "model": options.model,
+        "messages": [{"role": "user", "content": content}],
+        "max_tokens": options.tokens,
+        "temperature": 0,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **json.loads(options.extra),
+    }
     if not options.may_end:
         fields["ignore_eos"] = True
     return json.dumps(fields).encode()
@@ -135,15 +140,19 @@ def summary(answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
     usages = [answer.usage for answer in good]
     details = [usage.get("prompt_tokens_details") or {} for usage in usages]
     return {
-        "requests": len(answers), "errors": len(errors), "first_error": errors[0] if errors else None,
-        "seconds": round(seconds, 3), "requests_per_s": round(len(good) / seconds, 2),
-        "tokens": tokens, "tokens_per_s": round(tokens / seconds, 1),
+        "requests": len(answers),
+        "errors": len(errors),
+        "first_error": errors[0] if errors else None,
+        "seconds": round(seconds, 3),
+        "requests_per_s": round(len(good) / seconds, 2),
+        "tokens": tokens,
+        "tokens_per_s": round(tokens / seconds, 1),
         "first_token_ms": {"p50": percentile(first, 0.5), "p95": percentile(first, 0.95), "max": percentile(first, 1)},
         "between_pieces_ms": {"p50": percentile(gaps, 0.5), "p95": percentile(gaps, 0.95), "max": percentile(gaps, 1)},
         "per_token_ms": {"p50": percentile(each, 0.5), "p95": percentile(each, 0.95), "max": percentile(each, 1)},
         "prompt_tokens": mean([usage.get("prompt_tokens", 0) for usage in usages]),
         "cached_tokens": mean([detail.get("cached_tokens") or 0 for detail in details]),
-    }  # fmt: skip
+    }
 
 
 def percentile(values: Sequence[float], share: float) -> float | None:
@@ -179,9 +188,10 @@ async def run(options: argparse.Namespace) -> list[dict[str, Any]]:
         for clients in options.clients:
             result = await measure(options, load, clients)
             results.append(result)
-            first, each, gaps = (f"{times['p50'] or '-':>11} / {times['p95'] or '-':<11}" for times in (
-                result["first_token_ms"], result["per_token_ms"], result["between_pieces_ms"]
-            ))  # fmt: skip
+            first, each, gaps = (
+                f"{times['p50'] or '-':>11} / {times['p95'] or '-':<11}"
+                for times in (result["first_token_ms"], result["per_token_ms"], result["between_pieces_ms"])
+            )
             rates = f"{result['requests_per_s']:6} {result['tokens_per_s']:9}"
             print(f"{load:11} {clients:7} {rates}  {first}  {each}  {gaps}  {result['errors']:5}", flush=True)
     return results

@@ -126,10 +126,14 @@ def phases(report: dict[str, Any]) -> list[tuple[str, str, dict[str, Any]]]:
     ]
     prompt = figures["prompt"]
     found.append((f"prompt, {prompt['tokens']:,} tokens", f"{prompt['tokens_per_second']:.1f} tokens/s", prompt))
-    for one in figures["first_token"]:
-        found.append((f"image {one['side']} and question to first token", f"{one['seconds']:.1f} s", one))
-    for one in figures["new"]:
-        found.append((f"new tokens, context {one['context']:,}", f"{one['tokens_per_second']:.2f} tokens/s", one))
+    found += [
+        (f"image {one['side']} and question to first token", f"{one['seconds']:.1f} s", one)
+        for one in figures["first_token"]
+    ]
+    found += [
+        (f"new tokens, context {one['context']:,}", f"{one['tokens_per_second']:.2f} tokens/s", one)
+        for one in figures["new"]
+    ]
     return found
 
 
@@ -207,9 +211,15 @@ def plot(reports: list[dict[str, Any]], path: pathlib.Path) -> None:
     handles = [pyplot.Rectangle((0, 0), 1, 1, color=COLOURS[limit]) for limit in LIMITS if limit in limits]
     labels = [f"limit: {LIMITS[limit]}" for limit in LIMITS if limit in limits]
     axes.legend(
-        handles, labels, frameon=False, labelcolor=TEXT, fontsize=9, ncols=len(labels), loc="lower center",
+        handles,
+        labels,
+        frameon=False,
+        labelcolor=TEXT,
+        fontsize=9,
+        ncols=len(labels),
+        loc="lower center",
         bbox_to_anchor=(0.5, 1.0),
-    )  # fmt: skip
+    )
     path.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(path, transparent=True, bbox_inches="tight", metadata={"Date": None})
     pyplot.close(figure)

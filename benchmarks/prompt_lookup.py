@@ -80,13 +80,21 @@ def measure(model: Any, given: argparse.Namespace) -> None:
     report = []
     for name, answer in answers.items():
         with torch.inference_mode():
-            timed = [[answer_once(model, document, answer, given, one) for one in (None, lookup)]
-                     for _ in range(given.repeat)]  # fmt: skip
+            timed = [
+                [answer_once(model, document, answer, given, one) for one in (None, lookup)]
+                for _ in range(given.repeat)
+            ]
         plain, ahead = (statistics.median(pair[i][0] for pair in timed) for i in (0, 1))
         _, passes, rows = timed[0][1]
         after = len(answer) - 1  # the first token comes with the prompt
-        line = {"answer": name, "tokens_s": after / plain, "with_tokens_s": after / ahead, "ratio": plain / ahead,
-                "tokens_per_pass": after / passes, "rows_per_pass": rows / passes}  # fmt: skip
+        line = {
+            "answer": name,
+            "tokens_s": after / plain,
+            "with_tokens_s": after / ahead,
+            "ratio": plain / ahead,
+            "tokens_per_pass": after / passes,
+            "rows_per_pass": rows / passes,
+        }
         report.append({key: value if isinstance(value, str) else round(value, 3) for key, value in line.items()})
         print(
             f"{name:10}{line['tokens_s']:10.1f}{line['with_tokens_s']:10.1f}{line['ratio']:8.2f}"

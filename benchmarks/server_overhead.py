@@ -26,23 +26,23 @@ from pixtral.engine.request import EngineRequest
 from pixtral.engine.sampling_params import SamplingParams
 
 
-def requests_of(options: argparse.Namespace, round: int) -> list[bytes]:
+def requests_of(options: argparse.Namespace, turn: int) -> list[bytes]:
     """The bodies of one round; those of the engine and of the server differ in their seed alone."""
     load = argparse.Namespace(
-        model=None, seed=round, words=options.words, tokens=options.tokens, extra="{}", may_end=False
+        model=None, seed=turn, words=options.words, tokens=options.tokens, extra="{}", may_end=False
     )
     return [load_client.body(load, "text", number, "") for number in range(options.requests)]
 
 
-def bare(assistant: Any, engine: Engine, options: argparse.Namespace, round: int) -> float:
+def bare(assistant: Any, engine: Engine, options: argparse.Namespace, turn: int) -> float:
     """Tokens per second where nothing but the engine runs."""
     waiting = []
-    for number, body in enumerate(requests_of(options, 2 * round)):
+    for number, body in enumerate(requests_of(options, 2 * turn)):
         batch = assistant.processor.apply_chat_template(
             json.loads(body)["messages"], add_generation_prompt=True, tokenize=True, return_dict=True
         )
         params = SamplingParams(temperature=0, max_tokens=options.tokens, ignore_eos=True)
-        waiting.append(EngineRequest(f"{round} {number}", tuple(batch["input_ids"][0].tolist()), params))
+        waiting.append(EngineRequest(f"{turn} {number}", tuple(batch["input_ids"][0].tolist()), params))
     start = time.perf_counter()
     for _ in range(options.clients):
         engine.add_request(waiting.pop())
@@ -53,11 +53,11 @@ def bare(assistant: Any, engine: Engine, options: argparse.Namespace, round: int
     return options.requests * options.tokens / (time.perf_counter() - start)
 
 
-def served(url: str, options: argparse.Namespace, round: int) -> float:
+def served(url: str, options: argparse.Namespace, turn: int) -> float:
     """Tokens per second that clients in another process get."""
     command = [
         sys.executable, load_client.__file__, "--base-url", url, "--clients", str(options.clients), "--seed",
-        str(2 * round + 1), "--requests", str(options.requests), "--tokens", str(options.tokens), "--words",
+        str(2 * turn + 1), "--requests", str(options.requests), "--tokens", str(options.tokens), "--words",
         str(options.words), "--warmup", "0",
     ]  # fmt: skip
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
@@ -89,9 +89,9 @@ def main() -> None:
                 assistant.model, config, tokenizer=assistant.processor.tokenizer, eos_token_ids=assistant.eos_token_ids
             )
             figures: dict[str, list[float]] = {"engine": [], "server": []}
-            for round in range(options.rounds + 1):
-                pair = bare(assistant, engine, options, round), served(url, options, round)
-                if round:  # the first warms up
+            for turn in range(options.rounds + 1):
+                pair = bare(assistant, engine, options, turn), served(url, options, turn)
+                if turn:  # the first warms up
                     figures["engine"].append(round_to(pair[0]))
                     figures["server"].append(round_to(pair[1]))
                     print(f"engine {pair[0]:8.1f} tokens/s   server {pair[1]:8.1f} tokens/s", flush=True)

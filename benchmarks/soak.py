@@ -55,9 +55,13 @@ def asked(text: str, url: str | None = None, **fields: Any) -> dict[str, Any]:
     if url is not None:
         content = [{"type": "image_url", "image_url": {"url": url}}, {"type": "text", "text": text}]
     return {
-        "messages": [{"role": "user", "content": content}], "temperature": 0, "ignore_eos": True, "stream": True,
-        "stream_options": {"include_usage": True}, **fields,
-    }  # fmt: skip
+        "messages": [{"role": "user", "content": content}],
+        "temperature": 0,
+        "ignore_eos": True,
+        "stream": True,
+        "stream_options": {"include_usage": True},
+        **fields,
+    }
 
 
 async def answer_of(connection: Connection, fields: dict[str, Any], leave_after: int | None = None) -> tuple[str, Any]:
@@ -124,9 +128,11 @@ class Soak:
     def _schema(self) -> dict[str, Any]:
         number = self._next()
         schema = {
-            "type": "object", "properties": {"number": {"const": number}, "ok": {"type": "boolean"}},
-            "required": ["number", "ok"], "additionalProperties": False,
-        }  # fmt: skip
+            "type": "object",
+            "properties": {"number": {"const": number}, "ok": {"type": "boolean"}},
+            "required": ["number", "ok"],
+            "additionalProperties": False,
+        }
         form = {"type": "json_schema", "json_schema": {"name": "one", "strict": True, "schema": schema}}
         return asked(number, response_format=form, max_tokens=200, ignore_eos=False)
 
@@ -177,10 +183,14 @@ class Soak:
     async def _ask_nonsense(self, connection: Connection) -> None:
         fields = self.rng.choice(
             [
-                asked("x", temperature=99), asked("x", "data:image/png;base64,AAAA"), asked("x", "file:///etc/passwd"),
-                {"messages": "none"}, asked("x", max_tokens=-1), asked("x", response_format={"type": "jsonschema"}),
+                asked("x", temperature=99),
+                asked("x", "data:image/png;base64,AAAA"),
+                asked("x", "file:///etc/passwd"),
+                {"messages": "none"},
+                asked("x", max_tokens=-1),
+                asked("x", response_format={"type": "jsonschema"}),
             ]
-        )  # fmt: skip
+        )
         try:
             await answer_of(connection, fields)
             self.wrong.append(f"nonsense: answered {json.dumps(fields)[:200]}")
@@ -264,17 +274,25 @@ async def run(options: argparse.Namespace, url: str, process: int) -> dict[str, 
     while not asking.done():
         await asyncio.wait([asking], timeout=30)
         memory = status_of(process, "VmRSS") / 1024
-        print(f"{time.monotonic() - start:6.0f} s  {sum(soak.counts.values()):7} requests  {memory:7.0f} MB  "
-              f"{len(soak.wrong)} wrong", flush=True)  # fmt: skip
+        print(
+            f"{time.monotonic() - start:6.0f} s  {sum(soak.counts.values()):7} requests  {memory:7.0f} MB  "
+            f"{len(soak.wrong)} wrong",
+            flush=True,
+        )
     await asking
     seconds = time.monotonic() - start
     after = await soak.state()
     soak.judge(before, after)
     return {
-        "seconds": round(seconds, 1), "clients": options.clients, "requests": dict(soak.counts),
-        "requests_per_s": round(sum(soak.counts.values()) / seconds, 1), "wrong": soak.wrong[:50],
-        "num_wrong": len(soak.wrong), "before": before, "after": after,
-    }  # fmt: skip
+        "seconds": round(seconds, 1),
+        "clients": options.clients,
+        "requests": dict(soak.counts),
+        "requests_per_s": round(sum(soak.counts.values()) / seconds, 1),
+        "wrong": soak.wrong[:50],
+        "num_wrong": len(soak.wrong),
+        "before": before,
+        "after": after,
+    }
 
 
 def main() -> int:

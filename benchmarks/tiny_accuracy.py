@@ -97,9 +97,7 @@ def measure(given: argparse.Namespace, quantization: str) -> Tally:
     """Ask every question."""
     how = {}
     if quantization != "none":
-        how = {
-            "quantization": quantization, "quantize_vision": given.quantize_vision, "activations": given.activations
-        }  # fmt: skip
+        how = {"quantization": quantization, "quantize_vision": given.quantize_vision, "activations": given.activations}
     processor = pixtral.AutoProcessor.from_pretrained(given.model)
     model = pixtral.LlavaForConditionalGeneration.from_pretrained(given.model, dtype=given.dtype, **how)
     tally = Tally({kind: collections.defaultdict(list) for kind in given.kinds})

@@ -194,7 +194,10 @@ def fake_hub(folder: Path, repo: str = "team/model", error: str = "") -> Iterato
             if error or f"/{repo}/" not in path:
                 self.answer(403 if error == "GatedRepo" else 404, b"{}", X_Error_Code=error or "RepoNotFound")
             elif "/tree/" in path:
-                rows = [dict(type="file", path=n, size=f.stat().st_size, oid=n) for n, f in sorted(files.items())]
+                rows = [
+                    {"type": "file", "path": name, "size": file.stat().st_size, "oid": name}
+                    for name, file in sorted(files.items())
+                ]
                 self.answer(200, json.dumps(rows).encode(), Content_Type="application/json")
             elif "/revision/" in path:
                 body = {"id": repo, "sha": commit, "siblings": [{"rfilename": name} for name in files]}

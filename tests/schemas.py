@@ -195,7 +195,7 @@ def documents() -> list[Schema]:
         obj({"from": {"type": "string", "format": "date-time"}, "to": {"type": "string", "format": "date-time"}}),
         obj({"is_document": BOOL, "language": {"type": "string", "pattern": "^[a-z]{2}$"}, "text": TEXT}),
         obj({"colours": arr({"type": "string", "pattern": "^#[0-9A-F]{6}$"}, 1, 4)}),
-        obj({"q": TEXT, "choices": obj({letter: TEXT for letter in "ABCD"}), "right": {"enum": list("ABCD")}}),
+        obj({"q": TEXT, "choices": obj(dict.fromkeys("ABCD", TEXT)), "right": {"enum": list("ABCD")}}),
         obj({"name": TEXT, "contact": {"anyOf": [obj({"phone": TEXT}), obj({"post": TEXT, "zip": TEXT})]}}),
         obj({"config": {"type": "object", "additionalProperties": {"type": ["string", "integer", "boolean"]}}}),
         obj({"имя": TEXT, "возраст": {"type": "integer", "minimum": 0}, "город": {"enum": ["Москва", "Тверь"]}}),

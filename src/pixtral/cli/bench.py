@@ -42,7 +42,9 @@ def bench(
     image: Annotated[
         list[int] | None,
         typer.Option(
-            metavar="PIXELS", min=0, show_default=False,
+            metavar="PIXELS",
+            min=0,
+            show_default=False,
             help="Side of the square image (512); may be given several times; 0 for text alone.",
         ),
     ] = None,
@@ -51,7 +53,9 @@ def bench(
     context: Annotated[
         list[int] | None,
         typer.Option(
-            metavar="TOKENS", min=1, show_default=False,
+            metavar="TOKENS",
+            min=1,
+            show_default=False,
             help="Tokens before the new ones (1100); may be given several times.",
         ),
     ] = None,
@@ -72,7 +76,7 @@ def bench(
     revision: options.Revision = None,
     cache_dir: options.CacheDir = None,
     local_files_only: options.LocalFilesOnly = False,
-) -> None:  # fmt: skip
+) -> None:
     """Measure a model on this machine's processor.
 
     First what the machine can do: reading memory, products of 8-bit integers and of bfloat16. Then, through the same

@@ -86,14 +86,32 @@ def chat(
     if question is not None and not question.strip():
         raise PromptError("the question is empty; write what you want to know")
     choice = options.ModelChoice(
-        name, dtype, device_map, layout, revision, cache_dir, local_files_only, max_image_size,
-        kv_cache=kv_cache, prompt_lookup=prompt_lookup, quantization=quantization, quantize_vision=quantize_vision,
-        activations=activations, threads=threads, max_memory=max_memory, offload_folder=offload_folder,
-    )  # fmt: skip
+        name,
+        dtype,
+        device_map,
+        layout,
+        revision,
+        cache_dir,
+        local_files_only,
+        max_image_size,
+        kv_cache=kv_cache,
+        prompt_lookup=prompt_lookup,
+        quantization=quantization,
+        quantize_vision=quantize_vision,
+        activations=activations,
+        threads=threads,
+        max_memory=max_memory,
+        offload_folder=offload_folder,
+    )
     how: ChatOptions = {
-        "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p,
-        "seed": seed, "stop": stop,
-    }  # fmt: skip
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "top_p": top_p,
+        "top_k": top_k,
+        "min_p": min_p,
+        "seed": seed,
+        "stop": stop,
+    }
     from pixtral.cli.session import Session, show
 
     images = [open_image(source) for source in image or []]

@@ -78,10 +78,21 @@ def estimate(
 
         chosen: Any = layout
         found = count(
-            model, shape=shape, images=sizes, quantization=quantization, quantize_vision=quantize_vision,
-            kv_cache=kv_cache, context=context, batch=batch, dtype=dtype, max_image_size=max_image_size,
-            layout=chosen, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only,
-        )  # fmt: skip
+            model,
+            shape=shape,
+            images=sizes,
+            quantization=quantization,
+            quantize_vision=quantize_vision,
+            kv_cache=kv_cache,
+            context=context,
+            batch=batch,
+            dtype=dtype,
+            max_image_size=max_image_size,
+            layout=chosen,
+            revision=revision,
+            cache_dir=cache_dir,
+            local_files_only=local_files_only,
+        )
     names = [shortened(source) for source in image or ()]
     named = (dataclasses.replace(one, name=name) for one, name in zip(found.images, names, strict=True))
     found = dataclasses.replace(found, images=tuple(named))
@@ -108,10 +119,15 @@ def _print(found: MemoryEstimate) -> None:
     typer.echo(found.title())
     if found.images:
         rows = [
-            (one.name, f"{one.width} x {one.height}", f"{one.resized_width} x {one.resized_height}",
-             f"{one.rows} rows x {one.cols}", f"{one.tokens:,}")
+            (
+                one.name,
+                f"{one.width} x {one.height}",
+                f"{one.resized_width} x {one.resized_height}",
+                f"{one.rows} rows x {one.cols}",
+                f"{one.tokens:,}",
+            )
             for one in found.images
-        ]  # fmt: skip
+        ]
         typer.echo()
         print_table("", ("image", "size", "resized", "grid", "tokens"), rows, numbers=(1, 2, 3, 4))
         typer.echo(f"{found.image_tokens:,} image tokens leave room for {found.text_room:,} of text and answer")

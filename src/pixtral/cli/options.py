@@ -23,10 +23,11 @@ DeviceMap = Annotated[
 MaxMemory = Annotated[
     list[str] | None,
     typer.Option(
-        metavar="DEVICE=SIZE", show_default=False,
+        metavar="DEVICE=SIZE",
+        show_default=False,
         help="Memory that auto may use, such as cpu=8GiB or 0=20GiB; may be given several times.",
     ),
-]  # fmt: skip
+]
 OffloadFolder = Annotated[
     str | None,
     typer.Option(
@@ -36,20 +37,22 @@ OffloadFolder = Annotated[
 Quantization = Annotated[
     str | None,
     typer.Option(
-        metavar="SCHEME", show_default=False,
+        metavar="SCHEME",
+        show_default=False,
         help="Pack the decoder's weights while they are read: int4 (a quarter of the memory) or int8 (half).",
     ),
-]  # fmt: skip
+]
 QuantizeVision = Annotated[
     bool, typer.Option("--quantize-vision", help="Also quantize the vision tower's and the projector's, in 8 bits.")
 ]
 Activations = Annotated[
     str | None,
     typer.Option(
-        metavar="FORMAT", show_default=False,
+        metavar="FORMAT",
+        show_default=False,
         help="What goes into quantized layers: int8 (fast; the default) or bf16.",
     ),
-]  # fmt: skip
+]
 Threads = Annotated[
     int | None,
     typer.Option(metavar="INTEGER", show_default=False, help="CPU threads; as many as there are cores when left out."),
@@ -67,10 +70,12 @@ LocalFilesOnly = Annotated[bool, typer.Option("--local-files-only", help="Never 
 MaxImageSize = Annotated[
     int | None,
     typer.Option(
-        metavar="PIXELS", min=1, show_default=False,
+        metavar="PIXELS",
+        min=1,
+        show_default=False,
         help="Scale images down to this longest side; fewer tokens.",
     ),
-]  # fmt: skip
+]
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON object.")]
 MaxNewTokens = Annotated[
     int, typer.Option("--max-new-tokens", "-n", metavar="INTEGER", help="New tokens at most.", min=1)
@@ -78,17 +83,22 @@ MaxNewTokens = Annotated[
 Temperature = Annotated[
     float | None,
     typer.Option(
-        metavar="NUMBER", min=0.0, show_default=False,
+        metavar="NUMBER",
+        min=0.0,
+        show_default=False,
         help="Draw tokens, the wilder the higher; without it the likeliest one is taken.",
     ),
-]  # fmt: skip
+]
 TopP = Annotated[
     float | None,
     typer.Option(
-        metavar="NUMBER", min=0.0, max=1.0, show_default=False,
+        metavar="NUMBER",
+        min=0.0,
+        max=1.0,
+        show_default=False,
         help="Draw among the likeliest tokens that reach this probability together.",
     ),
-]  # fmt: skip
+]
 TopK = Annotated[
     int | None,
     typer.Option(metavar="INTEGER", min=1, show_default=False, help="Draw among this many likeliest tokens."),
@@ -96,10 +106,13 @@ TopK = Annotated[
 MinP = Annotated[
     float | None,
     typer.Option(
-        metavar="NUMBER", min=0.0, max=1.0, show_default=False,
+        metavar="NUMBER",
+        min=0.0,
+        max=1.0,
+        show_default=False,
         help="Draw among tokens at least this likely, as a share of the likeliest.",
     ),
-]  # fmt: skip
+]
 Seed = Annotated[int | None, typer.Option(metavar="INTEGER", help="Makes drawing repeatable.", show_default=False)]
 Stop = Annotated[
     list[str] | None,
@@ -108,17 +121,20 @@ Stop = Annotated[
 KvCache = Annotated[
     str | None,
     typer.Option(
-        metavar="FORMAT", show_default=False,
+        metavar="FORMAT",
+        show_default=False,
         help="Number format of keys and values: bf16, or int8 (half the memory); the model's own when left out.",
     ),
-]  # fmt: skip
+]
 PromptLookup = Annotated[
     int | None,
     typer.Option(
-        metavar="INTEGER", min=1, show_default=False,
+        metavar="INTEGER",
+        min=1,
+        show_default=False,
         help="Check this many tokens at once that stood in the text before: the same answer, sooner if it repeats.",
     ),
-]  # fmt: skip
+]
 System = Annotated[str | None, typer.Option(metavar="TEXT", help="System prompt: how to answer.", show_default=False)]
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")

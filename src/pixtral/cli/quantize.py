@@ -74,10 +74,14 @@ def quantize(
     if as_json:
         print_json(
             {
-                "folder": str(made.folder), "files": list(made.files), "bytes_before": made.before,
-                "bytes": made.after, "quantization": report.quantization_facts(), "seconds": round(seconds, 3),
+                "folder": str(made.folder),
+                "files": list(made.files),
+                "bytes_before": made.before,
+                "bytes": made.after,
+                "quantization": report.quantization_facts(),
+                "seconds": round(seconds, 3),
             }
-        )  # fmt: skip
+        )
         return
     print_quantization(report)
     typer.echo(f"\n{made.folder}: {made.after / 1e9:,.3f} GB (was {made.before / 1e9:,.3f} GB), {seconds:.1f} s")

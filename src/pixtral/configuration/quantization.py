@@ -60,9 +60,11 @@ class QuantizationConfig:
     def __post_init__(self) -> None:
         require_types(self)
         allowed: dict[str, tuple[object, ...]] = {
-            "bits": (4, 8), "group_size": (None, 32, 64, 128), "lm_head_bits": (4, 8, 16),
+            "bits": (4, 8),
+            "group_size": (None, 32, 64, 128),
+            "lm_head_bits": (4, 8, 16),
             "activations": ("int8", "bf16"),
-        }  # fmt: skip
+        }
         for name, values in allowed.items():
             found = getattr(self, name)
             if found not in values:

@@ -1,4 +1,4 @@
-"""Prompt-lookup decoding: draft tokens for a text, taken from where its newest tokens occur earlier (imports no torch)."""
+"""Prompt-lookup decoding: draft tokens taken from where the newest tokens occur earlier (imports no torch)."""
 
 from __future__ import annotations
 

@@ -127,7 +127,7 @@ class Scheduler:
         self.encoder.cache.check(pins)
 
     def _plan_newest(self, request: Request, spare: int, plan: SchedulerOutput) -> int:
-        """Plan a decoding request's newest token, and of its draft what `spare` allows; returns the draft tokens planned."""
+        """Plan a decoding request's newest token, and of its draft what `spare` allows; returns how much of that."""
         count = min(request.num_missing, 1 + spare)
         if not self._make_room(request, request.num_computed + count, plan):
             return 0

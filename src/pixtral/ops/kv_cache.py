@@ -168,8 +168,8 @@ def token_bytes(config: MistralConfig, dtype: torch.dtype) -> int:
 class KVCache:
     """Keys and values of every layer for a fixed number of sequences.
 
-    A sequence owns `capacity` consecutive slots, of which the first `lengths[i]` are filled; there is no padding. A slot
-    takes `token_bytes`.
+    A sequence owns `capacity` consecutive slots, of which the first `lengths[i]` are filled; there is no padding. A
+    slot takes `token_bytes`.
 
     Use: `packing = cache.packing(q_lens)`, run the layers with it, then `cache.advance(q_lens)`.
     """

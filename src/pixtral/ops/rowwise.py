@@ -115,9 +115,18 @@ def _rotate_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
     q, k, cos, sin = q.contiguous(), k.contiguous(), cos.contiguous(), sin.contiguous()
     q_out, k_out = torch.empty(q.shape, dtype=q.dtype), torch.empty(k.shape, dtype=k.dtype)
     functions[1](
-        q.data_ptr(), k.data_ptr(), cos.data_ptr(), sin.data_ptr(), q_out.data_ptr(), k_out.data_ptr(),
-        rows, heads, key_heads, channels // 2, torch.get_num_threads(),
-    )  # fmt: skip
+        q.data_ptr(),
+        k.data_ptr(),
+        cos.data_ptr(),
+        sin.data_ptr(),
+        q_out.data_ptr(),
+        k_out.data_ptr(),
+        rows,
+        heads,
+        key_heads,
+        channels // 2,
+        torch.get_num_threads(),
+    )
     return q_out, k_out
 
 

@@ -219,9 +219,13 @@ class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]  # the library has no
         exact = self._exact
         if exact is None:
             exact = bnb.functional.QuantState(
-                state.absmax.T.reshape(-1).float(), state.shape, state.code, state.blocksize, state.quant_type,
+                state.absmax.T.reshape(-1).float(),
+                state.shape,
+                state.code,
+                state.blocksize,
+                state.quant_type,
                 state.original_dtype,
-            )  # fmt: skip
+            )
         self.weight.data = data
         self.weight.quant_state = self.quant_state = copy.copy(exact)
 

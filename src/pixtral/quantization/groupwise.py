@@ -54,9 +54,12 @@ class GroupwiseQuantizer(Quantizer):
             assert isinstance(old, nn.Linear)
             with torch.device("meta"):
                 new = QuantizedLinear(
-                    old.in_features, old.out_features, bits=bits,
-                    group_size=self._group_size(name, old.in_features, sizes), activations=self._config.activations,
-                )  # fmt: skip
+                    old.in_features,
+                    old.out_features,
+                    bits=bits,
+                    group_size=self._group_size(name, old.in_features, sizes),
+                    activations=self._config.activations,
+                )
             new.bias = old.bias
             replace_module(model, name, new)
             swapped[name] = new

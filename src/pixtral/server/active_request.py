@@ -141,6 +141,8 @@ class ActiveRequest:
                 408,
                 f"the request took longer than {self._state.settings.request_timeout:g} s; ask for fewer tokens, or "
                 "try when fewer others are waiting",
-                type="server_error", code="request_timeout", headers={"x-should-retry": "false"},
-            )  # fmt: skip
+                type="server_error",
+                code="request_timeout",
+                headers={"x-should-retry": "false"},
+            )
         return unavailable("the server is being stopped, and the answer could not be finished in time")

@@ -79,10 +79,15 @@ _ERROR: dict[str, Any] = {
     },
 }
 _STATUSES = {
-    "400": "the request cannot be honoured", "401": "no key, or a wrong one", "404": "no such model",
-    "408": "the request took too long", "413": "the body is too large", "415": "the body is not JSON",
-    "429": "too many requests are waiting", "503": "the server is being stopped",
-}  # fmt: skip
+    "400": "the request cannot be honoured",
+    "401": "no key, or a wrong one",
+    "404": "no such model",
+    "408": "the request took too long",
+    "413": "the body is too large",
+    "415": "the body is not JSON",
+    "429": "too many requests are waiting",
+    "503": "the server is being stopped",
+}
 
 _REQUEST_ID = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _log = logging.getLogger("pixtral.server")
@@ -112,9 +117,13 @@ def make_app(state: ServerState) -> FastAPI:
     app.add_middleware(Guard, limits=guard_limits(state.settings, static.paths))
     if origins := state.settings.cors_origin:
         app.add_middleware(
-            CORSMiddleware, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"],
-            expose_headers=["x-request-id", "retry-after"], max_age=600,
-        )  # fmt: skip
+            CORSMiddleware,
+            allow_origins=origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id", "retry-after"],
+            max_age=600,
+        )
     app.add_middleware(RequestContext)  # the last one added is the outermost
     return app
 
@@ -213,7 +222,11 @@ class RequestContext:
                 level,
                 "request",
                 extra={
-                    "request_id": id, "method": scope["method"], "path": scope["path"], "status": status or 499,
-                    "seconds": round(time.perf_counter() - started, 4), **scope["state"].get("log", {}),
+                    "request_id": id,
+                    "method": scope["method"],
+                    "path": scope["path"],
+                    "status": status or 499,
+                    "seconds": round(time.perf_counter() - started, 4),
+                    **scope["state"].get("log", {}),
                 },
-            )  # fmt: skip
+            )

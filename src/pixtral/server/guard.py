@@ -219,8 +219,11 @@ async def _refuse(error: ApiError, receive: Receive, send: Send) -> None:
     """Send the error, then read the rest of the body for a while: senders that are cut off would not read it."""
     body = error.encoded()
     headers: Iterable[tuple[str, str]] = {
-        "content-type": "application/json", "content-length": str(len(body)), "connection": "close", **error.headers
-    }.items()  # fmt: skip
+        "content-type": "application/json",
+        "content-length": str(len(body)),
+        "connection": "close",
+        **error.headers,
+    }.items()
     encoded = [(name.encode("latin-1"), value.encode("latin-1")) for name, value in headers]
     await send({"type": "http.response.start", "status": error.status, "headers": encoded})
     await send({"type": "http.response.body", "body": body, "more_body": True})

@@ -76,9 +76,7 @@ class RequestImageLimits:
 
     def budget(self, detail: Detail) -> int | None:
         """The maximum of tokens of an image, if there is one."""
-        budgets: dict[str, int | None] = {
-            "low": self.low_tokens, "auto": self.auto_tokens, "high": self.high_tokens
-        }  # fmt: skip
+        budgets: dict[str, int | None] = {"low": self.low_tokens, "auto": self.auto_tokens, "high": self.high_tokens}
         return budgets[detail]
 
     def of_images(self) -> ImageLimits:
@@ -195,10 +193,12 @@ class ImageLoader:
             return await work
         except ImageError as error:
             code = (
-                "image_too_large" if isinstance(error, ImageTooLarge)
-                else "image_not_fetched" if isinstance(error, ImageFetchError)
+                "image_too_large"
+                if isinstance(error, ImageTooLarge)
+                else "image_not_fetched"
+                if isinstance(error, ImageFetchError)
                 else "invalid_image"
-            )  # fmt: skip
+            )
             raise ApiError(400, str(_for_clients(error)), param=image_url.param, code=code) from error
 
 

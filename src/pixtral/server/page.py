@@ -33,11 +33,20 @@ _TYPES = {
 
 # Scripts, styles and requests come from and go to this server alone; images may be those that the user chose, which
 # the page shows as blobs. Trusted types without any policy make the browser refuse every way from text to HTML.
-_POLICY = "; ".join((
-    "default-src 'none'", "script-src 'self'", "style-src 'self'", "img-src 'self' blob:", "connect-src 'self'",
-    "base-uri 'none'", "form-action 'none'", "frame-ancestors 'none'",
-    "require-trusted-types-for 'script'", "trusted-types 'none'",
-))  # fmt: skip
+_POLICY = "; ".join(
+    (
+        "default-src 'none'",
+        "script-src 'self'",
+        "style-src 'self'",
+        "img-src 'self' blob:",
+        "connect-src 'self'",
+        "base-uri 'none'",
+        "form-action 'none'",
+        "frame-ancestors 'none'",
+        "require-trusted-types-for 'script'",
+        "trusted-types 'none'",
+    )
+)
 
 HEADERS: Mapping[str, str] = {
     "Content-Security-Policy": _POLICY,
@@ -116,8 +125,9 @@ def measure_of(state: ServerState) -> Measure:
     limits, processor = state.image_loader.limits, state.processor
     side = processor.patch_size * processor.spatial_merge_size
     options: dict[str, Any] = {
-        "size": {"longest_edge": limits.longest_edge}, "patch_size": {"height": side, "width": side}
-    }  # fmt: skip
+        "size": {"longest_edge": limits.longest_edge},
+        "patch_size": {"height": side, "width": side},
+    }
 
     def measure(width: int, height: int, detail: Detail) -> tuple[Grid, tuple[int, int]]:
         size = size_within(width, height, limits.budget(detail), limits.tokens_of)

@@ -78,8 +78,9 @@ def check_room(prompt: EncodedPrompt, context: int, max_tokens: int | None = Non
             400,
             f"the prompt has {length} tokens{share}{wanted}, but the context is {context} tokens, the answer "
             "included; shorten the text, use detail 'low' or fewer images, or ask for fewer tokens",
-            param="max_tokens" if wanted else param, code="context_length_exceeded",
-        )  # fmt: skip
+            param="max_tokens" if wanted else param,
+            code="context_length_exceeded",
+        )
 
 
 def _check_length(texts: Iterable[str], tokenizer: Tokenizer, context: int, param: str) -> None:

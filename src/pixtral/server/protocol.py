@@ -185,12 +185,18 @@ class Sampling(Body):
     def sampling(self, max_tokens: int | None, logprobs: int | None) -> SamplingParams:
         """The engine's parameters; fields that were left out have OpenAI's defaults."""
         given: dict[str, Any] = {
-            "temperature": self.temperature, "top_p": self.top_p, "n": self.n, "seed": self.seed,
-            "presence_penalty": self.presence_penalty, "frequency_penalty": self.frequency_penalty,
-            "top_k": max(self.top_k, 0) if self.top_k is not None else None, "min_p": self.min_p,
-            "repetition_penalty": self.repetition_penalty, "min_tokens": self.min_tokens,
+            "temperature": self.temperature,
+            "top_p": self.top_p,
+            "n": self.n,
+            "seed": self.seed,
+            "presence_penalty": self.presence_penalty,
+            "frequency_penalty": self.frequency_penalty,
+            "top_k": max(self.top_k, 0) if self.top_k is not None else None,
+            "min_p": self.min_p,
+            "repetition_penalty": self.repetition_penalty,
+            "min_tokens": self.min_tokens,
             "ignore_eos": self.ignore_eos,
-        }  # fmt: skip
+        }
         return SamplingParams(
             **{name: value for name, value in given.items() if value is not None},
             stop=(self.stop,) if isinstance(self.stop, str) else tuple(self.stop or ()),

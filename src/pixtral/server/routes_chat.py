@@ -45,9 +45,14 @@ async def engine_request(
     prompt = await prompt_of(state, body.messages, structure.tools)
     check_room(prompt, state.max_model_len, body.limit)
     return EngineRequest(
-        id, prompt.ids, params, prompt.images,
-        priority=body.priority or 0, guide=structure.guide, skip_special_tokens=body.skip_special_tokens is not False,
-    )  # fmt: skip
+        id,
+        prompt.ids,
+        params,
+        prompt.images,
+        priority=body.priority or 0,
+        guide=structure.guide,
+        skip_special_tokens=body.skip_special_tokens is not False,
+    )
 
 
 async def _completion(
@@ -95,8 +100,9 @@ async def _events(
     first: RequestOutput,
     outputs: AsyncIterator[RequestOutput],
 ) -> AsyncIterator[bytes]:
-    chunks = Chunks("chat.completion.chunk", f"chatcmpl-{active.id}", active.created, state.model_name,
-                    body.include_usage)  # fmt: skip
+    chunks = Chunks(
+        "chat.completion.chunk", f"chatcmpl-{active.id}", active.created, state.model_name, body.include_usage
+    )
     names = TokenNames(state.processor.tokenizer)
     usage = UsageSum()
 

@@ -46,10 +46,14 @@ async def _engine_requests(state: ServerState, body: CompletionRequest, id: str)
         check_room(EncodedPrompt(ids), state.max_model_len, limit, param="prompt")
         requests.append(
             EngineRequest(
-                f"{id}-{number}", ids, params,
-                priority=body.priority or 0, guide=guide, skip_special_tokens=body.skip_special_tokens is not False,
+                f"{id}-{number}",
+                ids,
+                params,
+                priority=body.priority or 0,
+                guide=guide,
+                skip_special_tokens=body.skip_special_tokens is not False,
             )
-        )  # fmt: skip
+        )
     return requests
 
 

@@ -66,9 +66,11 @@ async def detokenize(http: Request) -> Response:
     size = state.processor.tokenizer.vocab_size
     if max(body.tokens) >= size:
         raise ApiError(
-            400, f"tokens holds {max(body.tokens)}, but the vocabulary has {size} tokens", param="tokens",
+            400,
+            f"tokens holds {max(body.tokens)}, but the vocabulary has {size} tokens",
+            param="tokens",
             code="invalid_value",
-        )  # fmt: skip
+        )
     skip = bool(body.skip_special_tokens)
     text = await state.in_thread(lambda: state.processor.tokenizer.ids_to_text(body.tokens, skip))
     return json_response({"prompt": text})

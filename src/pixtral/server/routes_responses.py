@@ -89,9 +89,12 @@ class ResponseBuilder:
         """The response so far."""
         cut = {"reason": "max_output_tokens"} if self._status == "incomplete" else None
         return {
-            **self._constant, "status": self._status, "incomplete_details": cut,
-            "output": self._items, "usage": self._usage,
-        }  # fmt: skip
+            **self._constant,
+            "status": self._status,
+            "incomplete_details": cut,
+            "output": self._items,
+            "usage": self._usage,
+        }
 
     def push(self, output: RequestOutput) -> list[dict[str, Any]]:
         """The events of one output of the engine."""
@@ -200,9 +203,11 @@ def _usage(usage: Usage) -> dict[str, Any]:
     return {
         "input_tokens": usage.prompt_tokens,
         "input_tokens_details": {
-            "cached_tokens": usage.cached_tokens, "cache_write_tokens": 0, "image_tokens": usage.image_tokens,
+            "cached_tokens": usage.cached_tokens,
+            "cache_write_tokens": 0,
+            "image_tokens": usage.image_tokens,
         },
         "output_tokens": usage.completion_tokens,
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": usage.prompt_tokens + usage.completion_tokens,
-    }  # fmt: skip
+    }

@@ -104,9 +104,11 @@ class ServerState:
         """Refuse a request for another model."""
         if name is not None and name != self.model_name:
             raise ApiError(
-                404, f"the model {name!r} is not served here; use {self.model_name!r}",
-                param="model", code="model_not_found",
-            )  # fmt: skip
+                404,
+                f"the model {name!r} is not served here; use {self.model_name!r}",
+                param="model",
+                code="model_not_found",
+            )
 
     async def in_thread(self, work: Callable[[], T]) -> T:
         """Run a function of some milliseconds in a worker thread."""
@@ -115,7 +117,7 @@ class ServerState:
     async def wait_until_idle(self, seconds: float) -> bool:
         """Wait until all requests have ended; whether they have within so many seconds."""
         deadline = time.monotonic() + seconds
-        while self.active and time.monotonic() < deadline:
+        while self.active and time.monotonic() < deadline:  # noqa: ASYNC110  requests end in many places
             await asyncio.sleep(0.02)
         return not self.active
 

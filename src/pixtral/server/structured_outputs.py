@@ -102,8 +102,9 @@ def _check_ends(body: Sampling, param: str) -> None:
     if body.ignore_eos:
         raise StructureError(f"ignore_eos is true, but {param} says when the answer ends; leave it out", "ignore_eos")
     if body.min_tokens:
-        raise StructureError(f"min_tokens is {body.min_tokens}, but {param} says when the answer ends; leave it out",
-                             "min_tokens")  # fmt: skip
+        raise StructureError(
+            f"min_tokens is {body.min_tokens}, but {param} says when the answer ends; leave it out", "min_tokens"
+        )
 
 
 def _form_of_chat(body: ChatCompletionRequest) -> formats.Form | None:

@@ -149,11 +149,11 @@ class MemoryEstimate:
 
     def __str__(self) -> str:
         lines = [self.title()]
-        for image in self.images:
-            lines.append(
-                f"  {image.name or 'image'}: {image.width} x {image.height} -> {image.resized_width} x "
-                f"{image.resized_height}, {image.rows} rows of {image.cols}: {image.tokens:,} tokens"
-            )
+        lines += [
+            f"  {image.name or 'image'}: {image.width} x {image.height} -> {image.resized_width} x "
+            f"{image.resized_height}, {image.rows} rows of {image.cols}: {image.tokens:,} tokens"
+            for image in self.images
+        ]
         if self.images:
             lines.append(f"  {self.image_tokens:,} image tokens leave room for {self.text_room:,} of text and answer")
         lines += [f"  {name:<14}{gigabytes(size):>10}  {remark}".rstrip() for name, size, remark in self.rows()]

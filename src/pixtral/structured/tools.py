@@ -128,8 +128,9 @@ def read_tools(tools: Sequence[object], choice: object = None, parallel: bool | 
         )
     if not known:
         if choice in ("auto", "required"):
-            raise StructureError(f"tool_choice is {choice!r} but there are no tools; give some, or leave it out",
-                                 "tool_choice")  # fmt: skip
+            raise StructureError(
+                f"tool_choice is {choice!r} but there are no tools; give some, or leave it out", "tool_choice"
+            )
         return None
     return ToolUse(tuple(known.values()), choice or "auto", name, True if parallel is None else parallel)
 

@@ -148,8 +148,9 @@ class TokenizerBase(SpecialTokens):
             row["num_truncated_tokens"] = total - (lengths.max_length or 0)
         if return_attention_mask is None:
             return_attention_mask = "attention_mask" in self.model_input_names
-        row = self._pad_rows([row], lengths.padding, lengths.max_length, pad_to_multiple_of, padding_side,
-                             return_attention_mask)[0]  # fmt: skip
+        row = self._pad_rows(
+            [row], lengths.padding, lengths.max_length, pad_to_multiple_of, padding_side, return_attention_mask
+        )[0]
         if return_length:
             row["length"] = len(row["input_ids"])
         if return_tensors and prepend_batch_axis:
@@ -222,8 +223,9 @@ class TokenizerBase(SpecialTokens):
             if single
             else [{key: value[i] for key, value in data.items()} for i in range(len(data["input_ids"]))]
         )
-        rows = self._pad_rows(rows, lengths.padding, lengths.max_length, pad_to_multiple_of, padding_side,
-                              return_attention_mask)  # fmt: skip
+        rows = self._pad_rows(
+            rows, lengths.padding, lengths.max_length, pad_to_multiple_of, padding_side, return_attention_mask
+        )
         return BatchEncoding(rows[0] if single else _columns(rows), tensor_type=_tensor_type(return_tensors))
 
     def _pad_rows(

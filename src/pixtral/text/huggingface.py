@@ -22,9 +22,16 @@ if TYPE_CHECKING:
 
 _NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
 OPTIONS = (
-    *_NAMED, "chat_template", "add_bos_token", "add_eos_token", "model_max_length", "padding_side", "truncation_side",
-    "model_input_names", "clean_up_tokenization_spaces",
-)  # fmt: skip
+    *_NAMED,
+    "chat_template",
+    "add_bos_token",
+    "add_eos_token",
+    "model_max_length",
+    "padding_side",
+    "truncation_side",
+    "model_input_names",
+    "clean_up_tokenization_spaces",
+)
 
 
 class HuggingFaceTokenizer(HuggingFaceVocabulary, TokenizerBase):

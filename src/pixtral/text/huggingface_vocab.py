@@ -138,7 +138,7 @@ class HuggingFaceVocabulary(SpecialTokens):
         state = self.backend.pre_tokenizer.__getstate__()
         if b'"prepend_scheme":"first"' not in state:
             return None
-        changed = pickle.loads(pickle.dumps(self.backend.pre_tokenizer))
+        changed = pickle.loads(pickle.dumps(self.backend.pre_tokenizer))  # noqa: S301  an object of this process
         changed.__setstate__(state.replace(b'"prepend_scheme":"first"', b'"prepend_scheme":"never"'))
         return changed
 

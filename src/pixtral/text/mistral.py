@@ -27,8 +27,13 @@ if TYPE_CHECKING:
 
 _PATTERNS = ("tekken.json", "*.model", "*.model.v*")
 OPTIONS = (
-    "mode", "model_max_length", "padding_side", "truncation_side", "model_input_names", "clean_up_tokenization_spaces",
-)  # fmt: skip
+    "mode",
+    "model_max_length",
+    "padding_side",
+    "truncation_side",
+    "model_input_names",
+    "clean_up_tokenization_spaces",
+)
 _IGNORED = ("_from_auto", "trust_remote_code", "backend", "files_loaded", "_from_pipeline", "_commit_hash", "dtype")
 
 

@@ -19,9 +19,18 @@ if TYPE_CHECKING:
 
 # Arguments of MistralCommonTokenizer.apply_chat_template itself; others go into mistral-common's request.
 OWN = {
-    "tools", "add_generation_prompt", "continue_final_message", "tokenize", "padding", "truncation", "max_length",
-    "return_tensors", "return_dict", "keep_order", "images",
-}  # fmt: skip
+    "tools",
+    "add_generation_prompt",
+    "continue_final_message",
+    "tokenize",
+    "padding",
+    "truncation",
+    "max_length",
+    "return_tensors",
+    "return_dict",
+    "keep_order",
+    "images",
+}
 
 
 class ChatTokenizer(Protocol):

@@ -22,8 +22,14 @@ _NAMING = {"describe": 1.0, "colour": 1.0, "shape": 1.0}
 _PLACING = {**_NAMING, "position": 1.0}
 _COUNTING = {**_PLACING, "count": 1.0}
 _EVERYTHING = {
-    "describe": 0.6, "colour": 1.0, "shape": 1.0, "position": 1.2, "count": 4.0, "relation": 0.3, "exists": 0.9,
-}  # fmt: skip
+    "describe": 0.6,
+    "colour": 1.0,
+    "shape": 1.0,
+    "position": 1.2,
+    "count": 4.0,
+    "relation": 0.3,
+    "exists": 0.9,
+}
 
 STAGES = (
     Stage((1,), _NAMING, 1, {"colour": 0.9, "shape": 0.6}, sides=(88, 128)),

@@ -24,31 +24,51 @@ WHERE = tuple(f"at the {place}" for place in PLACES)
 """The phrases of answers for cells 0..8 (see `scenes.PLACES`)."""
 
 _COLOUR_OF = (
-    "What colour is the {0}?", "What color is the {0}?", "Which colour is the {0}?", "Tell me the colour of the {0}.",
-    "What is the colour of the {0}?", "What is the color of the {0}?",
-)  # fmt: skip
+    "What colour is the {0}?",
+    "What color is the {0}?",
+    "Which colour is the {0}?",
+    "Tell me the colour of the {0}.",
+    "What is the colour of the {0}?",
+    "What is the color of the {0}?",
+)
 _COLOUR_OF_IT = ("What colour is it?", "What colour is the shape?", "What color is this?", "Which colour is this?")
 _SHAPE_OF = (
-    "What shape is the {0} thing?", "What is the {0} thing?", "What shape is the {0} object?", "Which shape is {0}?",
-    "What is the shape of the {0} object?", "Which shape is the {0} one?",
-)  # fmt: skip
+    "What shape is the {0} thing?",
+    "What is the {0} thing?",
+    "What shape is the {0} object?",
+    "Which shape is {0}?",
+    "What is the shape of the {0} object?",
+    "Which shape is the {0} one?",
+)
 _SHAPE_OF_IT = ("What shape is it?", "What shape is this?", "Which shape is in the picture?", "Name the shape.")
 _COUNT_ALL = (
-    "How many shapes are there?", "How many objects are in the picture?", "How many things do you see?",
-    "How many shapes are in the image?", "Count the shapes.", "How many things are there?",
-)  # fmt: skip
+    "How many shapes are there?",
+    "How many objects are in the picture?",
+    "How many things do you see?",
+    "How many shapes are in the image?",
+    "Count the shapes.",
+    "How many things are there?",
+)
 _COUNT = ("How many {0} are there?", "How many {0} do you see?", "How many {0} are in the picture?", "Count the {0}.")
 _POSITION = (
-    "Where is the {0}?", "Where is the {0} in the picture?", "In which part of the image is the {0}?",
+    "Where is the {0}?",
+    "Where is the {0} in the picture?",
+    "In which part of the image is the {0}?",
     "Tell me where the {0} is.",
-)  # fmt: skip
+)
 _POSITION_OF_IT = ("Where is it?", "Where is the shape?", "Where is the object in the picture?")
 _RELATION = ("Is the {0} {2} the {1}?",)
 _EXISTS = ("Is there a {0}?", "Is there a {0} in the picture?", "Do you see a {0}?", "Can you see a {0}?")
 _DESCRIBE = (
-    "Describe the picture.", "Describe this image.", "What do you see?", "What is in the picture?", "What is this?",
-    "What is in this image?", "What does the image show?", "What can you see in the picture?",
-)  # fmt: skip
+    "Describe the picture.",
+    "Describe this image.",
+    "What do you see?",
+    "What is in the picture?",
+    "What is this?",
+    "What is in this image?",
+    "What does the image show?",
+    "What can you see in the picture?",
+)
 
 
 @dataclass(frozen=True)

@@ -29,18 +29,35 @@ VOCAB_SIZE = 640
 def tiny_config() -> LlavaConfig:
     """The architecture of the embedded model: every part of Pixtral, 2.9 million parameters."""
     vision = PixtralVisionConfig(
-        hidden_size=192, intermediate_size=288, num_hidden_layers=4, num_attention_heads=6, hidden_act="silu",
+        hidden_size=192,
+        intermediate_size=288,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        hidden_act="silu",
         rope_theta=10000.0,
-    )  # fmt: skip
+    )
     text = MistralConfig(
-        vocab_size=VOCAB_SIZE, hidden_size=192, intermediate_size=320, num_hidden_layers=4, num_attention_heads=6,
-        num_key_value_heads=2, head_dim=32, max_position_embeddings=16384, rms_norm_eps=1e-5, sliding_window=None,
-        rope_theta=10000.0, pad_token_id=11,
-    )  # fmt: skip
+        vocab_size=VOCAB_SIZE,
+        hidden_size=192,
+        intermediate_size=320,
+        num_hidden_layers=4,
+        num_attention_heads=6,
+        num_key_value_heads=2,
+        head_dim=32,
+        max_position_embeddings=16384,
+        rms_norm_eps=1e-5,
+        sliding_window=None,
+        rope_theta=10000.0,
+        pad_token_id=11,
+    )
     return LlavaConfig(
-        vision_config=vision, text_config=text, image_token_index=10, image_seq_length=1, vision_feature_layer=-1,
+        vision_config=vision,
+        text_config=text,
+        image_token_index=10,
+        image_seq_length=1,
+        vision_feature_layer=-1,
         vision_feature_select_strategy="full",
-    )  # fmt: skip
+    )
 
 
 def initialise(model: nn.Module, seed: int, layers: int = 4) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -36,12 +35,11 @@ def test_dtypes_that_nothing_computes_in(given: Any) -> None:
 
 
 @pytest.fixture
-def gpus(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two GPUs, as far as anyone can tell without using them."""
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setattr(torch.cuda, "current_device", lambda: 1)
-    yield
 
 
 @pytest.mark.parametrize("given", [None, "cpu", torch.device("cpu"), {"": "cpu"}, {"": torch.device("cpu")}])

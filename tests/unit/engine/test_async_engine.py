@@ -74,7 +74,7 @@ def test_many_clients_at_once():
 
 def test_tokens_of_short_steps_come_together():
     """Not the first, and not the end: they come at once, and bring others along."""
-    how = dict(temperature=0, max_tokens=8, logprobs=0)
+    how = {"temperature": 0, "max_tokens": 8, "logprobs": 0}
 
     async def main():
         async with AsyncEngine(engine_of(), interval=1000) as engine:

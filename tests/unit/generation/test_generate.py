@@ -22,8 +22,7 @@ NEW = 10
 
 @pytest.fixture(scope="module")
 def model():
-    model = random_llava(llava_dict(text={"eos_token_id": None, "pad_token_id": 0, "bos_token_id": None}))
-    return model
+    return random_llava(llava_dict(text={"eos_token_id": None, "pad_token_id": 0, "bos_token_id": None}))
 
 
 @pytest.fixture

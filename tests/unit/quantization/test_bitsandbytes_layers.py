@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import copy
 import itertools
-from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -25,10 +24,9 @@ KINDS = list(itertools.product(("nf4", "fp4"), (False, True)))
 
 
 @pytest.fixture(autouse=True)
-def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Several pieces in every weight."""
     monkeypatch.setattr("pixtral.quantization.bitsandbytes_layers.PIECE", 1000)
-    yield
 
 
 def four(quant_type: str = "nf4", double: bool = False, storage: torch.dtype = torch.uint8) -> BitsAndBytesConfig:

@@ -114,7 +114,7 @@ def processor(request):
 @pytest.fixture(scope="module")
 def check_any(processor):
     @given(st.lists(MESSAGES, min_size=1, max_size=6))
-    def property(messages):
+    def check_messages(messages):
         try:
             done = check(*messages)
             goes_on = done[-1].role == "assistant"
@@ -124,7 +124,7 @@ def check_any(processor):
         except PixtralError:
             pass
 
-    return property
+    return check_messages
 
 
 def test_any_sequence_is_a_prompt_or_a_refusal(check_any):
