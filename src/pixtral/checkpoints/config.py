@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import copy
-import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeAlias
 
 from torch import nn
 
@@ -26,24 +25,22 @@ class Kind:
     """One of the three networks a checkpoint can hold or a caller can ask for.
 
     Args:
-        model: name of the class in `pixtral.models`.
+        architecture: its name in config.json, and the class attribute `architecture` of the model.
         config: its configuration.
         own: how its modules name their parameters.
         published: how files of this network name them.
         parts: names of what it consists of, for messages.
     """
 
-    model: str
+    architecture: str
     config: type[Config]
     own: Scheme
     published: Scheme
     parts: str
 
-    def network(self) -> type[nn.Module]:
-        """The class that is built: found by name, since the models import this package for `from_pretrained`."""
-        found: type[nn.Module] = getattr(importlib.import_module("pixtral.models"), self.model)
-        return found
 
+# Architecture -> class that is built. The models, which stand above, hand themselves in: `pixtral.models.NETWORKS`.
+Networks: TypeAlias = Mapping[str, type[nn.Module]]
 
 LLAVA = Kind("LlavaForConditionalGeneration", LlavaConfig, names.OURS, names.HF, "tower, projector and decoder")
 MISTRAL = Kind("MistralForCausalLM", MistralConfig, names.HF_TEXT, names.HF_TEXT, "a decoder")
@@ -58,9 +55,9 @@ def kind_of(cls: type[nn.Module]) -> Kind:
         CheckpointError: the class is none of the three, nor derived from one.
     """
     for kind in KINDS:
-        if issubclass(cls, kind.network()):
+        if getattr(cls, "architecture", None) == kind.architecture:
             return kind
-    known = ", ".join(kind.model for kind in KINDS)
+    known = ", ".join(kind.architecture for kind in KINDS)
     raise CheckpointError(f"{cls.__name__} has no checkpoint format; expected {known} or a class derived from one")
 
 
@@ -142,7 +139,7 @@ def narrow(config: Config, kind: Kind, where: object) -> Config:
         return config.vision_config
     found = next(one for one in KINDS if isinstance(config, one.config))
     raise CheckpointError(
-        f"{where} describes {found.parts} ({type(config).__name__}), expected {kind.parts}; load it with {found.model}"
+        f"{where} describes {found.parts} ({type(config).__name__}), expected {kind.parts}; load it with {found.architecture}"
     )
 
 

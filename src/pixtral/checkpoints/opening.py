@@ -15,6 +15,7 @@ from pixtral.checkpoints import names
 from pixtral.checkpoints.config import (
     KINDS,
     Kind,
+    Networks,
     kind_of,
     narrow,
     read_raw,
@@ -58,7 +59,7 @@ class Opened:
 
 def open_checkpoint(
     files: Files,
-    cls: type[nn.Module] | None = None,
+    network: type[nn.Module] | Networks,
     *,
     config: Config | None = None,
     dtype: torch.dtype | None = None,
@@ -69,7 +70,7 @@ def open_checkpoint(
 
     Args:
         files: where it is.
-        cls: the model class to build; None for the network of everything in the files.
+        network: the model class to build; or a class for each architecture, of which that of the files is built.
         config: used instead of the checkpoint's own; copied.
         dtype: to compute in; None for what the configuration says, else what most weights are.
         asked: for quantized weights; what the checkpoint says when left out.
@@ -79,7 +80,7 @@ def open_checkpoint(
         CheckpointError: broken files, another network, or a quantization that is not read.
         ConfigError: a configuration that cannot be used, or contradicts what is asked.
     """
-    kind = None if cls is None else kind_of(cls)
+    kind = kind_of(network) if isinstance(network, type) else None
     raw = read_raw(files)
     quantizer = choose_quantizer(asked or Asked(), stored_quantization(files, raw), files.config)
     contents = read_contents(files, quantizer.suffixes if quantizer is not None and quantizer.stored else ())
@@ -92,7 +93,7 @@ def open_checkpoint(
         config = narrow(copy.deepcopy(config), kind, "config=")
         settle_head_dim(config, contents.tensors)
     dtype = dtype or _stored_dtype(raw, kind, contents)
-    model = build_empty(cls or kind.network(), config)
+    model = build_empty(network if isinstance(network, type) else network[kind.architecture], config)
     if quantizer is not None:
         quantizer.waiting = waiting
     announce(quantizer, kind, contents)

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from pixtral.checkpoints.config import Networks
 from pixtral.checkpoints.fill import Filler, Target, byte_bar, reading_order
 from pixtral.checkpoints.layout import Files
 from pixtral.checkpoints.memory import parse_bytes
@@ -47,6 +48,7 @@ def quantize_checkpoint(
     files: Files,
     out: Path,
     config: QuantizationConfig,
+    networks: Networks,
     *,
     dtype: torch.dtype | None = None,
     copies: Sequence[Path] = (),
@@ -62,6 +64,7 @@ def quantize_checkpoint(
         files: the checkpoint, in either layout; the copy is in Hugging Face's.
         out: a folder that is not there yet, or empty.
         config: how to quantize.
+        networks: class of each architecture.
         dtype: of what is not quantized; as stored when left out.
         copies: other files that belong to the checkpoint (tokenizer, processor); copied under their names.
         max_shard_size: bytes of one weight file.
@@ -73,7 +76,7 @@ def quantize_checkpoint(
         ConfigError: the network cannot be quantized like this.
     """
     limit = parse_bytes(max_shard_size, "max_shard_size")
-    found = open_checkpoint(files, dtype=dtype, asked=Asked(config=config))
+    found = open_checkpoint(files, networks, dtype=dtype, asked=Asked(config=config))
     refuse(found.plan, found.contents)
     if not isinstance(found.quantizer, GroupwiseQuantizer) or found.quantizer.stored:
         raise CheckpointError(f"{files.folder} is quantized already; quantize the original checkpoint")

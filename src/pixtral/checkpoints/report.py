@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from pixtral.checkpoints import names
-from pixtral.checkpoints.config import KINDS, Kind, read_raw, stored_quantization, whole_config
+from pixtral.checkpoints.config import KINDS, Kind, Networks, read_raw, stored_quantization, whole_config
 from pixtral.checkpoints.layout import Files, Layout, fetch
 from pixtral.checkpoints.memory import gigabytes
 from pixtral.checkpoints.opening import build_empty
@@ -129,6 +129,7 @@ class CheckpointReport:
 
 def inspect_checkpoint(
     path_or_id: str | os.PathLike[str],
+    networks: Networks,
     *,
     layout: Layout = "auto",
     revision: str | None = None,
@@ -140,6 +141,7 @@ def inspect_checkpoint(
 
     Args:
         path_or_id: a folder, or a Hub id (whose files are fetched as for loading).
+        networks: class of each architecture.
         layout: which layout to look at, as for loading.
         revision, token, cache_dir, local_files_only: for the Hub.
 
@@ -160,10 +162,10 @@ def inspect_checkpoint(
         if not folder.is_dir():
             raise
         return CheckpointReport(folder, problems=(str(error),))
-    return _report(files)
+    return _report(files, networks)
 
 
-def _report(files: Files) -> CheckpointReport:
+def _report(files: Files, networks: Networks) -> CheckpointReport:
     base = CheckpointReport(files.folder, files.layout, files.also, files=files.weights)
     quantizer, refusal = _stored_quantizer(files)
     try:
@@ -185,7 +187,7 @@ def _report(files: Files) -> CheckpointReport:
         config = whole_config(files, read_raw(files), tensors)
         kind = next(one for one in KINDS if isinstance(config, one.config))
         announce(quantizer, kind, contents)
-        wanted = wanted_by(build_empty(kind.network(), config), torch.bfloat16, quantizer)
+        wanted = wanted_by(build_empty(networks[kind.architecture], config), torch.bfloat16, quantizer)
     except (CheckpointError, ConfigError) as error:
         return replace(base, problems=(str(error),))
     plan = make_plan(wanted, kind, contents)

@@ -94,7 +94,7 @@ def save_model(
 def config_json(kind: Kind, config: Config, dtype: torch.dtype, quantizer: Quantizer | None) -> str:
     """The content of config.json."""
     name = str(dtype).removeprefix("torch.")
-    values: dict[str, Any] = {**config.to_dict(), "architectures": [kind.model], "dtype": name}
+    values: dict[str, Any] = {**config.to_dict(), "architectures": [kind.architecture], "dtype": name}
     for part in ("text_config", "vision_config"):
         if part in values:
             values[part]["dtype"] = name

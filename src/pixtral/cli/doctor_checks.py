@@ -180,8 +180,9 @@ def _embedded() -> Check:
     try:
         from pixtral.assets import tiny_path
         from pixtral.checkpoints.report import inspect_checkpoint
+        from pixtral.models import NETWORKS
 
-        report = inspect_checkpoint(tiny_path())
+        report = inspect_checkpoint(tiny_path(), NETWORKS)
     except (PixtralError, ImportError, OSError) as error:
         return Check("embedded model", f"cannot be read: {error}", {"ok": False}, True, "reinstall pixtral")
     facts = {"ok": report.ok, "parameters": report.total, "folder": str(report.folder)}

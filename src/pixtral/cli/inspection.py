@@ -14,6 +14,7 @@ from pixtral.cli.output import complain, console, note, open_image, print_table,
 from pixtral.errors import ImageError, PromptError
 from pixtral.hub import resolve
 from pixtral.images.geometry import Grid, Rounding, image_grid
+from pixtral.models import NETWORKS
 from pixtral.processing.auto import PATTERNS, choose_layout
 
 if TYPE_CHECKING:
@@ -142,7 +143,7 @@ def inspect_model(
         CheckpointError: there is no such folder or model at all.
     """
     report = inspect_checkpoint(
-        model, layout=layout, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
+        model, NETWORKS, layout=layout, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only
     )
     folder = resolve(
         model, patterns=PATTERNS, revision=revision, cache_dir=cache_dir, local_files_only=local_files_only

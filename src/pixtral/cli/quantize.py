@@ -54,6 +54,7 @@ def quantize(
     from pixtral.checkpoints.report import inspect_checkpoint
     from pixtral.cli.inspection import print_quantization
     from pixtral.configuration import QuantizationConfig
+    from pixtral.models import NETWORKS
     from pixtral.ops.runtime import use_threads
     from pixtral.processing.auto import files_of
 
@@ -67,9 +68,15 @@ def quantize(
     kind: Any = layout
     files = fetch(model, kind, **hub)
     made = quantize_checkpoint(
-        files, out, config, dtype=parse_dtype(dtype), copies=files_of(model, **hub), max_shard_size=max_shard_size
+        files,
+        out,
+        config,
+        NETWORKS,
+        dtype=parse_dtype(dtype),
+        copies=files_of(model, **hub),
+        max_shard_size=max_shard_size,
     )
-    report = inspect_checkpoint(out)
+    report = inspect_checkpoint(out, NETWORKS)
     seconds = time.perf_counter() - started
     if as_json:
         print_json(

@@ -4,4 +4,7 @@ from pixtral.models.llava import LlavaForConditionalGeneration, LlavaModel
 from pixtral.models.mistral import MistralForCausalLM
 from pixtral.models.vision import PixtralVisionModel
 
-__all__ = ["LlavaForConditionalGeneration", "LlavaModel", "MistralForCausalLM", "PixtralVisionModel"]
+NETWORKS = {cls.architecture: cls for cls in (LlavaForConditionalGeneration, MistralForCausalLM, PixtralVisionModel)}
+"""Architecture -> class, for what reads checkpoints of any kind."""
+
+__all__ = ["NETWORKS", "LlavaForConditionalGeneration", "LlavaModel", "MistralForCausalLM", "PixtralVisionModel"]

@@ -269,6 +269,7 @@ class LlavaModel(PreTrainedModel):
 class LlavaForConditionalGeneration(GenerativeModel):
     """Pixtral: images and text in, text out."""
 
+    architecture = "LlavaForConditionalGeneration"
     config_class = LlavaConfig
     config: LlavaConfig
     main_input_name = "input_ids"

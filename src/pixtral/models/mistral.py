@@ -126,6 +126,7 @@ class MistralModel(LayerStack):
 class MistralForCausalLM(GenerativeModel):
     """The decoder with its output layer; `from_pretrained` also reads it out of a whole Pixtral."""
 
+    architecture = "MistralForCausalLM"
     config_class = MistralConfig
     config: MistralConfig
     main_input_name = "input_ids"

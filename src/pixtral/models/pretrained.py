@@ -30,12 +30,14 @@ class PreTrainedModel(nn.Module):
     """Base of the networks.
 
     Attributes:
+        architecture: name in config.json; None where there is no checkpoint format.
         config: of the network.
         loaded_from: which files were read.
         quantizer: how weights are quantized, None in full precision.
         main_device: where a model computes whose weights are elsewhere.
     """
 
+    architecture: ClassVar[str | None] = None
     config_class: type[Any]
     config: Any
     initializer_range: float

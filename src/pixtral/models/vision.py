@@ -91,6 +91,7 @@ class PixtralVisionModel(PreTrainedModel):
     `from_pretrained` also reads it out of a whole Pixtral.
     """
 
+    architecture = "PixtralVisionModel"
     config_class = PixtralVisionConfig
     config: PixtralVisionConfig
     quantized_as = "vision"

@@ -22,6 +22,7 @@ from pixtral.hub import read_json, resolve
 from pixtral.images.base import BaseImageProcessor
 from pixtral.images.options import read_image_config
 from pixtral.images.processors import NativeImageProcessor, PixtralImageProcessor
+from pixtral.models import NETWORKS
 from pixtral.processing.auto import choose_layout
 from pixtral.quantization import Asked, Quantizer, choose_quantizer
 
@@ -80,7 +81,7 @@ def describe_checkpoint(
     kinds = [kind for kind in (_CONFIGS if layout == "auto" else (layout,)) if (folder / _CONFIGS[kind]).is_file()]
     weighty = [kind for kind in kinds if any(one.endswith(".safetensors") for one in weight_names(folder, kind))]
     if weighty and (Path(path_or_id).expanduser().is_dir() or _complete(folder, layout)):
-        return _opened(name, folder, open_checkpoint(find(folder, layout), dtype=dtype, asked=asked), layout)
+        return _opened(name, folder, open_checkpoint(find(folder, layout), NETWORKS, dtype=dtype, asked=asked), layout)
     if not kinds:
         found = ", ".join(sorted(entry.name for entry in folder.iterdir())[:5]) or "nothing"
         raise CheckpointError(

@@ -15,6 +15,7 @@ from pixtral.checkpoints.config import KINDS, LLAVA
 from pixtral.checkpoints.names import SCHEMES, Scheme
 from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig, MistralConfig, PixtralVisionConfig
+from pixtral.models import NETWORKS
 
 MODELS = {  # tower layers, decoder layers, projector bias
     "12B": (24, 40, True),
@@ -37,7 +38,7 @@ def all_names(model: str) -> list[str]:
         ),
         multimodal_projector_bias=bias,
     )  # fmt: skip
-    return [name for name, _ in build_empty(LLAVA.network(), config).named_parameters()]
+    return [name for name, _ in build_empty(NETWORKS[LLAVA.architecture], config).named_parameters()]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=TITLES)

@@ -16,6 +16,7 @@ from pixtral.checkpoints.layout import Files
 from pixtral.checkpoints.opening import build_empty
 from pixtral.checkpoints.plan import Contents, make_plan, problems, wanted_by
 from pixtral.checkpoints.safetensors_io import TensorInfo
+from pixtral.models import NETWORKS
 
 CONFIG_12B: dict[str, Any] = {
     "architectures": ["LlavaForConditionalGeneration"],
@@ -117,7 +118,7 @@ def matched(layout: str, raw: dict[str, Any], tensors: dict[str, tuple[int, ...]
     contents = Contents(files, scheme, {c: infos[n] for n, c in canonical.items() if c is not None}, unknown, ())
     config = whole_config(files, raw, contents.tensors)
     kind = next(kind for kind in KINDS if isinstance(config, kind.config))
-    wanted = wanted_by(build_empty(kind.network(), config), torch.bfloat16, None)
+    wanted = wanted_by(build_empty(NETWORKS[kind.architecture], config), torch.bfloat16, None)
     return config, problems(make_plan(wanted, kind, contents), contents), contents
 
 

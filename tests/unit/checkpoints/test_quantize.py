@@ -22,6 +22,7 @@ from pixtral.checkpoints.quantize import Quantized, quantize_checkpoint
 from pixtral.checkpoints.safetensors_io import FileWriter
 from pixtral.configuration import QuantizationConfig
 from pixtral.errors import CheckpointError, ConfigError
+from pixtral.models import NETWORKS
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
 from pixtral.quantization import Asked
@@ -30,7 +31,7 @@ INT4 = QuantizationConfig()
 
 
 def quantize(folder: Path, out: Path, config: QuantizationConfig = INT4, **arguments: Any) -> Quantized:
-    return quantize_checkpoint(find(folder), out, config, **arguments)
+    return quantize_checkpoint(find(folder), out, config, NETWORKS, **arguments)
 
 
 def load(folder: Path, asked: Asked | None = None, **arguments: Any) -> LlavaForConditionalGeneration:
@@ -221,7 +222,7 @@ def moments(run, places, look, step):
 
 plain, out, saved = map(Path, sys.argv[1:])
 quantized = moments(
-    lambda: quantize_checkpoint(find(plain), out, QuantizationConfig(8)),
+    lambda: quantize_checkpoint(find(plain), out, QuantizationConfig(8), NETWORKS),
     [(safetensors_io.FileWriter, "write"), (safetensors_io.os, "fsync"), (save.os, "replace")],
     lambda: [state(out), sorted(p.name for p in out.parent.iterdir())], 16,
 )

@@ -374,11 +374,11 @@ asked = None if what == "stored" else Asked("int4")
 if what != "quantize":
     load_model(Model, small, asked=asked)
 else:
-    quantize_checkpoint(find(pathlib.Path(small)), pathlib.Path(out + "-small"), QuantizationConfig())
+    quantize_checkpoint(find(pathlib.Path(small)), pathlib.Path(out + "-small"), QuantizationConfig(), NETWORKS)
 pathlib.Path("/proc/self/clear_refs").write_text("5")  # forget the peak so far
 before, files = status("VmRSS"), status("RssFile")
 if what == "quantize":
-    made = quantize_checkpoint(find(pathlib.Path(large)), pathlib.Path(out), QuantizationConfig())
+    made = quantize_checkpoint(find(pathlib.Path(large)), pathlib.Path(out), QuantizationConfig(), NETWORKS)
     size = made.after
 else:
     model = load_model(Model, large, asked=asked)

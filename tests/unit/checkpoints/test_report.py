@@ -17,6 +17,7 @@ from safetensors.torch import load_file, save_file
 from pixtral.checkpoints import inspect_checkpoint, load_model, save_model
 from pixtral.configuration import BitsAndBytesConfig
 from pixtral.errors import CheckpointError
+from pixtral.models import NETWORKS
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.quantization import Asked
 
@@ -25,7 +26,7 @@ from pixtral.quantization import Asked
 @pytest.mark.parametrize("shards", [1, 3])
 def test_a_sound_checkpoint(layout: str, shards: int, tmp_path: Path) -> None:
     state = (write_hf if layout == "hf" else write_mistral)(tmp_path, shards=shards)
-    report = inspect_checkpoint(tmp_path)
+    report = inspect_checkpoint(tmp_path, NETWORKS)
     assert report.ok
     assert (report.layout, report.also, len(report.files)) == (layout, None, shards)
     assert report.total == sum(value.numel() for value in state.values())
@@ -48,14 +49,14 @@ def test_a_sound_checkpoint(layout: str, shards: int, tmp_path: Path) -> None:
 def test_both_layouts(tmp_path: Path) -> None:
     write_hf(tmp_path)
     write_mistral(tmp_path)
-    assert "hf (the mistral layout is there too)" in str(inspect_checkpoint(tmp_path))
-    assert inspect_checkpoint(tmp_path, layout="mistral").layout == "mistral"
+    assert "hf (the mistral layout is there too)" in str(inspect_checkpoint(tmp_path, NETWORKS))
+    assert inspect_checkpoint(tmp_path, NETWORKS, layout="mistral").layout == "mistral"
 
 
 def test_a_part_alone(tmp_path: Path) -> None:
     write_weights(tmp_path, random_llava().model.vision_tower.state_dict(), "model")
     (tmp_path / "config.json").write_text(json.dumps(llava_dict()["vision_config"]))
-    report = inspect_checkpoint(tmp_path)
+    report = inspect_checkpoint(tmp_path, NETWORKS)
     assert report.ok
     assert list(report.parameters) == ["vision tower"]
 
@@ -64,7 +65,7 @@ def test_mixed_dtypes_are_counted(tmp_path: Path) -> None:
     state = {prefixed(n, "classic"): v.bfloat16() for n, v in write_hf(tmp_path).items()}
     state["vision_tower.ln_pre.weight"] = state["vision_tower.ln_pre.weight"].float()
     write_weights(tmp_path, state, "model")
-    report = inspect_checkpoint(tmp_path)
+    report = inspect_checkpoint(tmp_path, NETWORKS)
     assert list(report.dtypes.items()) == [("bfloat16", report.total - 32), ("float32", 32)]
 
 
@@ -105,7 +106,7 @@ def test_a_broken_checkpoint_is_reported_and_cannot_be_loaded(name: str, tmp_pat
     change, says = BROKEN[name]
     write_hf(tmp_path)
     change(tmp_path)
-    report = inspect_checkpoint(tmp_path)
+    report = inspect_checkpoint(tmp_path, NETWORKS)
     assert not report.ok
     assert "can be loaded" not in str(report)
     assert re.search(says, str(report))
@@ -117,7 +118,7 @@ def test_lists_are_whole(tmp_path: Path) -> None:
     """A message shows the first few; the report has all of them."""
     write_hf(tmp_path)
     break_weights(lambda s: [s.pop(n) for n in list(s) if "mlp" in n] and s.update(a=torch.ones(1)))(tmp_path)
-    report = inspect_checkpoint(tmp_path)
+    report = inspect_checkpoint(tmp_path, NETWORKS)
     assert len(report.missing) == 9
     assert report.unexpected == ("a",)
     assert not report.mismatched
@@ -127,12 +128,12 @@ def test_no_tensor_is_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> N
     write_hf(tmp_path)
     monkeypatch.setattr("pixtral.checkpoints.fill.read_tensor", lambda *_: pytest.fail("read"))
     monkeypatch.setattr("pixtral.checkpoints.safetensors_io.read_tensor", lambda *_: pytest.fail("read"))
-    assert inspect_checkpoint(tmp_path).ok
+    assert inspect_checkpoint(tmp_path, NETWORKS).ok
 
 
 def test_no_such_place_is_an_error() -> None:
     with pytest.raises(CheckpointError, match=r"no folder './nowhere' here"):
-        inspect_checkpoint("./nowhere")
+        inspect_checkpoint("./nowhere", NETWORKS)
 
 
 @pytest.fixture
@@ -147,7 +148,7 @@ def quantized(tmp_path: Path) -> Path:
 
 def test_what_is_quantized(quantized: Path) -> None:
     """Counted as the weights that it stands for, and measured as it is."""
-    plain, report = inspect_checkpoint(quantized.parent / "plain"), inspect_checkpoint(quantized)
+    plain, report = inspect_checkpoint(quantized.parent / "plain", NETWORKS), inspect_checkpoint(quantized, NETWORKS)
     assert report.ok and plain.quantization == ()
     assert report.parameters == plain.parameters
     assert report.nbytes < plain.nbytes
@@ -171,18 +172,18 @@ def test_a_broken_quantized_checkpoint_is_reported(quantized: Path) -> None:
     state = load_file(quantized / "model.safetensors")
     del state["language_model.model.layers.1.mlp.up_proj.scales"]
     save_file(state, quantized / "model.safetensors")
-    report = inspect_checkpoint(quantized)
+    report = inspect_checkpoint(quantized, NETWORKS)
     assert report.missing == ("model.language_model.layers.1.mlp.up_proj.scales",)
     assert "The quantized weights are not whole" in str(report)
     file = quantized / "config.json"
     values = json.loads(file.read_text())
     values["quantization_config"]["version"] = 9
     file.write_text(json.dumps(values))
-    (problem,) = inspect_checkpoint(quantized).problems
+    (problem,) = inspect_checkpoint(quantized, NETWORKS).problems
     assert "in version 9 of pixtral's format" in problem
     values["quantization_config"] = {"quant_method": "gptq"}
     file.write_text(json.dumps(values))
-    (problem,) = inspect_checkpoint(quantized).problems
+    (problem,) = inspect_checkpoint(quantized, NETWORKS).problems
     assert "the weights are quantized (gptq)" in problem
 
 
@@ -195,7 +196,10 @@ def test_what_bitsandbytes_quantized(bits: int, tmp_path: Path) -> None:
         LlavaForConditionalGeneration, tmp_path / "plain", asked=Asked(config=config), dtype=torch.bfloat16
     )
     save_model(model, tmp_path / "quantized")
-    plain, report = inspect_checkpoint(tmp_path / "plain"), inspect_checkpoint(tmp_path / "quantized")
+    plain, report = (
+        inspect_checkpoint(tmp_path / "plain", NETWORKS),
+        inspect_checkpoint(tmp_path / "quantized", NETWORKS),
+    )
     assert report.ok
     assert report.parameters == plain.parameters
     assert [(one.part, one.layers) for one in report.quantization] == [

@@ -21,6 +21,7 @@ import pixtral
 from pixtral import BitsAndBytesConfig, LlavaForConditionalGeneration
 from pixtral.checkpoints.report import inspect_checkpoint
 from pixtral.errors import CheckpointError, ConfigError, MissingDependency
+from pixtral.models import NETWORKS
 from pixtral.quantization.bitsandbytes import skips
 
 NF4 = {"load_in_4bit": True, "bnb_4bit_quant_type": "nf4", "bnb_4bit_compute_dtype": "bfloat16"}
@@ -102,7 +103,7 @@ def test_inspect_goes_by_the_files(needs_library: None, tmp_path: Path) -> None:
     values = json.loads(file.read_text())
     values["quantization_config"]["llm_int8_skip_modules"] = [name.removeprefix("model.") for name in skip]
     file.write_text(json.dumps(values))
-    found = inspect_checkpoint(tmp_path / "saved")
+    found = inspect_checkpoint(tmp_path / "saved", NETWORKS)
     assert found.problems == ()
     assert "4 bits (nf4), bitsandbytes" in str(found.quantization)
 
