@@ -34,8 +34,8 @@ from pixtral.engine.engine import Engine
 from pixtral.engine.input_processor import place_images
 from pixtral.engine.request import EngineRequest
 from pixtral.engine.sampling_params import SamplingParams
+from pixtral.models import LlavaForConditionalGeneration as Pretrained
 from pixtral.models.llava import LlavaForConditionalGeneration
-from pixtral.pretrained import LlavaForConditionalGeneration as Pretrained
 
 MIDDLE = {
     "image_token_index": 10,

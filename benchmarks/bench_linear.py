@@ -22,8 +22,9 @@ import torch
 from torch import Tensor
 
 from pixtral.bench.ceilings import Meter, seconds_of
-from pixtral.ops.linear import PackedWeight, gated_linear, linear, packed_shapes
+from pixtral.ops.linear import gated_linear, linear
 from pixtral.ops.native.library import kernels
+from pixtral.ops.quantized_weight import QuantizedWeight, quantized_shapes
 from pixtral.ops.runtime import empty_huge, use_threads
 
 # bits, output features of each weight, input features, and whether the first two are gate and up
@@ -70,14 +71,14 @@ class Limits:
         }
 
 
-def random_weight(bits: int, rows: int, width: int, group: int = GROUP) -> PackedWeight:
+def random_weight(bits: int, rows: int, width: int, group: int = GROUP) -> QuantizedWeight:
     """Random codes and scales."""
-    shapes = packed_shapes(bits, group, rows, width)
+    shapes = quantized_shapes(bits, group, rows, width)
     parts = {name: empty_huge(shape, dtype) for name, (dtype, shape) in shapes.items()}
     parts["codes"].random_(0 if bits == 4 else 1, 256)
     parts["scales"].random_(30, 127)
     parts["row_scales"].fill_(1e-4)
-    return PackedWeight(bits, group, rows, width, **parts)
+    return QuantizedWeight(bits, group, rows, width, **parts)
 
 
 def measure(shape: str, all_rows: list[int], limits: Limits, budget: float) -> list[dict[str, Any]]:
@@ -118,7 +119,7 @@ def measure(shape: str, all_rows: list[int], limits: Limits, budget: float) -> l
     return lines
 
 
-def _call(x: Tensor, weights: list[PackedWeight], gated: bool) -> object:
+def _call(x: Tensor, weights: list[QuantizedWeight], gated: bool) -> object:
     return gated_linear(x, *weights) if gated else linear(x, weights)
 
 
@@ -127,7 +128,7 @@ def overhead(calls: int = 2000) -> dict[str, float]:
     x = torch.randn(1, 64, dtype=torch.bfloat16)
     weights = [random_weight(4, 16, 64) for _ in range(3)]
 
-    def run(some: list[PackedWeight]) -> None:
+    def run(some: list[QuantizedWeight]) -> None:
         for _ in range(calls):
             linear(x, some)
 

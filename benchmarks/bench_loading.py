@@ -102,20 +102,20 @@ def main() -> None:
     parser.add_argument("--to", default="int4")
     args = parser.parse_args()
     every = shape_config(args.shape).text_config.num_hidden_layers
-    plain, packed = args.dir / "plain", args.dir / "packed"
+    plain, quantized = args.dir / "plain", args.dir / "quantized"
     plain.mkdir(parents=True)
     try:
         written = write_checkpoint(plain, args.shape, args.layers)
         print(f"{args.layers} of {every} decoder layers, {written / 1e9:.2f} GB in bfloat16")
         loaded = run("load", str(plain), args.to)
         start = time.perf_counter()
-        command = [sys.executable, "-m", "pixtral.cli", "quantize", str(plain), str(packed), "--to", args.to]
+        command = [sys.executable, "-m", "pixtral.cli", "quantize", str(plain), str(quantized), "--to", args.to]
         subprocess.run(command, check=True, stdout=subprocess.DEVNULL)
         stored = time.perf_counter() - start
-        ready = min((run("load", str(packed)) for _ in range(2)), key=lambda found: float(found["seconds"]))
+        ready = min((run("load", str(quantized)) for _ in range(2)), key=lambda found: float(found["seconds"]))
     finally:
         shutil.rmtree(plain)
-        shutil.rmtree(packed, ignore_errors=True)
+        shutil.rmtree(quantized, ignore_errors=True)
     scale = every / args.layers  # too much for all that is not a decoder layer: a bound from above
     bounds = {"loading": round(loaded["seconds"] * scale), "quantizing": round(stored * scale)}
     result = {

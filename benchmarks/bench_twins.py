@@ -23,10 +23,10 @@ from pixtral.bench.machine import describe
 from pixtral.ops.attention import Packing, attention
 from pixtral.ops.dense import dense_gated_linear, dense_linear
 from pixtral.ops.kv_cache import KVCache
-from pixtral.ops.linear import PackedWeight, gated_linear, pack
-from pixtral.ops.linear_reference import unpacked_gated_linear
+from pixtral.ops.linear import gated_linear
+from pixtral.ops.linear_reference import dequantized_gated_linear
 from pixtral.ops.native.library import kernels
-from pixtral.ops.quantized_weight import pack_reference
+from pixtral.ops.quantized_weight import QuantizedWeight, quantize_reference, quantize_weight
 from pixtral.ops.rowwise import add, rms_norm, rotate_pair
 
 ROWS, WIDTH, WIDE, HEADS, KEY_HEADS, DIM = 1056, 5120, 14336, 32, 8, 128  # a prompt in the decoder
@@ -81,7 +81,7 @@ def attending() -> Iterator[tuple[str, Run, Run]]:
 
 
 def products() -> Iterator[tuple[str, Run, Run]]:
-    """Linear layers: the tower's in bfloat16, the decoder's in 4 bits, and packing."""
+    """Linear layers: the tower's in bfloat16, the decoder's in 4 bits, and quantizing."""
     x = drawn(PATCHES, TOWER)
     weights = [drawn(TOWER, TOWER) / 32 for _ in range(3)]
     gate, up, down = drawn(TOWER_WIDE, TOWER) / 32, drawn(TOWER_WIDE, TOWER) / 32, drawn(TOWER, TOWER_WIDE) / 64
@@ -98,17 +98,21 @@ def products() -> Iterator[tuple[str, Run, Run]]:
         ),
     )
     wide = [drawn(WIDE, WIDTH) / WIDTH**0.5 for _ in range(2)]
-    packed = [pack(weight, 4, 64) for weight in wide]
+    quantized = [quantize_weight(weight, 4, 64) for weight in wide]
     for rows in (1, ROWS):
         some = drawn(rows, WIDTH)
-        yield f"gate and up in 4 bits, {rows} rows, beside unpacking", *_gated(some, packed)
-        yield f"gate and up in 4 bits, {rows} rows, beside bfloat16", _gated(some, packed)[0], _dense(some, wide)
+        yield f"gate and up in 4 bits, {rows} rows, beside unpacking", *_gated(some, quantized)
+        yield f"gate and up in 4 bits, {rows} rows, beside bfloat16", _gated(some, quantized)[0], _dense(some, wide)
     part = wide[0][:512]
-    yield "packing 512 x 5120 into 4 bits", lambda: pack(part, 4, 64), lambda: pack_reference(part, 4, 64)
+    yield (
+        "packing 512 x 5120 into 4 bits",
+        lambda: quantize_weight(part, 4, 64),
+        lambda: quantize_reference(part, 4, 64),
+    )
 
 
-def _gated(x: Tensor, packed: list[PackedWeight]) -> tuple[Run, Run]:
-    return lambda: gated_linear(x, *packed), lambda: unpacked_gated_linear(x, *packed)
+def _gated(x: Tensor, quantized: list[QuantizedWeight]) -> tuple[Run, Run]:
+    return lambda: gated_linear(x, *quantized), lambda: dequantized_gated_linear(x, *quantized)
 
 
 def _dense(x: Tensor, weights: list[Tensor]) -> Run:

@@ -53,19 +53,19 @@ def main() -> None:
     shared = {name: str(getattr(args, name)) for name in ("threads", "image", "prompt", "context", "new")}
     theirs: list[dict[str, Any]] = []
     ours: list[dict[str, Any]] = []
-    packed_tower: list[dict[str, Any]] = []
+    quantized_tower: list[dict[str, Any]] = []
     for _ in range(args.rounds):
         theirs.append(run_llamacpp(args, shared))
         ours.append(run_pixtral(args.shape, shared))
-        packed_tower.append(run_pixtral(args.shape, {**shared, "prompt": "32", "new": "1"}, "--quantize-vision"))
+        quantized_tower.append(run_pixtral(args.shape, {**shared, "prompt": "32", "new": "1"}, "--quantize-vision"))
         print(f"round {len(ours)}: {figures_of(ours[-1])} against {figures_of(theirs[-1])}", flush=True)
-    rows = compare(ours, packed_tower, theirs)
+    rows = compare(ours, quantized_tower, theirs)
     for row in rows:
         print(
             f"{row['title']:28}{row['ours']:9.2f}{row['theirs']:9.2f}{row['ratio']:8.2f} x   "
             f"must {row['must']:.2f}, aim {row['aim']:.2f}: {row['verdict']}"
         )
-    result = {"benchmark": "compare_llamacpp", "rows": rows, "pixtral": ours, "quantize_vision": packed_tower}
+    result = {"benchmark": "compare_llamacpp", "rows": rows, "pixtral": ours, "quantize_vision": quantized_tower}
     result["llama.cpp"] = theirs
     if args.out is not None:
         args.out.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
@@ -108,12 +108,12 @@ def figures_of(report: dict[str, Any]) -> dict[str, float]:
 
 
 def compare(
-    ours: list[dict[str, Any]], packed_tower: list[dict[str, Any]], theirs: list[dict[str, Any]]
+    ours: list[dict[str, Any]], quantized_tower: list[dict[str, Any]], theirs: list[dict[str, Any]]
 ) -> list[dict[str, Any]]:
     """A row for each requirement, from the medians of the rounds; the ratio is the median of the rounds' ratios."""
     mine = [figures_of(report) for report in ours]
-    for figures, packed in zip(mine, packed_tower, strict=True):
-        figures["image_8bit"] = figures_of(packed)["image"]
+    for figures, quantized in zip(mine, quantized_tower, strict=True):
+        figures["image_8bit"] = figures_of(quantized)["image"]
     other = [figures_of(report) for report in theirs]
     for figures in other:
         figures["image_8bit"] = figures["image"]

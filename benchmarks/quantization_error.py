@@ -18,8 +18,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pixtral.ops.linear import linear, pack, unpack
+from pixtral.ops.linear import linear
 from pixtral.ops.linear_reference import quantize_activations
+from pixtral.ops.quantized_weight import dequantize_weight, quantize_weight
 
 Format = Callable[[Tensor], Tensor]
 GGML = {"Q4_0": (2, 18, 32), "Q4_K": (12, 144, 256), "Q8_0": (8, 34, 32)}  # its number, bytes and weights of a block
@@ -40,8 +41,8 @@ def weights(rows: int, width: int) -> Iterator[tuple[str, Tensor]]:
 
 
 def ours(bits: int, group: int) -> Format:
-    """Packed and unpacked again."""
-    return lambda weight: unpack(pack(weight, bits, group), torch.float32)
+    """Quantized and dequantized again."""
+    return lambda weight: dequantize_weight(quantize_weight(weight, bits, group), torch.float32)
 
 
 def block_format(bits: int) -> Format:
@@ -116,13 +117,13 @@ def activations(rows: int, width: int) -> dict[str, float]:
     x[:, torch.randperm(width)[: max(1, width // 1000)]] *= 50
     weight = torch.randn(256, width)
     exact = x @ weight.t()
-    packed = pack(weight, 4, 64)
+    quantized = quantize_weight(weight, 4, 64)
     levels, scales = quantize_activations(x)
     rounded = levels * scales.repeat_interleave(128, dim=1)[:, :width]
     return {
-        "weights": share(x @ unpack(packed, torch.float32).t() - exact, exact),
+        "weights": share(x @ dequantize_weight(quantized, torch.float32).t() - exact, exact),
         "activations": share(rounded @ weight.t() - exact, exact),
-        "both": share(linear(x, [packed])[0] - exact, exact),
+        "both": share(linear(x, [quantized])[0] - exact, exact),
     }
 
 

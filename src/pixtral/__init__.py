@@ -22,6 +22,12 @@ if TYPE_CHECKING:
     from pixtral.configuration import MistralConfig as MistralConfig
     from pixtral.configuration import PixtralVisionConfig as PixtralVisionConfig
     from pixtral.configuration import QuantizationConfig as QuantizationConfig
+    from pixtral.engine.async_engine import AsyncEngine as AsyncEngine
+    from pixtral.engine.config import EngineConfig as EngineConfig
+    from pixtral.engine.engine import Engine as Engine
+    from pixtral.engine.outputs import RequestOutput as RequestOutput
+    from pixtral.engine.request import EngineRequest as EngineRequest
+    from pixtral.engine.sampling_params import SamplingParams as SamplingParams
     from pixtral.errors import CheckpointError as CheckpointError
     from pixtral.errors import ConfigError as ConfigError
     from pixtral.errors import GenerationError as GenerationError
@@ -36,9 +42,10 @@ if TYPE_CHECKING:
     from pixtral.images.processors import PixtralImageProcessor as PixtralImageProcessor
     from pixtral.images.processors import PixtralImageProcessorFast as PixtralImageProcessorFast
     from pixtral.images.source import load_image as load_image
-    from pixtral.pretrained import LlavaForConditionalGeneration as LlavaForConditionalGeneration
-    from pixtral.pretrained import MistralForCausalLM as MistralForCausalLM
-    from pixtral.pretrained import PixtralVisionModel as PixtralVisionModel
+    from pixtral.models import LlavaForConditionalGeneration as LlavaForConditionalGeneration
+    from pixtral.models import LlavaModel as LlavaModel
+    from pixtral.models import MistralForCausalLM as MistralForCausalLM
+    from pixtral.models import PixtralVisionModel as PixtralVisionModel
     from pixtral.processing import AutoProcessor as AutoProcessor
     from pixtral.processing import AutoTokenizer as AutoTokenizer
     from pixtral.processing import PixtralProcessor as PixtralProcessor
@@ -79,7 +86,13 @@ _HOME = {
         "pixtral.images.limits": ("ImageLimits",),
         "pixtral.images.processors": ("PixtralImageProcessor", "PixtralImageProcessorFast"),
         "pixtral.images.source": ("load_image",),
-        "pixtral.pretrained": ("LlavaForConditionalGeneration", "MistralForCausalLM", "PixtralVisionModel"),
+        "pixtral.engine.async_engine": ("AsyncEngine",),
+        "pixtral.engine.config": ("EngineConfig",),
+        "pixtral.engine.engine": ("Engine",),
+        "pixtral.engine.outputs": ("RequestOutput",),
+        "pixtral.engine.request": ("EngineRequest",),
+        "pixtral.engine.sampling_params": ("SamplingParams",),
+        "pixtral.models": ("LlavaForConditionalGeneration", "LlavaModel", "MistralForCausalLM", "PixtralVisionModel"),
         "pixtral.processing": ("AutoProcessor", "AutoTokenizer", "PixtralProcessor"),
         "pixtral.sizing": ("MemoryEstimate", "estimate"),
         "pixtral.streamers": ("TextIteratorStreamer", "TextStreamer"),
@@ -93,11 +106,15 @@ _MODULES = ("assets", "errors")  # to be used as attributes, without importing t
 __all__ = [  # written out for tools that read it without running it; a test compares it with _HOME
     "Answer",
     "Assistant",
+    "AsyncEngine",
     "AutoProcessor",
     "AutoTokenizer",
     "BitsAndBytesConfig",
     "CheckpointError",
     "ConfigError",
+    "Engine",
+    "EngineConfig",
+    "EngineRequest",
     "GenerationConfig",
     "GenerationError",
     "ImageError",
@@ -106,6 +123,7 @@ __all__ = [  # written out for tools that read it without running it; a test com
     "ImageTooLarge",
     "LlavaConfig",
     "LlavaForConditionalGeneration",
+    "LlavaModel",
     "MemoryEstimate",
     "MissingDependency",
     "MistralCommonBackend",
@@ -120,6 +138,8 @@ __all__ = [  # written out for tools that read it without running it; a test com
     "PixtralVisionModel",
     "PromptError",
     "QuantizationConfig",
+    "RequestOutput",
+    "SamplingParams",
     "TextIteratorStreamer",
     "TextStreamer",
     "UnknownArgument",

@@ -1,4 +1,4 @@
-"""BatchFeature: what processors and tokenizers return, a mapping whose entries are also attributes."""
+"""BatchFeature, the result of processors and tokenizers: a mapping whose entries are also attributes."""
 
 from __future__ import annotations
 

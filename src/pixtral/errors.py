@@ -11,7 +11,7 @@
     ├── GenerationError     (ValueError)   arguments of generate()
     ├── StructureError      (ValueError)   a schema, pattern, grammar or tool that cannot be honoured
     ├── EngineError         (RuntimeError) an engine that has stopped, or takes no more requests
-    ├── UnknownArgument     (TypeError)    a keyword that nobody would read
+    ├── UnknownArgument     (TypeError)    a keyword that is not known
     │   └── Refused         (ValueError)   ... that Transformers or Mistral would take
     └── MissingDependency   (ImportError)  an optional package; the message names the extra
 
@@ -21,7 +21,7 @@ Each also inherits the builtin that a program written for Transformers catches.
 from __future__ import annotations
 
 import difflib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
 
 
 class PixtralError(Exception):
@@ -80,6 +80,10 @@ class UnknownArgument(PixtralError, TypeError):
     """A keyword argument that would have been ignored."""
 
 
+class Refused(UnknownArgument, PromptError):
+    """An argument that Transformers or Mistral would take; TypeError as in Python, ValueError as in Transformers."""
+
+
 class MissingDependency(PixtralError, ImportError):
     """An optional package is not installed; the message names the extra that brings it."""
 
@@ -88,6 +92,16 @@ def nearest(name: str, known: Collection[str]) -> str:
     """A hint for a misspelt name: the closest known one, or the whole list when nothing is close."""
     close = difflib.get_close_matches(name, list(known), n=1)
     return f"did you mean {close[0]!r}?" if close else f"known: {', '.join(sorted(known))}"
+
+
+def listed(items: Sequence[str], count: int = 5, separator: str = ", ") -> str:
+    """The first few, and how many more.
+
+    >>> listed("abcdefg")
+    'a, b, c, d, e and 2 more'
+    """
+    more = f" and {len(items) - count} more" if len(items) > count else ""
+    return separator.join(items[:count]) + more
 
 
 def refuse_unknown(names: Iterable[str], where: str, known: Collection[str]) -> None:
@@ -100,13 +114,6 @@ def refuse_unknown(names: Iterable[str], where: str, known: Collection[str]) -> 
     """
     for name in names:
         raise UnknownArgument(f"{where} got an unknown argument {name!r}; {nearest(name, known)}")
-
-
-# FOLDED pixtral.errors: Refusing arguments in a way that callers of Python and of Transformers both expect.
-
-
-class Refused(UnknownArgument, PromptError):
-    """An argument that is not taken: a TypeError as in Python, and a ValueError as in Transformers."""
 
 
 def refuse(kwargs: Mapping[str, object], where: str) -> None:

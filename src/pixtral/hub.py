@@ -1,14 +1,16 @@
-"""Where a model's files are: a local folder, or a Hugging Face Hub id fetched into the cache; and where they go."""
+"""A model's folder: a local one, or a Hugging Face Hub id fetched into the cache; reading JSON there, and writing."""
 
 from __future__ import annotations
 
+import json
 import os
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
-from pixtral.errors import CheckpointError
+from pixtral.errors import CheckpointError, ConfigError, PixtralError, listed
 
 _HUB_ID = re.compile(r"[A-Za-z0-9][\w.-]*/[A-Za-z0-9][\w.-]*")
 
@@ -56,7 +58,7 @@ def resolve(
 
 @contextmanager
 def saving(folder: str | os.PathLike[str]) -> Iterator[Path]:
-    """The folder to write into, made if need be; what the file system refuses inside becomes a CheckpointError."""
+    """The folder to write into, created if needed; an OSError inside becomes a CheckpointError."""
     path = Path(folder)
     if path.is_file():
         raise CheckpointError(f"{os.fspath(folder)!r} is a file; expected a folder to save into")
@@ -67,6 +69,30 @@ def saving(folder: str | os.PathLike[str]) -> Iterator[Path]:
         raise
     except OSError as error:
         raise CheckpointError(f"cannot write to {path}: {error}; check the path, its rights and the room") from error
+
+
+def read_json(path: Path, *, error: type[PixtralError] = ConfigError, missing_ok: bool = False) -> dict[str, Any]:
+    """The JSON object in a file; empty if there is no such file and `missing_ok`.
+
+    Raises:
+        PixtralError: an `error`, if the file is missing, is not JSON, or holds something other than an object.
+    """
+    if not path.is_file():
+        if missing_ok:
+            return {}
+        raise error(f"no {path.name} in {path.parent}; found there: {listing(path.parent)}")
+    try:
+        values = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as problem:
+        raise error(f"{path} is not valid JSON: {problem}; fetch or write the file again") from problem
+    if not isinstance(values, dict):
+        raise error(f"{path} holds a {type(values).__name__}, expected a JSON object")
+    return values
+
+
+def listing(folder: Path, count: int = 20) -> str:
+    """The names of the files in a folder, for messages."""
+    return listed(sorted(path.name for path in folder.iterdir()) if folder.is_dir() else [], count) or "nothing"
 
 
 def _fetch(

@@ -92,7 +92,7 @@ def test_quantizing_from_mistrals_layout_as_json(cli, tmp_path, quantized):
     assert made.read_bytes() == again.read_bytes()
 
 
-def test_a_question_to_a_model_that_is_packed_while_it_loads(cli, expected):
+def test_a_question_to_a_model_that_is_quantized_while_it_loads(cli, expected):
     result = cli("chat", "-i", IMAGE, "--quantization", "int8", "--threads", 1, QUESTION)
     assert (result.exit_code, result.stdout) == (0, expected.text + "\n")
 

@@ -29,7 +29,7 @@ from pixtral.assets import demo_image_path, tiny_path
 from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.errors import ConfigError
-from pixtral.pretrained import PixtralVisionModel
+from pixtral.models import PixtralVisionModel
 from pixtral.quantization.bitsandbytes import BitsAndBytesQuantizer
 
 pytest.importorskip("bitsandbytes")

@@ -15,7 +15,7 @@ from random_models import VARIANTS, llava_dict, random_batch, random_llava, rand
 from safetensors import safe_open
 
 from pixtral.configuration import GenerationConfig, LlavaConfig
-from pixtral.pretrained import LlavaForConditionalGeneration, MistralForCausalLM, PixtralVisionModel
+from pixtral.models import LlavaForConditionalGeneration, MistralForCausalLM, PixtralVisionModel
 
 # one of each kind: head counts, activations, projector bias, inner layers, tied embeddings
 NETWORKS = ["pixtral", "multi_head", "one_kv_head", "first_layer"]

@@ -11,7 +11,6 @@ import pytest
 import torch
 from random_models import MIXED, llava_dict, random_batch, random_pair
 
-from pixtral.generation import GenerationMixin
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
 
@@ -26,17 +25,9 @@ GRIDS = {
 }
 
 
-class Ours(GenerationMixin, LlavaForConditionalGeneration):
-    pass
-
-
-class OursText(GenerationMixin, MistralForCausalLM):
-    pass
-
-
 @dataclasses.dataclass
 class Two:
-    ours: Ours
+    ours: LlavaForConditionalGeneration
     theirs: Any
 
     def __call__(self, batch=None, seed=None, inputs=None, **settings):
@@ -56,7 +47,6 @@ class Two:
 def two():
     values = llava_dict(text={"eos_token_id": None, "pad_token_id": PAD, "bos_token_id": 1})
     pair = random_pair(values)
-    pair.ours.__class__ = Ours
     return Two(pair.ours, pair.theirs)
 
 
@@ -77,7 +67,7 @@ def test_greedy_tokens(two, name):
 
 def test_bfloat16_runs_and_text_model(two):
     theirs_text = two.theirs
-    text = OursText(two.ours.config.text_config).eval()
+    text = MistralForCausalLM(two.ours.config.text_config).eval()
     state = {k.replace("model.language_model.", "model."): v for k, v in two.ours.state_dict().items()}
     text.load_state_dict(
         {k: v for k, v in state.items() if k.startswith(("model.layers", "model.norm", "model.embed", "lm_"))}
@@ -86,7 +76,7 @@ def test_bfloat16_runs_and_text_model(two):
     ours = text.generate(batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=8)
     theirs = theirs_text.generate(batch.input_ids, attention_mask=batch.attention_mask, max_new_tokens=8)
     assert ours.tolist() == theirs.tolist()
-    half = OursText(two.ours.config.text_config).eval().bfloat16()
+    half = MistralForCausalLM(two.ours.config.text_config).eval().bfloat16()
     assert half.generate(batch.input_ids, max_new_tokens=4, do_sample=True).shape == (3, batch.input_ids.shape[1] + 4)
 
 
@@ -219,7 +209,7 @@ def test_padding_recognised_by_its_id(two):
 
 
 def test_custom_processors_and_criteria(two):
-    """Ours and Transformers' call the same functions with the same arguments."""
+    """LlavaForConditionalGeneration and Transformers' call the same functions with the same arguments."""
     from transformers import (
         LogitsProcessorList,
         NoRepeatNGramLogitsProcessor,

@@ -14,10 +14,10 @@ from torch import Tensor
 from transformers.models.pixtral.modeling_pixtral import PixtralVisionRotaryEmbedding, apply_rotary_pos_emb
 
 from pixtral.configuration import MistralConfig, PixtralVisionConfig
-from pixtral.models.layers import grid_rotation, rotate
+from pixtral.layers.blocks import grid_rotation, rotate
+from pixtral.layers.outputs import BaseModelOutputWithPooling
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
-from pixtral.models.outputs import BaseModelOutputWithPooling
 from pixtral.models.vision import PixtralVisionModel
 
 LOGITS = {"rtol": 0.0, "atol": 1e-4}
@@ -478,3 +478,18 @@ def test_both_refuse_the_same_mistakes(change: str) -> None:
     for model in (pair.ours, pair.theirs):
         with pytest.raises(ValueError, match=r"image|exactly one|both"):
             model(**inputs)
+
+
+# the network without its output layer
+
+
+@pytest.mark.parametrize("side", SIDES)
+def test_the_body(pair: Pair, side: str) -> None:
+    batch = random_batch(pair.ours.config, MIXED, side=side)
+    options = {"output_hidden_states": True}
+    with torch.no_grad():
+        ours, theirs = (model.model(**batch.inputs(**options)) for model in (pair.ours, pair.theirs))
+    real = batch.attention_mask.bool()
+    assert_relative(ours.last_hidden_state[real], theirs.last_hidden_state[real])
+    for mine, yours in zip(ours.hidden_states, theirs.hidden_states, strict=True):
+        assert_relative(mine[real], yours[real])

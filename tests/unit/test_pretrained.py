@@ -13,8 +13,7 @@ from random_models import llava_dict
 
 from pixtral.configuration import GenerationConfig, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.errors import CheckpointError, ConfigError, UnknownArgument
-from pixtral.models import llava, mistral, vision
-from pixtral.pretrained import LlavaForConditionalGeneration, MistralForCausalLM, PixtralVisionModel
+from pixtral.models import LlavaForConditionalGeneration, MistralForCausalLM, PixtralVisionModel, llava, mistral, vision
 
 CLASSES = [
     (LlavaForConditionalGeneration, llava.LlavaForConditionalGeneration, LlavaConfig),

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
     from typing_extensions import Unpack
 
-    from pixtral.pretrained import LlavaForConditionalGeneration
+    from pixtral.models import LlavaForConditionalGeneration
     from pixtral.processing import PixtralProcessor
 
 

@@ -54,9 +54,9 @@ def load(
             what else `from_pretrained` takes.
         max_memory: what "auto" may use: {0: "10GiB", "cpu": "30GiB"}; the rest stays on the disk.
         offload_folder: allows "auto" to leave on the disk what finds no room in memory.
-        quantization: "int4" or "int8" packs the decoder's weights while they are read; None leaves them as stored.
-        quantize_vision: also pack the vision tower's and the projector's weights, in 8 bits.
-        activations: "int8" (fast; the default) or "bf16": what goes into packed layers.
+        quantization: "int4" or "int8" quantizes the decoder's weights while they are read; None leaves them as stored.
+        quantize_vision: also quantize the vision tower's and the projector's weights, in 8 bits.
+        activations: "int8" (fast; the default) or "bf16": what goes into quantized layers.
         quantization_config: the same with every setting: a QuantizationConfig or a BitsAndBytesConfig.
         threads: CPU threads of this process, PyTorch's included; as many as there are cores when left out.
         layout: which weights of a folder that holds both layouts: "auto" (Hugging Face's first), "hf", "mistral".
@@ -76,7 +76,7 @@ def load(
         GenerationError: an unknown kind of cache, or a number below 1.
     """
     started = time.perf_counter()
-    from pixtral.pretrained import LlavaForConditionalGeneration
+    from pixtral.models import LlavaForConditionalGeneration
     from pixtral.processing import AutoProcessor
 
     if layout not in ("auto", "hf", "mistral"):

@@ -22,7 +22,7 @@ from pixtral.engine.sampling_params import SamplingParams
 from pixtral.generation.loop import Generation, Prompt
 from pixtral.images.geometry import expand
 from pixtral.images.processors import PixtralImageProcessorFast
-from pixtral.pretrained import LlavaForConditionalGeneration
+from pixtral.models import LlavaForConditionalGeneration
 
 _QUESTION = 20  # tokens of text that go with an image
 _WARM_UP = 32  # tokens of the prompt that is not timed

@@ -18,7 +18,7 @@ from pixtral.configuration import LlavaConfig
 from pixtral.configuration.shapes import shape_config, with_layers
 from pixtral.engine.request import context_length
 from pixtral.errors import ConfigError
-from pixtral.pretrained import LlavaForConditionalGeneration
+from pixtral.models import LlavaForConditionalGeneration
 from pixtral.quantization import Asked
 
 _WORK_SPACE = 1 << 30  # activations, PyTorch itself, and the meter of the ceilings

@@ -22,13 +22,13 @@ from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig, MistralConfig
 from pixtral.engine.model import PackedModel
 from pixtral.errors import ConfigError
-from pixtral.models.file_embedding import FileEmbedding
-from pixtral.models.linear import PackedLinear
+from pixtral.layers.file_embedding import FileEmbedding
+from pixtral.layers.linear import QuantizedLinear
+from pixtral.models import LlavaForConditionalGeneration
 from pixtral.ops.attention import Packing
 from pixtral.ops.kv_cache import KVCache
 from pixtral.ops.quantized_weight import LEVELS4
 from pixtral.ops.runtime import empty_huge
-from pixtral.pretrained import LlavaForConditionalGeneration
 from pixtral.quantization import Asked, choose_quantizer
 
 _BLOCK = 1 << 22  # numbers that are drawn at a time for the embeddings
@@ -71,7 +71,7 @@ def fill_random(model: LlavaForConditionalGeneration, seed: int = 0) -> None:
     if tied:
         model.lm_head.weight = model.decoder.embed_tokens.weight
     for module in model.modules():
-        if isinstance(module, PackedLinear):
+        if isinstance(module, QuantizedLinear):
             _fill_packed(module, generator)
         for name, parameter in module.named_parameters(recurse=False):
             if parameter.is_meta:
@@ -149,7 +149,7 @@ def _plain(name: str, like: Tensor, generator: torch.Generator) -> Tensor:
     return torch.empty(like.shape, dtype=like.dtype).normal_(std=width**-0.5, generator=generator)
 
 
-def _fill_packed(layer: PackedLinear, generator: torch.Generator) -> None:
+def _fill_packed(layer: QuantizedLinear, generator: torch.Generator) -> None:
     """Random codes and scales; the scale of the rows makes outputs of order one from inputs of order one."""
     codes = empty_huge(layer.codes.shape, torch.uint8)  # as in a load
     codes.view(torch.int64).random_(-(2**63), None, generator=generator)

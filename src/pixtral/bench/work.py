@@ -11,7 +11,7 @@ from torch import nn
 
 from pixtral.bench.ceilings import Ceilings
 from pixtral.configuration import MistralConfig
-from pixtral.models.linear import PackedLinear
+from pixtral.layers.linear import QuantizedLinear
 from pixtral.models.llava import LlavaForConditionalGeneration
 
 
@@ -111,7 +111,7 @@ def linear_work(modules: Iterable[nn.Module], rows: int) -> Work:
         if not isinstance(width, int) or not isinstance(out, int):
             continue
         operations = 2.0 * rows * width * out
-        in_int8 = isinstance(module, PackedLinear) and module.activations == "int8"
+        in_int8 = isinstance(module, QuantizedLinear) and module.activations == "int8"
         total += Work(
             operations if in_int8 else 0.0, 0.0 if in_int8 else operations, sum(map(_nbytes, _tensors(module)))
         )

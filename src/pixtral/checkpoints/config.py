@@ -1,8 +1,9 @@
-"""The configuration of a checkpoint, with what its file leaves open taken from the weights."""
+"""The configuration of a checkpoint; fields that its file leaves out are derived from the weights' shapes."""
 
 from __future__ import annotations
 
 import copy
+import importlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -14,11 +15,8 @@ from pixtral.checkpoints.layout import Files
 from pixtral.checkpoints.names import Scheme
 from pixtral.checkpoints.safetensors_io import TensorInfo
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
-from pixtral.configuration.base import read_json
 from pixtral.errors import CheckpointError, ConfigError
-from pixtral.models.llava import LlavaForConditionalGeneration
-from pixtral.models.mistral import MistralForCausalLM
-from pixtral.models.vision import PixtralVisionModel
+from pixtral.hub import read_json
 
 _BIAS = "model.multi_modal_projector.linear_1.bias"
 
@@ -28,23 +26,28 @@ class Kind:
     """One of the three networks a checkpoint can hold or a caller can ask for.
 
     Args:
-        model: the class of models/ that is built.
+        model: name of the class in `pixtral.models`.
         config: its configuration.
         own: how its modules name their parameters.
         published: how files of this network name them.
         parts: names of what it consists of, for messages.
     """
 
-    model: type[nn.Module]
+    model: str
     config: type[Config]
     own: Scheme
     published: Scheme
     parts: str
 
+    def network(self) -> type[nn.Module]:
+        """The class that is built: found by name, since the models import this package for `from_pretrained`."""
+        found: type[nn.Module] = getattr(importlib.import_module("pixtral.models"), self.model)
+        return found
 
-LLAVA = Kind(LlavaForConditionalGeneration, LlavaConfig, names.OURS, names.HF, "tower, projector and decoder")
-MISTRAL = Kind(MistralForCausalLM, MistralConfig, names.HF_TEXT, names.HF_TEXT, "a decoder")
-VISION = Kind(PixtralVisionModel, PixtralVisionConfig, names.HF_VISION, names.HF_VISION, "a vision tower")
+
+LLAVA = Kind("LlavaForConditionalGeneration", LlavaConfig, names.OURS, names.HF, "tower, projector and decoder")
+MISTRAL = Kind("MistralForCausalLM", MistralConfig, names.HF_TEXT, names.HF_TEXT, "a decoder")
+VISION = Kind("PixtralVisionModel", PixtralVisionConfig, names.HF_VISION, names.HF_VISION, "a vision tower")
 KINDS = (LLAVA, MISTRAL, VISION)
 
 
@@ -55,9 +58,9 @@ def kind_of(cls: type[nn.Module]) -> Kind:
         CheckpointError: the class is none of the three, nor derived from one.
     """
     for kind in KINDS:
-        if issubclass(cls, kind.model):
+        if issubclass(cls, kind.network()):
             return kind
-    known = ", ".join(kind.model.__name__ for kind in KINDS)
+    known = ", ".join(kind.model for kind in KINDS)
     raise CheckpointError(f"{cls.__name__} has no checkpoint format; expected {known} or a class derived from one")
 
 
@@ -139,8 +142,7 @@ def narrow(config: Config, kind: Kind, where: object) -> Config:
         return config.vision_config
     found = next(one for one in KINDS if isinstance(config, one.config))
     raise CheckpointError(
-        f"{where} describes {found.parts} ({type(config).__name__}), expected {kind.parts}; "
-        f"load it with {found.model.__name__}"
+        f"{where} describes {found.parts} ({type(config).__name__}), expected {kind.parts}; load it with {found.model}"
     )
 
 

@@ -1,4 +1,4 @@
-"""The tensors of a plan into a model on `meta`: each read once, straight into its place where it can be."""
+"""Reading the tensors of a plan into a model on `meta`: each once, without a copy where dtype and row order allow."""
 
 from __future__ import annotations
 
@@ -19,23 +19,6 @@ from pixtral.checkpoints.safetensors_io import Mappings, TensorInfo, can_map, re
 from pixtral.errors import CheckpointError, QuantizationError
 from pixtral.quantization import Quantizer
 from pixtral.quantization.base import BLOCK_BYTES, block_rows, replace_module
-
-# FOLDED pixtral.checkpoints.fill: A progress bar over bytes, on a terminal only.
-
-
-@contextmanager
-def byte_bar(wanted: bool, total: int, title: str) -> Iterator[Callable[[int], None]]:
-    """A progress bar over bytes on stderr, or nothing; yields the function that advances it."""
-    if not (wanted and sys.stderr.isatty()):
-        yield lambda count: None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
-
-    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
-        task = bar.add_task("", total=total)
-        yield lambda count: bar.advance(task, count)
 
 
 @dataclass(frozen=True)
@@ -95,7 +78,7 @@ def fill(model: nn.Module, plan: Plan, contents: Contents, target: Target, progr
 
 
 def reading_order(plan: Plan) -> list[str]:
-    """The names of a plan in the order of the files, except that what a twin is compared with comes first."""
+    """The names of a plan in the order of the files, except that what a tied copy is compared with comes first."""
     order = sorted(plan.sources, key=lambda name: (plan.sources[name].file, plan.sources[name].start))
     return sorted(order, key=lambda name: name in plan.twins)
 
@@ -115,7 +98,7 @@ def scratch_bytes(plan: Plan, target: Target) -> int:
 
 
 def written_bytes(plan: Plan, target: Target) -> int:
-    """Bytes of what goes to the disk and does not lie there as it is used."""
+    """Bytes that are written to the disk because the checkpoint does not store them as they are used."""
     moved = (n for n, info in plan.sources.items() if target.on_disk(n) and not target.takes(n, info))
     return sum(plan.sources[name].numel * target.dtype.itemsize for name in moved if name not in plan.twins)
 
@@ -123,59 +106,6 @@ def written_bytes(plan: Plan, target: Target) -> int:
 def rows_only(name: str, info: TensorInfo, target: Target) -> bool:
     """Whether only the rows that are used will take memory."""
     return name.endswith("embed_tokens.weight") and target.maps(name, info, owned=False)
-
-
-def _block_bytes(info: TensorInfo) -> int:
-    return min(info.nbytes, BLOCK_BYTES)
-
-
-class _Scratch:
-    """One piece of memory for all that is not read straight into its place: many would fragment the heap."""
-
-    def __init__(self) -> None:
-        self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
-
-    def bytes(self, count: int) -> Tensor:
-        """(count,) uint8, good until the next call."""
-        if len(self._memory) < count:
-            self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")  # freed before the larger one is made
-            self._memory = torch.empty(count, dtype=torch.uint8, device="cpu")
-        return self._memory[:count]
-
-
-class _StoredWeight:
-    """A full-precision weight in a file; see `quantization.base.WeightSource`."""
-
-    def __init__(self, info: TensorInfo, heads: int | None, scratch: _Scratch) -> None:
-        self.info = info
-        self.heads = heads
-        self.scratch = scratch
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, K)."""
-        return self.info.shape
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """The file's."""
-        return self.info.dtype
-
-    def read(self) -> Tensor:
-        """All of it."""
-        if self.heads is None:
-            return read_tensor(self.info)
-        return names.to_half_split(read_tensor(self.info, self.scratch.bytes(self.info.nbytes)), self.heads)
-
-    def blocks(self, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
-        """Blocks of whole heads where rows have to be moved inside of them."""
-        rows = self.shape[0]
-        head = 1 if self.heads is None else rows // self.heads
-        step = block_rows(self.info.nbytes // max(rows, 1), math.lcm(multiple, head))
-        for start in range(0, rows, step):
-            part = self.info.rows(start, min(start + step, rows))
-            block = read_tensor(part, self.scratch.bytes(part.nbytes))
-            yield start, block if self.heads is None else names.to_half_split(block, len(block) // head)
 
 
 class Filler:
@@ -188,7 +118,7 @@ class Filler:
         self.target = target
         self.scratch = _Scratch()
         self.mappings = Mappings()
-        self.groups = _shared(model)
+        self.groups = names.tied_groups(model)
         self.pending: dict[str, dict[str, Tensor]] = {}
 
     def take(self, name: str) -> None:
@@ -278,12 +208,72 @@ class Filler:
         )
 
 
-def _shared(model: nn.Module) -> dict[str, list[str]]:
-    """Parameter name -> all names of the same parameter."""
-    same: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        same.setdefault(id(parameter), []).append(name)
-    return {name: group for group in same.values() for name in group}
+@contextmanager
+def byte_bar(wanted: bool, total: int, title: str) -> Iterator[Callable[[int], None]]:
+    """A progress bar over bytes on stderr, or nothing; yields the function that advances it."""
+    if not (wanted and sys.stderr.isatty()):
+        yield lambda count: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, DownloadColumn, Progress, TextColumn, TransferSpeedColumn
+
+    columns = (TextColumn(title), BarColumn(), DownloadColumn(), TransferSpeedColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=total)
+        yield lambda count: bar.advance(task, count)
+
+
+def _block_bytes(info: TensorInfo) -> int:
+    return min(info.nbytes, BLOCK_BYTES)
+
+
+class _Scratch:
+    """One buffer for all tensors that are converted after reading; many buffers would fragment the heap."""
+
+    def __init__(self) -> None:
+        self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
+
+    def bytes(self, count: int) -> Tensor:
+        """(count,) uint8, good until the next call."""
+        if len(self._memory) < count:
+            self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")  # freed before the larger one is made
+            self._memory = torch.empty(count, dtype=torch.uint8, device="cpu")
+        return self._memory[:count]
+
+
+class _StoredWeight:
+    """A full-precision weight in a file; see `quantization.base.WeightSource`."""
+
+    def __init__(self, info: TensorInfo, heads: int | None, scratch: _Scratch) -> None:
+        self.info = info
+        self.heads = heads
+        self.scratch = scratch
+
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """(N, K)."""
+        return self.info.shape
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """The file's."""
+        return self.info.dtype
+
+    def read(self) -> Tensor:
+        """All of it."""
+        if self.heads is None:
+            return read_tensor(self.info)
+        return names.to_half_split(read_tensor(self.info, self.scratch.bytes(self.info.nbytes)), self.heads)
+
+    def blocks(self, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
+        """Blocks of whole heads where rows have to be moved inside of them."""
+        rows = self.shape[0]
+        head = 1 if self.heads is None else rows // self.heads
+        step = block_rows(self.info.nbytes // max(rows, 1), math.lcm(multiple, head))
+        for start in range(0, rows, step):
+            part = self.info.rows(start, min(start + step, rows))
+            block = read_tensor(part, self.scratch.bytes(part.nbytes))
+            yield start, block if self.heads is None else names.to_half_split(block, len(block) // head)
 
 
 def _assign(model: nn.Module, name: str, first: str, value: Tensor) -> None:

@@ -1,4 +1,4 @@
-"""Before anything is read: where each module goes, whether that fits, and if not, what would."""
+"""Placement of a model before anything is read, and the check that it fits into memory."""
 
 from __future__ import annotations
 
@@ -19,12 +19,47 @@ from pixtral.configuration.quantization import QuantizationConfig
 from pixtral.errors import ConfigError
 from pixtral.quantization import Quantizer
 from pixtral.quantization.base import BLOCK_BYTES
-from pixtral.quantization.packed import PackedQuantizer
+from pixtral.quantization.groupwise import GroupwiseQuantizer
 
 # A strategy fills this share of what is free: the rest is for activations and the cache.
 SHARE = 0.9
 _CPU = torch.device("cpu")
 _BLOCK = re.compile(r".*\.layers\.\d+\.")
+
+
+def choose_placement(one: Opened, wish: Wish) -> Placement:
+    """Where the modules go; `check_memory` checks whether there is room.
+
+    Raises:
+        ConfigError: a map that does not fit the model, or layers in a place that cannot compute them.
+        MissingDependency: several places, and accelerate is not installed.
+    """
+    placement = explicit(one.model, wish.devices) if wish.strategy is None else _by_strategy(one, wish)
+    _refuse_misplaced(one, placement)
+    return placement
+
+
+def check_memory(one: Opened, target: Target, wish: Wish) -> None:
+    """Refuse a model that cannot fit, and name settings with which it would.
+
+    Raises:
+        CheckpointError: with the numbers.
+    """
+    placement, sizes = target.placement, _sizes(one)
+    needs: dict[Place, int] = dict.fromkeys(placement.devices.values(), 0)
+    for name, size in sizes.items():
+        info = one.plan.sources.get(name)
+        if info is None or not rows_only(name, info, target):
+            needs[placement.of(name)] += size
+    beside = {"cpu": scratch_bytes(one.plan, target)}
+    if placement.spread:
+        waiting = [size for name, size in sizes.items() if _waits(placement, placement.of(name))]
+        beside[str(placement.main)] = max(beside.get(str(placement.main), 0), max(waiting, default=0))
+    for place in needs.keys() - {"disk"}:
+        device, limit = device_of(place), (wish.max_memory or {}).get(place)
+        if limit is not None:
+            check_fits(_words(one), needs[place], 0, device, lambda: _settings(one, target, wish), limit)
+        check_fits(_words(one), needs[place], beside.get(str(place), 0), device, lambda: _settings(one, target, wish))
 
 
 def tensor_sizes(model: nn.Module, wanted: Wanted, dtype: torch.dtype, quantizer: Quantizer | None) -> dict[str, int]:
@@ -44,18 +79,6 @@ def tensor_sizes(model: nn.Module, wanted: Wanted, dtype: torch.dtype, quantizer
         assert quantizer is not None
         sizes[name] = quantizer.nbytes(layer)
     return sizes
-
-
-def choose_placement(one: Opened, wish: Wish) -> Placement:
-    """Where the modules go; whether there is room is for `check_memory`.
-
-    Raises:
-        ConfigError: a map that does not fit the model, or layers in a place that cannot compute them.
-        MissingDependency: several places, and accelerate is not installed.
-    """
-    placement = explicit(one.model, wish.devices) if wish.strategy is None else _by_strategy(one, wish)
-    _refuse_misplaced(one, placement)
-    return placement
 
 
 def _by_strategy(one: Opened, wish: Wish) -> Placement:
@@ -119,29 +142,6 @@ def _refuse_misplaced(one: Opened, placement: Placement) -> None:
         )
 
 
-def check_memory(one: Opened, target: Target, wish: Wish) -> None:
-    """Refuse a model that evidently does not fit, with what would.
-
-    Raises:
-        CheckpointError: with the numbers.
-    """
-    placement, sizes = target.placement, _sizes(one)
-    needs: dict[Place, int] = dict.fromkeys(placement.devices.values(), 0)
-    for name, size in sizes.items():
-        info = one.plan.sources.get(name)
-        if info is None or not rows_only(name, info, target):
-            needs[placement.of(name)] += size
-    beside = {"cpu": scratch_bytes(one.plan, target)}
-    if placement.spread:
-        waiting = [size for name, size in sizes.items() if _waits(placement, placement.of(name))]
-        beside[str(placement.main)] = max(beside.get(str(placement.main), 0), max(waiting, default=0))
-    for place in needs.keys() - {"disk"}:
-        device, limit = device_of(place), (wish.max_memory or {}).get(place)
-        if limit is not None:
-            check_fits(_words(one), needs[place], 0, device, lambda: _settings(one, target, wish), limit)
-        check_fits(_words(one), needs[place], beside.get(str(place), 0), device, lambda: _settings(one, target, wish))
-
-
 def _waits(placement: Placement, place: Place) -> bool:
     """Whether what lies there is brought elsewhere to compute."""
     return place == "disk" or (place == "cpu" and placement.main != "cpu")
@@ -152,23 +152,23 @@ def _settings(one: Opened, target: Target, wish: Wish) -> Iterator[Setting]:
     main = device_of(target.placement.main)
     sizes = _sizes(one)
     plain = one.quantizer is None
-    wider = isinstance(one.quantizer, PackedQuantizer) and one.quantizer.config.bits > 4 and not one.quantizer.stored
+    wider = isinstance(one.quantizer, GroupwiseQuantizer) and one.quantizer.config.bits > 4 and not one.quantizer.stored
     if plain and one.dtype.itemsize > 2:
         yield Setting('dtype="bfloat16"', sum(sizes.values()) * 2 // one.dtype.itemsize, main)
     if plain or wider:
-        packed = packed_bytes(one)
-        if packed is not None:
-            yield Setting('quantization="int4"', packed, _CPU)
+        needed = _quantized_bytes(one)
+        if needed is not None:
+            yield Setting('quantization="int4"', needed, _CPU)
     if main.type != "cpu":
         yield Setting('device_map="cpu"', sum(sizes.values()), _CPU)
     if plain and wish.offload_folder is None:
         yield _on_disk(one)
 
 
-def packed_bytes(one: Opened) -> int | None:
-    """What the model would take in 4 bits, or None when it cannot be packed."""
+def _quantized_bytes(one: Opened) -> int | None:
+    """Bytes of the model in 4 bits, or None if it cannot be quantized."""
     model = build_empty(type(one.model), one.config)
-    quantizer = PackedQuantizer(QuantizationConfig(bits=4))
+    quantizer = GroupwiseQuantizer(QuantizationConfig(bits=4))
     try:
         layers = quantizer.swap(model, torch.bfloat16)
     except ConfigError:  # a width that no group divides, or no decoder
@@ -209,4 +209,4 @@ def _words(one: Opened) -> str:
 
 def _cpu_only(one: Opened) -> bool:
     """Whether there are layers that only a CPU computes."""
-    return isinstance(one.quantizer, PackedQuantizer)
+    return isinstance(one.quantizer, GroupwiseQuantizer)

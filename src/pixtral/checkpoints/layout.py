@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from pixtral.errors import CheckpointError, ConfigError
-from pixtral.hub import resolve
+from pixtral.errors import CheckpointError, ConfigError, listed
+from pixtral.hub import listing, resolve
 
 Layout = Literal["auto", "hf", "mistral"]
 
@@ -33,7 +33,7 @@ class Files:
         layout: "hf" (config.json, model*.safetensors) or "mistral" (params.json, consolidated*.safetensors).
         config: config.json or params.json.
         weights: the safetensors files, each there, sorted by name.
-        promised: names that a shard index says are in `weights`; empty when there is no index.
+        promised: names of tensors in the shard index; empty without one.
         also: the layout that is complete in the folder as well and is not read.
     """
 
@@ -89,7 +89,7 @@ def find(folder: Path, layout: Layout = "auto") -> Files:
 
     Raises:
         CheckpointError: no weights, only pickles, no configuration, a missing shard, or a broken index; the message
-            lists what was found and what would mend it.
+            lists what was found and what to do.
     """
     _check_layout(layout)
     asked = list(_STEMS) if layout == "auto" else [layout]
@@ -105,7 +105,7 @@ def find(folder: Path, layout: Layout = "auto") -> Files:
         raise CheckpointError(
             f"{folder} holds {_STEMS[kind]}*.safetensors but no {config.name}"
             + (f" (there is {other}, of the other layout)" if other else "")
-            + f"; put the model's {config.name} beside its weights. {_listing(folder)}"
+            + f"; put the model's {config.name} beside its weights. Found there: {listing(folder, 8)}"
         )
     weights, promised = _weights(folder, kind, also)
     if also:
@@ -162,8 +162,8 @@ def _weights(folder: Path, kind: str, also: str | None) -> tuple[tuple[Path, ...
     missing = [name for name in names if not (folder / name).is_file()]
     if missing:
         raise CheckpointError(
-            f"{folder} lacks {len(missing)} of {len(names)} weight files: {_first(missing)}; "
-            f"fetch what is missing{hint}. {_listing(folder)}"
+            f"{folder} lacks {len(missing)} of {len(names)} weight files: {listed(missing)}; "
+            f"fetch what is missing{hint}. Found there: {listing(folder, 8)}"
         )
     return tuple(folder / name for name in names), promised
 
@@ -190,16 +190,7 @@ def _nothing_here(folder: Path, layout: str) -> str:
     )
     if pickles:
         return (
-            f"{folder} has weights only as pickles ({_first(pickles)}), which can run code when read and are never "
+            f"{folder} has weights only as pickles ({listed(pickles)}), which can run code when read and are never "
             f"opened; convert them to safetensors (load and save_pretrained with Transformers). Expected {expected}"
         )
-    return f"no weights in {folder}; expected {expected}. {_listing(folder)}"
-
-
-def _listing(folder: Path) -> str:
-    return f"Found there: {_first(sorted(path.name for path in folder.iterdir())) or 'nothing'}"
-
-
-def _first(names: Sequence[str], count: int = 8) -> str:
-    more = f", and {len(names) - count} more" if len(names) > count else ""
-    return ", ".join(names[:count]) + more
+    return f"no weights in {folder}; expected {expected}. Found there: {listing(folder, 8)}"

@@ -1,4 +1,4 @@
-"""A folder or Hub id to a model: built on `meta`, filled tensor by tensor, every parameter exactly once."""
+"""load_model: a folder or Hub id to a model, built on `meta` and filled tensor by tensor, every parameter once."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How much memory a model will take and how much there is, so that a hopeless load is refused before it begins."""
+"""Available memory, sizes in bytes, and the refusal of a model that does not fit."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ _CGROUPS = (
     (Path("/sys/fs/cgroup/memory/memory.limit_in_bytes"), Path("/sys/fs/cgroup/memory/memory.usage_in_bytes")),
 )
 _UNITS = {"B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12, "KIB": 2**10, "MIB": 2**20, "GIB": 2**30}
-_PAGE_CACHE = ("inactive_file", "active_file")  # given back when memory is wanted
+_PAGE_CACHE = ("inactive_file", "active_file")  # reclaimable
 
 
 def available_memory(device: torch.device) -> int | None:
-    """Bytes that a new model could take on a device; None when the system does not say.
+    """Bytes that a new model could take on a device; None if unknown.
 
     On the CPU: MemAvailable plus free swap, and no more than the container's limit leaves.
     """
@@ -67,7 +67,7 @@ def check_fits(
     settings: Callable[[], Iterable[Setting]],
     limit: int | None = None,
 ) -> None:
-    """Refuse a model that evidently does not fit.
+    """Refuse a model that cannot fit.
 
     Args:
         words: the model's number format, for the message.

@@ -1,4 +1,4 @@
-"""Parameter names: exact, bijective tables between every published naming and ours, and the q/k row order of each.
+"""Parameter names: exact, bijective tables between the published namings and the modules', and the q/k row orders.
 
 A model has four parts. Inside a part the leaves have two spellings (Mistral's and Hugging Face's, the tables below);
 a *scheme* says which spelling a family of files uses and what prefix each part carries. `{}` stands for the layer.
@@ -10,7 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 
-from torch import Tensor
+from torch import Tensor, nn
 
 VISION, PROJECTOR, TEXT, HEAD = PARTS = ("vision", "projector", "text", "head")
 
@@ -52,7 +52,7 @@ _LEAVES: dict[str, tuple[tuple[str, str], ...]] = {
 }
 _OUR_PREFIX = {VISION: "model.vision_tower.", PROJECTOR: "model.multi_modal_projector.", TEXT: "model.language_model."}
 
-# Tensors that old releases wrote although they follow from the configuration; read over without a word.
+# Tensors that old releases wrote although they follow from the configuration; skipped silently.
 DERIVED = frozenset(
     {
         "vision_tower.patch_positional_embedding.inv_freq",
@@ -153,13 +153,21 @@ def canonical_names(names: Collection[str], suffixes: Collection[str] = ()) -> t
 
 
 def is_derived(name: str) -> bool:
-    """Whether `name` is a tensor that nobody needs because it follows from the configuration."""
+    """Whether `name` is a tensor that follows from the configuration and is skipped."""
     return _pattern(name)[0] in DERIVED
 
 
 def part_of(canonical: str) -> str:
     """The part of the model that a canonical name belongs to."""
     return next((part for part, prefix in _OUR_PREFIX.items() if canonical.startswith(prefix)), HEAD)
+
+
+def tied_groups(model: nn.Module) -> dict[str, list[str]]:
+    """Parameter name -> the names of all parameters that are the same tensor, itself included, in the model's order."""
+    same: dict[int, list[str]] = {}
+    for name, parameter in model.named_parameters(remove_duplicate=False):
+        same.setdefault(id(parameter), []).append(name)
+    return {name: group for group in same.values() for name in group}
 
 
 def rotary_heads(canonical: str, vision_heads: int, query_heads: int, key_heads: int) -> int | None:

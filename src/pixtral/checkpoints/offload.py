@@ -1,4 +1,4 @@
-"""Tensors of a model that do not lie in its modules: read from a file, or lent, whenever a module computes."""
+"""Models over several devices and the disk, with accelerate's hooks: the tensors outside the modules, and the hooks."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ from pixtral.checkpoints.placement import Place, Placement, device_of
 from pixtral.checkpoints.safetensors_io import TensorInfo, read_header, read_tensor, write_file
 from pixtral.errors import CheckpointError, ConfigError, MissingDependency
 from pixtral.hub import saving
-from pixtral.models.base import PixtralModule
-from pixtral.models.mistral import MistralDecoderLayer
-from pixtral.models.vision import PixtralAttentionLayer
+
+_log = logging.getLogger("pixtral")
 
 
 class Offloaded(Mapping[str, Tensor]):
-    """Parameter name -> value. What lies on the disk is read anew each time and never kept.
+    """Parameter name -> value. Tensors on the disk are read at every access and not cached.
 
     Tensors that a checkpoint stores as the model uses them are read from there; the others are written once into a
-    folder of our own inside `offload_folder`, which goes when the model does.
+    temporary folder inside `offload_folder`, which is removed with the model.
     """
 
     def __init__(self, offload_folder: Path | None) -> None:
@@ -40,16 +39,16 @@ class Offloaded(Mapping[str, Tensor]):
         self._states: dict[Path, tuple[int, int, int]] = {}
 
     def keep(self, name: str, info: TensorInfo) -> None:
-        """`name` is a tensor of a file, as it lies there."""
+        """Register `name` as a tensor of a file."""
         self._states.setdefault(info.file, _state(info.file))
         self._stored[name] = info
 
     def hold(self, name: str, value: Tensor) -> None:
-        """`name` waits in memory, to be brought to another device."""
+        """Register `name` as a tensor in memory, to be moved to another device."""
         self._held[name] = value
 
     def write(self, name: str, value: Tensor) -> TensorInfo:
-        """Where a tensor lies now that no file held as it is used.
+        """Write a tensor that no file stores as it is used; returns its place.
 
         Raises:
             CheckpointError: the folder cannot be written to.
@@ -62,7 +61,7 @@ class Offloaded(Mapping[str, Tensor]):
         return read_header(file)[name]
 
     def info(self, name: str) -> TensorInfo | None:
-        """Where a tensor lies on the disk; None when it waits in memory."""
+        """The place of a tensor on the disk; None if it is in memory."""
         return self._stored.get(name)
 
     def check_room(self, nbytes: int) -> None:
@@ -112,24 +111,8 @@ class Offloaded(Mapping[str, Tensor]):
         return len(self._held) + len(self._stored)
 
 
-def _state(file: Path) -> tuple[int, int, int]:
-    """What changes when a file is replaced or written to."""
-    try:
-        found = os.stat(file)
-    except OSError as error:
-        raise CheckpointError(f"{file}, which a loaded model reads from, is gone ({error}); load it again") from error
-    return found.st_ino, found.st_size, found.st_mtime_ns
-
-
-# FOLDED pixtral.checkpoints.offload: One model in several places: which module goes where, and the hooks that bring tensors together (by accelerate).
-
-
-_UNSPLIT = (MistralDecoderLayer, PixtralAttentionLayer)  # what adds its input to its output stays in one place
-_log = logging.getLogger("pixtral")
-
-
 def has_accelerate() -> bool:
-    """Whether a model can be spread here."""
+    """Whether accelerate is installed."""
     try:
         _accelerate()
     except MissingDependency:
@@ -151,7 +134,7 @@ def spread(model: nn.Module, strategy: str, limits: Mapping[Place, int], sizes: 
         MissingDependency: accelerate is not installed.
     """
     accelerate = _accelerate()
-    unsplit = sorted({type(module).__name__ for module in model.modules() if isinstance(module, _UNSPLIT)})
+    unsplit = sorted({type(one).__name__ for one in model.modules()}.intersection(_no_split_modules(model)))
     most = dict(limits)
     options = {"no_split_module_classes": unsplit, "special_dtypes": dict(sizes)}
     if strategy != "sequential":
@@ -161,31 +144,46 @@ def spread(model: nn.Module, strategy: str, limits: Mapping[Place, int], sizes: 
 
 
 def attach(model: nn.Module, placement: Placement, offloaded: Offloaded) -> None:
-    """Let every module fetch what it needs when it computes.
+    """Add accelerate's hooks, by which every module fetches its tensors before it computes.
 
     Args:
         model: filled; what is on the disk, or waits in memory for a GPU, may still be on `meta`.
         placement: of its modules.
-        offloaded: everything that is not where it is computed with.
+        offloaded: the tensors that are not on the device where they are used.
 
     Raises:
         MissingDependency: accelerate is not installed.
     """
     main = placement.main
     if "disk" in placement.devices.values():
-        model.requires_grad_(False)  # a graph of gradients would hold on to every tensor that was fetched
+        model.requires_grad_(False)  # autograd would keep every fetched tensor alive
     for name, parameter in model.named_parameters(remove_duplicate=False):
         if main != "cpu" and placement.of(name) == "cpu":
             offloaded.hold(name, parameter.data)
-    with _quiet():  # it would say that some parameters are on `meta`, which is how it is meant
+    with _quiet():  # accelerate warns that parameters are on `meta`, which is intended
         devices = {name: _device(place) for name, place in placement.disjoint(model).items()}
         _accelerate().dispatch_model(model, devices, main_device=_device(main), state_dict=offloaded, offload_index={})
     model.offloaded = offloaded  # type: ignore[assignment]
     model.hf_device_map = dict(placement.devices)  # type: ignore[assignment]  # nn.Module takes any attribute
     for module in model.modules():
-        if isinstance(module, PixtralModule):
-            module.main_device = device_of(main)
+        if hasattr(module, "main_device"):
+            module.main_device = device_of(main)  # type: ignore[assignment]
     _log.info("the model is spread: %s", dict(placement.devices))
+
+
+def _state(file: Path) -> tuple[int, int, int]:
+    """What changes when a file is replaced or written to."""
+    try:
+        found = os.stat(file)
+    except OSError as error:
+        raise CheckpointError(f"{file}, which a loaded model reads from, is gone ({error}); load it again") from error
+    return found.st_ino, found.st_size, found.st_mtime_ns
+
+
+def _no_split_modules(model: nn.Module) -> tuple[str, ...]:
+    """Classes of residual blocks, which are not split over devices."""
+    names: tuple[str, ...] = getattr(model, "_no_split_modules", ())
+    return names
 
 
 def _device(place: Place) -> str | torch.device:

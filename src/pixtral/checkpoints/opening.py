@@ -1,4 +1,4 @@
-"""Everything that is decided about a checkpoint before a tensor is read: configuration, network, scheme, plan."""
+"""Opening a checkpoint: configuration, quantization, the model on `meta` and the plan, from headers alone."""
 
 from __future__ import annotations
 
@@ -28,35 +28,7 @@ from pixtral.checkpoints.plan import Contents, Plan, announce, make_plan, read_c
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.quantization import Asked, Quantizer, choose_quantizer
 
-# FOLDED pixtral.checkpoints.opening: A network without memory: built on the `meta` device, with first weights left out since they will be replaced.
-
-
 M = TypeVar("M", bound=nn.Module)
-
-
-class _NoFirstWeights(TorchFunctionMode):
-    """Turns the functions of torch.nn.init into nothing.
-
-    On `meta` they would compute nothing either, but PyTorch's stand-ins for them import its compiler: over a second.
-    """
-
-    def __torch_function__(
-        self,
-        func: Callable[..., Any],
-        types: Iterable[type],
-        args: tuple[Any, ...] = (),
-        kwargs: Mapping[str, Any] | None = None,
-    ) -> Any:
-        kwargs = kwargs or {}
-        if getattr(func, "__module__", None) == "torch.nn.init":
-            return args[0] if args else kwargs["tensor"]
-        return func(*args, **kwargs)
-
-
-def build_empty(cls: type[M], config: Config) -> M:
-    """`cls(config)` with every parameter on `meta`: shapes and dtypes, no values."""
-    with torch.device("meta"), _NoFirstWeights():
-        return cls(config)
 
 
 @dataclass(frozen=True)
@@ -93,7 +65,7 @@ def open_checkpoint(
     asked: Asked | None = None,
     waiting: tuple[str, ...] = (),
 ) -> Opened:
-    """Look at a checkpoint as a load would; reads headers only.
+    """Everything a load decides before it reads tensors; reads headers only.
 
     Args:
         files: where it is.
@@ -120,13 +92,29 @@ def open_checkpoint(
         config = narrow(copy.deepcopy(config), kind, "config=")
         settle_head_dim(config, contents.tensors)
     dtype = dtype or _stored_dtype(raw, kind, contents)
-    model = build_empty(cls or kind.model, config)
+    model = build_empty(cls or kind.network(), config)
     if quantizer is not None:
         quantizer.waiting = waiting
     announce(quantizer, kind, contents)
     plan = make_plan(wanted_by(model, dtype, quantizer), kind, contents)
     quantizer = quantizer if plan.wanted.layers else None  # the part that is read has no quantized layers
     return Opened(kind, contents, config, model, quantizer, dtype, plan, _interleaved(kind, plan, contents, config))
+
+
+def build_empty(cls: type[M], config: Config) -> M:
+    """`cls(config)` with every parameter on `meta`: shapes and dtypes, no values."""
+    with torch.device("meta"), _SkipInit():
+        return cls(config)
+
+
+def head_counts(config: Config) -> tuple[int, int, int]:
+    """Heads of the tower, query heads and key heads of the decoder; 0 for a part that there is not."""
+    vision = config.vision_config if isinstance(config, LlavaConfig) else config
+    text = config.text_config if isinstance(config, LlavaConfig) else config
+    tower = vision.num_attention_heads if isinstance(vision, PixtralVisionConfig) else 0
+    if isinstance(text, MistralConfig):
+        return tower, text.num_attention_heads, text.num_key_value_heads
+    return tower, 0, 0
 
 
 def _stored_dtype(raw: Mapping[str, Any], kind: Kind, contents: Contents) -> torch.dtype:
@@ -153,11 +141,17 @@ def _interleaved(kind: Kind, plan: Plan, contents: Contents, config: Config) -> 
     return {name: heads for name, heads in found.items() if heads is not None}
 
 
-def head_counts(config: Config) -> tuple[int, int, int]:
-    """Heads of the tower, query heads and key heads of the decoder; 0 for a part that there is not."""
-    vision = config.vision_config if isinstance(config, LlavaConfig) else config
-    text = config.text_config if isinstance(config, LlavaConfig) else config
-    tower = vision.num_attention_heads if isinstance(vision, PixtralVisionConfig) else 0
-    if isinstance(text, MistralConfig):
-        return tower, text.num_attention_heads, text.num_key_value_heads
-    return tower, 0, 0
+class _SkipInit(TorchFunctionMode):
+    """Skips torch.nn.init: on `meta` it computes nothing, but takes a second to import PyTorch's compiler."""
+
+    def __torch_function__(
+        self,
+        func: Callable[..., Any],
+        types: Iterable[type],
+        args: tuple[Any, ...] = (),
+        kwargs: Mapping[str, Any] | None = None,
+    ) -> Any:
+        kwargs = kwargs or {}
+        if getattr(func, "__module__", None) == "torch.nn.init":
+            return args[0] if args else kwargs["tensor"]
+        return func(*args, **kwargs)

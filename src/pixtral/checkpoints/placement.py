@@ -1,4 +1,4 @@
-"""What a caller says about a model's dtype and devices, turned into PyTorch's objects or refused."""
+"""The arguments dtype, device_map, max_memory and offload_folder, parsed; and the placement of a model's modules."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from torch import nn
 
 from pixtral.checkpoints.memory import parse_bytes
+from pixtral.checkpoints.names import tied_groups
 from pixtral.errors import ConfigError, nearest
 
 Device: TypeAlias = str | int | torch.device
@@ -67,7 +68,7 @@ def best_device() -> torch.device:
 
 
 def place_of(device: torch.device) -> Place:
-    """A device in the words of `hf_device_map`."""
+    """A device as `hf_device_map` writes it."""
     if device.type == "cuda":
         return torch.cuda.current_device() if device.index is None else device.index
     return device.type
@@ -80,7 +81,7 @@ def device_of(place: Place) -> torch.device:
 
 @dataclass(frozen=True)
 class Wish:
-    """Where a caller wants the model, before it is known what it takes.
+    """The parsed arguments about places, independent of a model.
 
     Attributes:
         strategy: one of `STRATEGIES`; None when `devices` says it.
@@ -101,7 +102,7 @@ def parse_wish(
     """The arguments `device_map`, `max_memory` and `offload_folder`, checked as far as they can be without a model.
 
     Raises:
-        ConfigError: a device that is not there, not a device, a size that is none, or a limit that nothing obeys.
+        ConfigError: a device that is not there, not a device, not a size, or a limit without a strategy.
     """
     folder = None if offload_folder is None else Path(offload_folder).expanduser()
     limits = None if max_memory is None else _limits(max_memory)
@@ -161,7 +162,7 @@ class Placement:
 
 
 def explicit(model: nn.Module, devices: Mapping[str, Place]) -> Placement:
-    """The placement that a caller spelt out.
+    """The placement by an explicit device_map.
 
     Raises:
         ConfigError: a name that is no module, or a parameter that no name covers.
@@ -182,16 +183,12 @@ def explicit(model: nn.Module, devices: Mapping[str, Place]) -> Placement:
 
 
 def _together(model: nn.Module, devices: dict[str, Place]) -> Placement:
-    """A tensor that two modules share stays in memory for both when it has to be there for one."""
+    """A tensor that two modules share stays in memory for both if one of them has it there."""
     placement = Placement(devices)
-    shared: dict[int, list[str]] = {}
-    for name, parameter in model.named_parameters(remove_duplicate=False):
-        shared.setdefault(id(parameter), []).append(name)
-    for names in shared.values():
-        places = {placement.of(name) for name in names}
-        if len(places) > 1 and "disk" in places:
-            kept = next(placement.of(name) for name in names if placement.of(name) != "disk")
-            devices |= {name.rpartition(".")[0]: kept for name in names if placement.of(name) == "disk"}
+    for name, group in tied_groups(model).items():
+        memory = [place for place in map(placement.of, group) if place != "disk"]
+        if memory and placement.of(name) == "disk":
+            devices[name.rpartition(".")[0]] = memory[0]
     return placement
 
 
@@ -214,7 +211,7 @@ def _place(device: Device) -> Place:
 
 
 def _limits(max_memory: Mapping[int | str, int | str]) -> dict[Place, int]:
-    """max_memory with sizes in bytes and keys in the words of `hf_device_map`, GPUs first.
+    """max_memory with sizes in bytes and keys as in `hf_device_map`, GPUs first.
 
     A place that is not named is not used, as in Transformers.
     """

@@ -1,8 +1,8 @@
-"""Which tensor of which file fills which parameter, decided from headers alone, before anything is read."""
+"""The plan of a load: which tensor of which file fills which parameter, from headers alone."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,10 +14,9 @@ from pixtral.checkpoints.config import Kind
 from pixtral.checkpoints.layout import Files
 from pixtral.checkpoints.names import Scheme
 from pixtral.checkpoints.safetensors_io import TensorInfo, read_header
-from pixtral.errors import CheckpointError
+from pixtral.errors import CheckpointError, listed
 from pixtral.quantization import Quantizer, Slot
 
-_SHOWN = 5
 _QUANTIZED = (
     "absmax",
     "quant_map",
@@ -119,21 +118,15 @@ def read_contents(files: Files, suffixes: tuple[str, ...] = ()) -> Contents:
     return Contents(files, scheme, tensors, unknown, tuple(sorted(files.promised - stored.keys())), suffixes)
 
 
-def parameter_groups(model: nn.Module) -> dict[str, str]:
-    """Parameter name -> name of the first parameter that is the same tensor (itself, unless tied)."""
-    first: dict[int, str] = {}
-    return {name: first.setdefault(id(p), name) for name, p in model.named_parameters(remove_duplicate=False)}
-
-
 def announce(quantizer: Quantizer | None, kind: Kind, contents: Contents) -> None:
-    """Let a scheme of stored weights hear what there is; goes before `wanted_by`."""
+    """Tell the quantizer of a stored model the names of its tensors; call it before `wanted_by`."""
     if quantizer is not None and quantizer.stored:
         quantizer.found([kind.own.spell_stored(name, contents.suffixes) or name for name in contents.tensors])
 
 
 def wanted_by(model: nn.Module, dtype: torch.dtype, quantizer: Quantizer | None) -> Wanted:
     """What a model on `meta` needs, after the quantizer has swapped its layers."""
-    tied = parameter_groups(model)
+    tied = {name: group[0] for name, group in names.tied_groups(model).items()}
     layers = {} if quantizer is None else quantizer.swap(model, dtype)
     if quantizer is not None:
         quantizer.names = tuple(layers)
@@ -191,7 +184,7 @@ def problems(plan: Plan, contents: Contents) -> list[str]:
         found.append(f"{len(plan.unexpected)} unexpected names ({listed(plan.unexpected)})")
     if plan.mismatched:
         shapes = [f"{name}: found {there}, expected {expected}" for name, there, expected in plan.mismatched]
-        found.append(f"{len(shapes)} of another shape or kind ({listed(shapes, '; ')})")
+        found.append(f"{len(shapes)} of another shape or kind ({listed(shapes, separator='; ')})")
     if contents.promised:
         found.append(f"{len(contents.promised)} names of the index are in no file ({listed(contents.promised)})")
     return found
@@ -206,12 +199,6 @@ def refuse(plan: Plan, contents: Contents) -> None:
             f"{files.folder} ({files.layout} layout) does not fit its {files.config.name}: {'; '.join(found)}. "
             f"{advice(plan, contents)} Files read: {listed([file.name for file in files.weights])}"
         )
-
-
-def listed(items: Sequence[str], separator: str = ", ") -> str:
-    """The first few, and how many more."""
-    more = f" and {len(items) - _SHOWN} more" if len(items) > _SHOWN else ""
-    return separator.join(items[:_SHOWN]) + more
 
 
 def weight_files(plan: Plan) -> tuple[Path, ...]:

@@ -1,4 +1,4 @@
-"""A checkpoint to a smaller one, tensor by tensor: the model is never in memory as a whole."""
+"""quantize_checkpoint: a quantized copy of a checkpoint, made layer by layer without loading the whole model."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from torch import Tensor, nn
 
 from pixtral.checkpoints.fill import Filler, Target, byte_bar, reading_order
 from pixtral.checkpoints.layout import Files
-from pixtral.checkpoints.memory import gigabytes, parse_bytes
+from pixtral.checkpoints.memory import parse_bytes
 from pixtral.checkpoints.offload import Offloaded
 from pixtral.checkpoints.opening import Opened, open_checkpoint
 from pixtral.checkpoints.placement import Placement
 from pixtral.checkpoints.plan import refuse
 from pixtral.checkpoints.safetensors_io import FileWriter, aligned
-from pixtral.checkpoints.save import Shapes, config_json, plan_shards, staging, total_bytes, write_index
+from pixtral.checkpoints.save import Shapes, check_room, config_json, plan_shards, staging, total_bytes, write_index
 from pixtral.configuration.quantization import QuantizationConfig
 from pixtral.errors import CheckpointError
 from pixtral.hub import saving
 from pixtral.quantization import Asked
-from pixtral.quantization.packed import PackedQuantizer
+from pixtral.quantization.groupwise import GroupwiseQuantizer
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ def quantize_checkpoint(
     max_shard_size: int | str = "5GB",
     progress: bool = True,
 ) -> Quantized:
-    """Write a packed copy of a full-precision checkpoint; memory is one packed layer and a block of one.
+    """Write a quantized copy of a full-precision checkpoint; memory is one quantized layer and a block of its weights.
 
     The new folder appears under its name when it is complete. Until then it is a hidden one beside it, which is removed
     when the run fails, and by the next run when this one is killed.
@@ -62,7 +62,7 @@ def quantize_checkpoint(
         files: the checkpoint, in either layout; the copy is in Hugging Face's.
         out: a folder that is not there yet, or empty.
         config: how to quantize.
-        dtype: of what is not packed; as stored when left out.
+        dtype: of what is not quantized; as stored when left out.
         copies: other files that belong to the checkpoint (tokenizer, processor); copied under their names.
         max_shard_size: bytes of one weight file.
         progress: show a bar, if stderr is a terminal.
@@ -75,14 +75,14 @@ def quantize_checkpoint(
     limit = parse_bytes(max_shard_size, "max_shard_size")
     found = open_checkpoint(files, dtype=dtype, asked=Asked(config=config))
     refuse(found.plan, found.contents)
-    if not isinstance(found.quantizer, PackedQuantizer) or found.quantizer.stored:
+    if not isinstance(found.quantizer, GroupwiseQuantizer) or found.quantizer.stored:
         raise CheckpointError(f"{files.folder} is quantized already; quantize the original checkpoint")
     with saving(out.parent):
         if out.exists() and (not out.is_dir() or any(out.iterdir())):
             raise CheckpointError(f"{out} is there already and not empty; choose another folder, or remove it")
-        shapes = _shapes(found, PackedQuantizer(config, stored=True))
+        shapes = _shapes(found, GroupwiseQuantizer(config, stored=True))
         after = total_bytes(shapes)
-        _check_room(out.parent, after + sum(path.stat().st_size for path in copies))
+        check_room(out.parent, after + sum(path.stat().st_size for path in copies))
         with staging(out.parent / f".{out.name}.partial") as place:
             written = _write(found, found.quantizer, place.folder, shapes, limit, progress)
             for path in copies:
@@ -94,8 +94,8 @@ def quantize_checkpoint(
     return Quantized(out, (*written, *(path.name for path in copies), "config.json"), before, after)
 
 
-def _shapes(found: Opened, stored: PackedQuantizer) -> Shapes:
-    """What the copy will hold: name in its files -> dtype and shape, in the order in which they lie best."""
+def _shapes(found: Opened, stored: GroupwiseQuantizer) -> Shapes:
+    """What the copy will hold: name in its files -> dtype and shape, in the order of `aligned`."""
     wanted = found.plan.wanted
     ours: dict[str, tuple[torch.dtype, tuple[int, ...]]] = {}
     for name, slot in wanted.slots.items():
@@ -111,25 +111,17 @@ def _shapes(found: Opened, stored: PackedQuantizer) -> Shapes:
 
 def _spelled(found: Opened, name: str) -> str:
     """The name in the files of a tensor of the model."""
-    canonical = found.kind.own.canonical_stored(name, PackedQuantizer.suffixes)
+    canonical = found.kind.own.canonical_stored(name, GroupwiseQuantizer.suffixes)
     assert canonical is not None
-    stored = found.kind.published.spell_stored(canonical, PackedQuantizer.suffixes)
+    stored = found.kind.published.spell_stored(canonical, GroupwiseQuantizer.suffixes)
     assert stored is not None
     return stored
 
 
-def _check_room(folder: Path, need: int) -> None:
-    free = shutil.disk_usage(folder).free
-    if free < need:
-        raise CheckpointError(
-            f"{folder} has {gigabytes(free)} free, the quantized model takes {gigabytes(need)}; make room"
-        )
-
-
 def _write(
-    found: Opened, quantizer: PackedQuantizer, folder: Path, shapes: Shapes, limit: int, progress: bool
+    found: Opened, quantizer: GroupwiseQuantizer, folder: Path, shapes: Shapes, limit: int, progress: bool
 ) -> list[str]:
-    """Write the weights; the names of the files. Each tensor is written and given up as soon as it is there."""
+    """Write the weights; the names of the files. Each tensor is written and freed as soon as it is read."""
     plan = found.plan
     target = Target(found.dtype, Placement({"": "cpu"}), Offloaded(None), found.heads, quantizer)
     filler = Filler(found.model, plan, found.contents, target)
@@ -149,8 +141,8 @@ def _write(
     return [*shards, *write_index(folder, "model", shards, shapes)]
 
 
-def _made(found: Opened, quantizer: PackedQuantizer, name: str) -> dict[str, Tensor]:
-    """What was just read of the model, by name; the model forgets it."""
+def _made(found: Opened, quantizer: GroupwiseQuantizer, name: str) -> dict[str, Tensor]:
+    """The tensors that were just read, by name; removed from the model."""
     wanted = found.plan.wanted
     if name in wanted.owners:
         path = wanted.owners[name][0]

@@ -1,4 +1,4 @@
-"""What a checkpoint holds and whether it can be loaded, from its headers alone."""
+"""inspect_checkpoint: what a checkpoint holds and whether it can be loaded, from its headers alone."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from pixtral.checkpoints.config import KINDS, Kind, read_raw, stored_quantizatio
 from pixtral.checkpoints.layout import Files, Layout, fetch
 from pixtral.checkpoints.memory import gigabytes
 from pixtral.checkpoints.opening import build_empty
-from pixtral.checkpoints.plan import Plan, advice, announce, listed, make_plan, problems, read_contents, wanted_by
+from pixtral.checkpoints.plan import Plan, advice, announce, make_plan, problems, read_contents, wanted_by
 from pixtral.checkpoints.safetensors_io import TensorInfo
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
-from pixtral.errors import CheckpointError, ConfigError
+from pixtral.errors import CheckpointError, ConfigError, listed
 from pixtral.quantization import Asked, Quantizer, choose_quantizer
 
 _TITLES = {
@@ -185,7 +185,7 @@ def _report(files: Files) -> CheckpointReport:
         config = whole_config(files, read_raw(files), tensors)
         kind = next(one for one in KINDS if isinstance(config, one.config))
         announce(quantizer, kind, contents)
-        wanted = wanted_by(build_empty(kind.model, config), torch.bfloat16, quantizer)
+        wanted = wanted_by(build_empty(kind.network(), config), torch.bfloat16, quantizer)
     except (CheckpointError, ConfigError) as error:
         return replace(base, problems=(str(error),))
     plan = make_plan(wanted, kind, contents)

@@ -1,9 +1,11 @@
-"""The safetensors format, read and written tensor by tensor with plain file access.
+"""The safetensors format: reading and writing tensor by tensor, and mapping files into memory.
 
-No memory mapping: a mapped file counts in the process's memory beside the model, and a file that is overwritten or
-cut while mapped kills the process. Here a tensor is read straight into its own memory. The one exception is made for
-quantized models on a CPU, for the reasons in `mapping.py`. Format: 8 bytes little-endian header length, JSON header
-{name: {dtype, shape, data_offsets}}, then the data (huggingface/safetensors README).
+Tensors are read into memory of their own: a mapped file counts in the process's memory beside the model, and a file
+that is overwritten or truncated while mapped kills the process. Only quantized models on a CPU are mapped, whose
+weights are used as they are stored: they load at once, and their pages are shared among processes.
+
+Format: 8 bytes little-endian header length, JSON header {name: {dtype, shape, data_offsets}}, then the data
+(huggingface/safetensors README).
 """
 
 from __future__ import annotations
@@ -20,7 +22,7 @@ import torch
 from torch import Tensor, nn
 
 from pixtral.errors import CheckpointError
-from pixtral.models.file_embedding import FileEmbedding
+from pixtral.layers.file_embedding import FileEmbedding
 from pixtral.ops.runtime import empty_huge
 
 DTYPES: dict[str, torch.dtype] = {
@@ -155,7 +157,7 @@ def read_tensor(info: TensorInfo, scratch: Tensor | None = None) -> Tensor:
 class FileWriter:
     """A safetensors file whose tensors are written one by one, in any order; a context manager.
 
-    The data begins at a multiple of ALIGNMENT, so that tensors in the order of `aligned` can be used where they lie.
+    The data begins at a multiple of ALIGNMENT, so that tensors in the order of `aligned` can be mapped.
     On leaving the block without an error, every tensor has to be written; the file is flushed to the disk then.
     """
 
@@ -196,7 +198,10 @@ class FileWriter:
 
 
 def aligned(shapes: Mapping[str, tuple[torch.dtype, tuple[int, ...]]]) -> list[str]:
-    """The names in an order in which each tensor starts at as large a power of two, up to ALIGNMENT, as divides it."""
+    """The names in an order in which each tensor's offset is divisible by the power of two that divides its size.
+
+    Powers above ALIGNMENT do not count.
+    """
 
     def granularity(name: str) -> int:
         dtype, shape = shapes[name]
@@ -221,11 +226,8 @@ def write_file(
             writer.write(name, tensor)
 
 
-# FOLDED pixtral.checkpoints.safetensors_io: Weights that are used where they lie: files mapped into memory, for quantized models on a CPU.
-
-
 def can_map(info: TensorInfo) -> bool:
-    """Whether a tensor lies where its dtype may be read from (files of other programs align as they like)."""
+    """Whether the tensor's offset is aligned to its dtype; files of other programs need not be."""
     return info.nbytes > 0 and info.start % info.dtype.itemsize == 0
 
 
@@ -240,7 +242,7 @@ class Mappings:
 
         Args:
             info: a tensor for which `can_map` is true.
-            rows: it is read row by row, here and there; otherwise the system is asked to fetch all of it now.
+            rows: single rows are read at random; otherwise the system is asked to read all of it ahead.
         """
         assert can_map(info)
         if info.file not in self._files:

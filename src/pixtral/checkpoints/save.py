@@ -1,4 +1,7 @@
-"""A model to a folder, in either layout: sharded, one tensor in memory at a time, nothing half-written left behind."""
+"""Saving a model in either layout: in shards, one tensor in memory at a time, and atomically.
+
+Files are written into a temporary folder, so that a run that fails or is killed leaves no incomplete checkpoint.
+"""
 
 from __future__ import annotations
 
@@ -27,10 +30,78 @@ from pixtral.errors import CheckpointError, ConfigError
 from pixtral.hub import saving
 from pixtral.quantization import Quantizer
 
-# FOLDED pixtral.checkpoints.save: Which tensor goes into which weight file, and the index that says so.
-
-
 Shapes: TypeAlias = Mapping[str, tuple[torch.dtype, tuple[int, ...]]]
+_Fetch: TypeAlias = dict[str, Callable[[], Tensor]]
+_LOCK = ".lock"
+_STEMS = {"hf": "model", "mistral": "consolidated"}
+
+
+def save_model(
+    model: nn.Module,
+    folder: str | os.PathLike[str],
+    *,
+    layout: str = "hf",
+    max_shard_size: int | str = "5GB",
+) -> tuple[Path, ...]:
+    """Write a model so that this package and Transformers ("hf") or Mistral's programs ("mistral") can read it.
+
+    Quantized weights are written as they are; only this package reads them.
+
+    Everything is first written under a temporary name in the folder; a failure leaves the folder as it was. Weights of
+    an earlier save in the same layout are replaced, other files stay.
+
+    Args:
+        model: one of the three models.
+        folder: created if needed.
+        layout: "hf": config.json, model*.safetensors; "mistral": params.json, consolidated*.safetensors.
+        max_shard_size: bytes, or "5GB", "500MB", "2GiB"; a single tensor is never split.
+
+    Returns:
+        The files written.
+
+    Raises:
+        CheckpointError: nowhere to write, no room, or a parameter that the layout has no name for.
+        ConfigError: the layout cannot express this network or its quantization, or an argument is not understood.
+    """
+    if layout not in _STEMS:
+        raise ConfigError(f"layout is {layout!r}; expected 'hf' or 'mistral'")
+    kind, config, limit = kind_of(type(model)), _config_of(model), parse_bytes(max_shard_size, "max_shard_size")
+    if layout == "mistral" and kind is not LLAVA:
+        raise ConfigError(f"Mistral's layout holds a whole Pixtral, not {kind.parts} alone; save it with layout='hf'")
+    quantizer = _quantizer(model)
+    if quantizer is not None and layout == "mistral":
+        raise ConfigError("quantized weights have no form in Mistral's layout; save them with layout='hf'")
+    parameters, elsewhere = _spelled(model, kind, config, layout)
+    if quantizer is not None:  # so that they can be mapped when they are loaded
+        order = aligned({name: (value.dtype, tuple(value.shape)) for name, value in parameters.items()})
+        parameters = {name: parameters[name] for name in order}
+    files = {_config_name(layout): _config_json(model, kind, config, layout)}
+    generation = getattr(model, "generation_config", None)
+    if isinstance(generation, GenerationConfig):
+        known = {key: value for key, value in generation.to_dict().items() if value is not None}
+        files["generation_config.json"] = json.dumps(known, indent=2) + "\n"
+    need = sum(p.numel() * p.element_size() for p in parameters.values())
+    with saving(folder) as target:
+        check_room(target, need)
+        with staging(target / ".saving") as place:
+            heads = head_counts(config) if layout == "mistral" else None
+            weights = _write_weights(place.folder, parameters, elsewhere, _STEMS[layout], limit, heads)
+            for name, text in files.items():
+                (place.folder / name).write_text(text, encoding="utf-8")
+            return _publish(place.folder, target, weights, list(files), layout)
+
+
+def config_json(kind: Kind, config: Config, dtype: torch.dtype, quantizer: Quantizer | None) -> str:
+    """The content of config.json."""
+    name = str(dtype).removeprefix("torch.")
+    values: dict[str, Any] = {**config.to_dict(), "architectures": [kind.model], "dtype": name}
+    for part in ("text_config", "vision_config"):
+        if part in values:
+            values[part]["dtype"] = name
+    values.pop("quantization_config", None)
+    if quantizer is not None:
+        values["quantization_config"] = quantizer.to_dict()
+    return json.dumps(values, indent=2) + "\n"
 
 
 def total_bytes(shapes: Shapes) -> int:
@@ -66,12 +137,6 @@ def write_index(folder: Path, stem: str, shards: Mapping[str, list[str]], shapes
     return [file]
 
 
-# FOLDED pixtral.checkpoints.save: Folders in which a checkpoint comes into being, so that a run that fails or is killed leaves no half one.
-
-
-_LOCK = ".lock"
-
-
 class Staging:
     """A folder to write into; its finished files are moved out one by one, or all together by `become`."""
 
@@ -80,7 +145,7 @@ class Staging:
         self.moved = False
 
     def become(self, target: Path) -> None:
-        """Take the name of a folder that is not there or empty; nobody ever sees it half full."""
+        """Rename to a folder that does not exist or is empty; atomic."""
         (self.folder / _LOCK).unlink()
         os.replace(self.folder, target)
         self.moved = True
@@ -88,7 +153,7 @@ class Staging:
 
 @contextmanager
 def staging(folder: Path) -> Iterator[Staging]:
-    """A folder to write into that is gone at the end, unless it took another name.
+    """A folder to write into that is removed at the end, unless it was renamed.
 
     What a killed run left there is removed first.
 
@@ -109,79 +174,11 @@ def staging(folder: Path) -> Iterator[Staging]:
                 shutil.rmtree(folder, ignore_errors=True)
 
 
-def _claim(lock: IO[str], folder: Path) -> None:
-    """Lock a folder until `lock` is closed or the process ends, however it ends."""
-    try:
-        import fcntl
-    except ImportError:  # Windows: two runs at once are not noticed
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        raise CheckpointError(
-            f"another process is writing into {folder}; wait for it, or choose another place"
-        ) from error
-
-
-_Fetch = dict[str, Callable[[], Tensor]]
-_STEMS = {"hf": "model", "mistral": "consolidated"}
-
-
-def save_model(
-    model: nn.Module,
-    folder: str | os.PathLike[str],
-    *,
-    layout: str = "hf",
-    max_shard_size: int | str = "5GB",
-) -> tuple[Path, ...]:
-    """Write a model so that this package and Transformers ("hf") or Mistral's programs ("mistral") can read it.
-
-    A model whose weights are packed is written as it is, for this package alone.
-
-    Everything is first written under a temporary name in the folder; a failure leaves the folder as it was. Weights of
-    an earlier save in the same layout are replaced, other files stay.
-
-    Args:
-        model: one of the three models.
-        folder: created if needed.
-        layout: "hf": config.json, model*.safetensors; "mistral": params.json, consolidated*.safetensors.
-        max_shard_size: bytes, or "5GB", "500MB", "2GiB"; a single tensor is never split.
-
-    Returns:
-        The files written.
-
-    Raises:
-        CheckpointError: nowhere to write, no room, or a parameter that the layout has no name for.
-        ConfigError: the layout cannot express this network or its quantization, or an argument is not understood.
-    """
-    if layout not in _STEMS:
-        raise ConfigError(f"layout is {layout!r}; expected 'hf' or 'mistral'")
-    kind, config, limit = kind_of(type(model)), _config_of(model), parse_bytes(max_shard_size, "max_shard_size")
-    if layout == "mistral" and kind is not LLAVA:
-        raise ConfigError(f"Mistral's layout holds a whole Pixtral, not {kind.parts} alone; save it with layout='hf'")
-    quantizer = _quantizer(model)
-    if quantizer is not None and layout == "mistral":
-        raise ConfigError("quantized weights have no form in Mistral's layout; save them with layout='hf'")
-    parameters, elsewhere = _spelled(model, kind, config, layout)
-    if quantizer is not None:  # to be mapped when they are read again
-        order = aligned({name: (value.dtype, tuple(value.shape)) for name, value in parameters.items()})
-        parameters = {name: parameters[name] for name in order}
-    files = {_config_name(layout): _config_json(model, kind, config, layout)}
-    generation = getattr(model, "generation_config", None)
-    if isinstance(generation, GenerationConfig):
-        known = {key: value for key, value in generation.to_dict().items() if value is not None}
-        files["generation_config.json"] = json.dumps(known, indent=2) + "\n"
-    need = sum(p.numel() * p.element_size() for p in parameters.values())
-    with saving(folder) as target:
-        free = shutil.disk_usage(target).free
-        if free < need:
-            raise CheckpointError(f"{target} has {gigabytes(free)} free, the model takes {gigabytes(need)}; make room")
-        with staging(target / ".saving") as place:
-            heads = head_counts(config) if layout == "mistral" else None
-            weights = _write_weights(place.folder, parameters, elsewhere, _STEMS[layout], limit, heads)
-            for name, text in files.items():
-                (place.folder / name).write_text(text, encoding="utf-8")
-            return _publish(place.folder, target, weights, list(files), layout)
+def check_room(folder: Path, need: int) -> None:
+    """Raise CheckpointError unless `need` bytes are free in a folder."""
+    free = shutil.disk_usage(folder).free
+    if free < need:
+        raise CheckpointError(f"{folder} has {gigabytes(free)} free, the model takes {gigabytes(need)}; make room")
 
 
 def _config_of(model: nn.Module) -> Config:
@@ -264,19 +261,6 @@ def _config_json(model: nn.Module, kind: Kind, config: Config, layout: str) -> s
     return config_json(kind, config, dtype, _quantizer(model))
 
 
-def config_json(kind: Kind, config: Config, dtype: torch.dtype, quantizer: Quantizer | None) -> str:
-    """The content of config.json."""
-    name = str(dtype).removeprefix("torch.")
-    values: dict[str, Any] = {**config.to_dict(), "architectures": [kind.model.__name__], "dtype": name}
-    for part in ("text_config", "vision_config"):
-        if part in values:
-            values[part]["dtype"] = name
-    values.pop("quantization_config", None)
-    if quantizer is not None:
-        values["quantization_config"] = quantizer.to_dict()
-    return json.dumps(values, indent=2) + "\n"
-
-
 def _write_weights(
     folder: Path,
     parameters: dict[str, Tensor],
@@ -309,7 +293,7 @@ def _values(
 def _publish(source: Path, target: Path, weights: list[str], texts: list[str], layout: str) -> tuple[Path, ...]:
     """Move finished files to their names, and remove weights of an earlier save that would be read instead.
 
-    The configuration goes first and comes last: a folder without one is no checkpoint, whenever the process is killed.
+    The configuration is removed first and written last: whenever the process is killed, a folder with one is complete.
     """
     (target / _config_name(layout)).unlink(missing_ok=True)
     stale = [name for name in weight_names(target, layout) if name not in weights]
@@ -320,3 +304,17 @@ def _publish(source: Path, target: Path, weights: list[str], texts: list[str], l
     for name in reversed(texts):
         os.replace(source / name, target / name)
     return tuple(target / name for name in (*weights, *texts))
+
+
+def _claim(lock: IO[str], folder: Path) -> None:
+    """Lock a folder until `lock` is closed or the process ends, however it ends."""
+    try:
+        import fcntl
+    except ImportError:  # Windows: two runs at once are not noticed
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        raise CheckpointError(
+            f"another process is writing into {folder}; wait for it, or choose another place"
+        ) from error

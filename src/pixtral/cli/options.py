@@ -41,13 +41,13 @@ Quantization = Annotated[
     ),
 ]  # fmt: skip
 QuantizeVision = Annotated[
-    bool, typer.Option("--quantize-vision", help="Also pack the vision tower's and the projector's, in 8 bits.")
+    bool, typer.Option("--quantize-vision", help="Also quantize the vision tower's and the projector's, in 8 bits.")
 ]
 Activations = Annotated[
     str | None,
     typer.Option(
         metavar="FORMAT", show_default=False,
-        help="What goes into packed layers: int8 (fast; the default) or bf16.",
+        help="What goes into quantized layers: int8 (fast; the default) or bf16.",
     ),
 ]  # fmt: skip
 Threads = Annotated[

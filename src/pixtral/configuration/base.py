@@ -1,4 +1,7 @@
-"""What every configuration shares: strict reading, validation, and the way to and from a JSON file."""
+"""The base class of the configurations, strict about unknown keys, and checks of single fields.
+
+Every message of a check names the field, what was found and what is expected.
+"""
 
 from __future__ import annotations
 
@@ -11,9 +14,9 @@ from collections.abc import Callable
 from typing import Any, ClassVar, TypeVar
 
 from pixtral.errors import ConfigError, nearest
-from pixtral.hub import resolve, saving
+from pixtral.hub import read_json, resolve, saving
 
-# Keys that Transformers writes into every config.json, whatever the model, and that say nothing about this one.
+# Keys that Transformers writes into the config.json of every model, without a meaning for this one.
 _GENERIC_KEYS = """_attn_implementation_autoset _name_or_path add_cross_attention attn_implementation bad_words_ids
     begin_suppress_tokens chunk_size_feed_forward cross_attention_hidden_size decoder_start_token_id diversity_penalty
     do_sample early_stopping encoder_no_repeat_ngram_size exponential_decay_length_penalty finetuning_task
@@ -24,6 +27,9 @@ _GENERIC_KEYS = """_attn_implementation_autoset _name_or_path add_cross_attentio
     task_specific_params temperature tf_legacy_loss tie_encoder_decoder tokenizer_class top_k top_p torchscript
     transformers_version typical_p use_bfloat16 unsloth_version unsloth_fixed"""
 GENERIC_KEYS = frozenset(_GENERIC_KEYS.split())
+
+ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "quick_gelu")
+DTYPES = ("float64", "float32", "float16", "bfloat16")
 
 C = TypeVar("C", bound="Config")
 
@@ -60,7 +66,7 @@ class Config:
 
     @classmethod
     def _rename(cls, values: dict[str, Any]) -> dict[str, Any]:
-        """Bring older spellings of fields to today's; subclasses extend it."""
+        """Rename older spellings of fields; subclasses extend it."""
         if "torch_dtype" in values:
             values.setdefault("dtype", values.pop("torch_dtype"))
             values.pop("torch_dtype", None)
@@ -72,7 +78,7 @@ class Config:
         for field in dataclasses.fields(self):
             value = getattr(self, field.name)
             if field.name == "quantization_config" and value is None:
-                continue  # Transformers takes a model for quantized when the name is there
+                continue  # Transformers takes a model for quantized if the key is present
             values[field.name] = value.to_dict() if isinstance(value, Config) else copy.deepcopy(value)
         return values
 
@@ -115,36 +121,11 @@ class Config:
         return json.dumps(self.to_dict(), indent=2) + "\n"
 
 
-def read_json(path: pathlib.Path) -> dict[str, Any]:
-    """A JSON object from a file.
-
-    Raises:
-        ConfigError: the file is missing, is not JSON, or holds something other than an object.
-    """
-    if not path.is_file():
-        there = sorted(entry.name for entry in path.parent.iterdir())[:12] if path.parent.is_dir() else []
-        raise ConfigError(f"no {path.name} in {path.parent}; found there: {', '.join(there) or 'nothing'}")
-    try:
-        values = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise ConfigError(f"{path} is not valid JSON: {error}; fetch or write the file again") from error
-    if not isinstance(values, dict):
-        raise ConfigError(f"{path} holds a {type(values).__name__}, expected a JSON object")
-    return values
-
-
-# FOLDED pixtral.configuration.base: Checks of single fields; every message names the field, what was found and what is expected.
-
-
-ACTIVATIONS = ("silu", "swish", "gelu", "gelu_pytorch_tanh", "gelu_new", "relu", "quick_gelu")
-DTYPES = ("float64", "float32", "float16", "bfloat16")
-
-
 def _is_int(value: object) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-# By the annotation of a field: what fits it, and its name in a message.
+# annotation of a field -> (check, name in a message)
 _KINDS: dict[str, tuple[Callable[[Any], bool], str]] = {
     "None": (lambda value: value is None, "null"),
     "bool": (lambda value: isinstance(value, bool), "true or false"),

@@ -1,4 +1,4 @@
-"""How to generate: the fields of `generation_config.json` that generation implements."""
+"""GenerationConfig: the fields of `generation_config.json` that generation implements."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 from pixtral.configuration.base import Config
 from pixtral.errors import ConfigError, nearest
 
-# Keys that say where a file comes from, not how to generate.
+# Keys about the origin of a file, without an effect on generation.
 ORIGIN_KEYS = frozenset({"_from_model_config", "_commit_hash", "transformers_version", "trust_remote_code"})
 
 _PROCESSOR = "pass a function (input_ids, scores) -> scores as logits_processor"
@@ -16,8 +16,8 @@ _SINGLE = "only greedy search and sampling are implemented"
 _CACHE = "the cache grows by itself; kv_cache='int8' makes it smaller"
 _DRAFT = "leave it out: drafts come from the text itself, with prompt_lookup_num_tokens"
 
-# Transformers' other settings: the values that ask for nothing (null always does), and what to do instead. A setting is
-# either honoured or refused: a file or a call that asks for more than this package does must not seem to succeed.
+# Transformers' other settings: the values without an effect (null is always one), and what to do instead. A setting is
+# implemented or refused, never ignored.
 UNSUPPORTED: dict[str, tuple[tuple[Any, ...], str]] = {
     "num_beams": ((1,), _SINGLE),
     "num_beam_groups": ((1,), _SINGLE),

@@ -1,4 +1,4 @@
-"""The three configurations of the network: vision tower, decoder, and both joined."""
+"""The configurations of the network: vision tower, decoder, and the whole model."""
 
 from __future__ import annotations
 
@@ -11,7 +11,6 @@ from pixtral.configuration.base import (
     Config,
     dtype_name,
     one_side,
-    read_json,
     require_activation,
     require_between,
     require_positive,
@@ -20,6 +19,7 @@ from pixtral.configuration.base import (
 )
 from pixtral.configuration.params import llava_from_params, llava_to_params
 from pixtral.errors import ConfigError
+from pixtral.hub import read_json
 
 
 @dataclasses.dataclass
@@ -136,7 +136,7 @@ class MistralConfig(Config):
 
     def __post_init__(self) -> None:
         where = "MistralConfig"
-        # remembered so that a loader can put the weights' word in place of the division below
+        # a loader then takes head_dim from the weights' shapes instead of the division below
         self.head_dim_is_derived = self.head_dim is None
         if self.num_key_value_heads is None:
             self.num_key_value_heads = self.num_attention_heads
@@ -187,7 +187,7 @@ class MistralConfig(Config):
 
 @dataclasses.dataclass
 class LlavaConfig(Config):
-    """Tower, projector and decoder together; defaults are Transformers', sub-configurations are Pixtral's kinds."""
+    """The whole model; defaults are Transformers', except that the sub-configurations are Pixtral's types."""
 
     model_type: ClassVar[str] = "llava"
 
@@ -241,8 +241,12 @@ class LlavaConfig(Config):
         self.tie_word_embeddings = self.tie_word_embeddings or self.text_config.tie_word_embeddings
         self.text_config.tie_word_embeddings = self.tie_word_embeddings
 
-    def get_text_config(self) -> MistralConfig:
-        """The decoder's configuration, where Transformers' tools look for vocabulary and lengths."""
+    def get_text_config(self, decoder: bool | None = None, encoder: bool | None = None) -> MistralConfig:
+        """The decoder's configuration, where Transformers' and accelerate's tools look for vocabulary and lengths.
+
+        Args:
+            decoder, encoder: accepted as in Transformers; there is one text configuration.
+        """
         return self.text_config
 
     @property

@@ -109,7 +109,7 @@ def llava_to_params(config: Any) -> dict[str, Any]:
     """The content of `params.json` for a `LlavaConfig` (not imported: `network.py` imports this file).
 
     Raises:
-        ConfigError: the network has a part that Mistral's format cannot say.
+        ConfigError: the network has a part that Mistral's format cannot describe.
     """
     text, vision = config.text_config, config.vision_config
     layer = config.vision_feature_layer

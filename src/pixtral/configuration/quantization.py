@@ -1,4 +1,4 @@
-"""How to hold a model's weights in fewer bits: the fields of `quantization_config` for our own format."""
+"""`quantization_config` of a config.json: pixtral's group-wise int4 and int8, and Transformers' BitsAndBytesConfig."""
 
 from __future__ import annotations
 
@@ -20,6 +20,20 @@ if TYPE_CHECKING:
 
 SCHEMES = {"int4": 4, "int8": 8}
 
+_QUANT_TYPES = ("fp4", "nf4")
+_COMPUTE_DTYPES = ("float16", "float32", "bfloat16")
+_STORAGE_DTYPES = ("float16", "float32", "int8", "uint8", "float64", "bfloat16")
+
+_BOOLEANS = (
+    "load_in_8bit",
+    "load_in_4bit",
+    "llm_int8_enable_fp32_cpu_offload",
+    "llm_int8_has_fp16_weight",
+    "bnb_4bit_use_double_quant",
+)
+# Keys that Transformers writes beside the fields; the second and third repeat two of them.
+_WRITTEN = ("quant_method", "_load_in_8bit", "_load_in_4bit")
+
 
 @dataclasses.dataclass(frozen=True)
 class QuantizationConfig:
@@ -31,7 +45,7 @@ class QuantizationConfig:
             in layers that this does not divide.
         lm_head_bits: of the output layer, 4 or 8; 16 leaves it as it is.
         quantize_vision: also the tower's and the projector's linear layers, in 8 bits.
-        activations: "int8" quantizes what goes into a layer on the fly (fast); "bf16" computes with unpacked weights.
+        activations: "int8" quantizes the inputs of a layer on the fly (fast); "bf16" computes with dequantized weights.
     """
 
     method: ClassVar[str] = "pixtral"
@@ -111,24 +125,6 @@ class QuantizationConfig:
         return {"quant_method": self.method, "version": self.version, **dataclasses.asdict(self)}
 
 
-# FOLDED pixtral.configuration.quantization: How to quantize with the bitsandbytes library: Transformers' `BitsAndBytesConfig`, field by field.
-
-
-QUANT_TYPES = ("fp4", "nf4")
-COMPUTE_DTYPES = ("float16", "float32", "bfloat16")
-STORAGE_DTYPES = ("float16", "float32", "int8", "uint8", "float64", "bfloat16")
-
-_BOOLEANS = (
-    "load_in_8bit",
-    "load_in_4bit",
-    "llm_int8_enable_fp32_cpu_offload",
-    "llm_int8_has_fp16_weight",
-    "bnb_4bit_use_double_quant",
-)
-# Keys that Transformers writes beside the fields; the second and third repeat two of them.
-_WRITTEN = ("quant_method", "_load_in_8bit", "_load_in_4bit")
-
-
 class WrongFieldType(ConfigError, TypeError):
     """A field holds a value of another type; Transformers raises TypeError there."""
 
@@ -143,15 +139,15 @@ class BitsAndBytesConfig:
         load_in_8bit: LLM.int8() (arXiv:2208.07339): weights in 8 bits, a scale per row.
         load_in_4bit: 4 bits in blocks of 64 weights (arXiv:2305.14314).
         llm_int8_threshold: columns of activations that reach it are computed with unrounded activations.
-        llm_int8_skip_modules: names of modules that stay as they are, *instead of* the output layer, which stays when
-            nothing is said. Each is matched with the start of a layer's name (as a regular expression, to a full stop)
-            and with its end: "model.vision_tower", "o_proj".
+        llm_int8_skip_modules: names of modules that are not quantized, *instead of* the output layer, the
+            default. Each is matched with the start of a layer's name (as a regular expression, up to a dot) and with
+            its end: "model.vision_tower", "o_proj".
         llm_int8_enable_fp32_cpu_offload: modules that `device_map` puts on the CPU beside a GPU stay as they are.
         llm_int8_has_fp16_weight: keep 16-bit weights, and quantize them in every call.
         bnb_4bit_compute_dtype: what 4-bit layers compute in: float16, bfloat16 or float32 (the default).
         bnb_4bit_quant_type: "fp4" or "nf4".
         bnb_4bit_use_double_quant: quantize the scales too.
-        bnb_4bit_quant_storage: the dtype in which packed weights pose, for sharded training; uint8 by default.
+        bnb_4bit_quant_storage: the dtype of the stored tensor of 4-bit codes, for sharded training; uint8 by default.
 
     Raises:
         ConfigError: a value that cannot be used.
@@ -212,12 +208,12 @@ class BitsAndBytesConfig:
             _check_modules(value)
         elif name == "bnb_4bit_quant_type":
             _require(name, value, str, "'fp4' or 'nf4'")
-            if value not in QUANT_TYPES:
+            if value not in _QUANT_TYPES:
                 raise ConfigError(f"BitsAndBytesConfig.{name} is {value!r}; expected 'fp4' or 'nf4'")
         elif name == "bnb_4bit_compute_dtype":
-            value = _dtype(name, value, "float32", COMPUTE_DTYPES)
+            value = _dtype(name, value, "float32", _COMPUTE_DTYPES)
         elif name == "bnb_4bit_quant_storage":
-            value = _dtype(name, value, "uint8", STORAGE_DTYPES)
+            value = _dtype(name, value, "uint8", _STORAGE_DTYPES)
         other = {"load_in_8bit": "load_in_4bit", "load_in_4bit": "load_in_8bit"}.get(name)
         if value and other and self.__dict__.get(other):
             raise ConfigError("BitsAndBytesConfig: load_in_4bit and load_in_8bit are both True; choose one")
@@ -242,7 +238,7 @@ class BitsAndBytesConfig:
         return cls(**values)
 
     def update(self, **kwargs: Any) -> dict[str, Any]:
-        """Set fields; what is no field comes back."""
+        """Set fields; returns the arguments that are no fields."""
         for name in self.fields:
             if name in kwargs:
                 setattr(self, name, kwargs[name])
@@ -257,12 +253,12 @@ class BitsAndBytesConfig:
         return {**values, "_load_in_8bit": self.load_in_8bit, "_load_in_4bit": self.load_in_4bit}
 
     def to_diff_dict(self) -> dict[str, Any]:
-        """`to_dict` without what is as by default."""
+        """`to_dict` without the defaults."""
         default = BitsAndBytesConfig().to_dict()
         return {key: value for key, value in self.to_dict().items() if value != default[key]}
 
     def to_json_string(self, use_diff: bool = True) -> str:
-        """As JSON, by default only what is not as by default."""
+        """As JSON, without the defaults unless use_diff=False."""
         return json.dumps(self.to_diff_dict() if use_diff else self.to_dict(), indent=2, sort_keys=True) + "\n"
 
     def to_json_file(self, json_file_path: str | os.PathLike[str]) -> None:
@@ -320,7 +316,7 @@ def _check_modules(value: object) -> None:
 
 def _dtype(name: str, value: object, default: str, allowed: tuple[str, ...]) -> torch.dtype:
     """A torch dtype from itself, from its name, or from None."""
-    import torch  # only when a configuration is made: the package itself loads without
+    import torch  # not at import, since `import pixtral` must not load torch
 
     given = default if value is None else value
     if not isinstance(given, (str, torch.dtype)) or _short(given) not in allowed:

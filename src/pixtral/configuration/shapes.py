@@ -1,4 +1,4 @@
-"""The shapes that `pixtral bench` knows by name, as configurations of whole networks."""
+"""Named model shapes for `pixtral bench`, as configurations."""
 
 from __future__ import annotations
 

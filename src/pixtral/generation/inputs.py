@@ -13,7 +13,7 @@ from pixtral.engine.model import PackedModel
 from pixtral.engine.request import check_prompt_length
 from pixtral.errors import GenerationError, ImageError, PromptError, UnknownArgument
 from pixtral.generation.loop import Prompt
-from pixtral.models.vision import crop_images
+from pixtral.images.pixels import crop_images
 
 
 class VisionModel(PackedModel, Protocol):

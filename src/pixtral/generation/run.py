@@ -13,7 +13,7 @@ from pixtral.engine.request import Request
 from pixtral.errors import GenerationError
 from pixtral.generation.loop import Generation, Step
 from pixtral.generation.settings import Settings
-from pixtral.models.outputs import ModelOutput
+from pixtral.layers.outputs import ModelOutput
 
 # FOLDED pixtral.generation.run: What generate() returns on request: the sequences and what their tokens were chosen from.
 

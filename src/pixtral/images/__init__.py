@@ -1,1 +1,1 @@
-"""Bytes to pixels: reading, measuring and preparing images."""
+"""Images: loading, the patch grid, and the image processors."""

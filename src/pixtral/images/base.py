@@ -1,4 +1,4 @@
-"""What the three image processors share: options, the steps of preprocess, and their files."""
+"""The base class of the three image processors: options, the steps of preprocess, and their files."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class BaseImageProcessor(ABC):
 
         Raises:
             UnknownArgument: a name that is no option.
-            ConfigError: a value that makes no sense.
+            ConfigError: an invalid value.
         """
         merged = merge(DEFAULTS, options, f"{type(self).__name__}()")
         settings_from(merged)

@@ -1,4 +1,4 @@
-"""NumPy arrays and torch tensors as PIL images: layout found, values brought to 8 bits or refused."""
+"""Conversions to 8-bit RGB: PIL images of every mode, upright and over white; NumPy arrays and torch tensors."""
 
 from __future__ import annotations
 
@@ -6,49 +6,43 @@ import struct
 from typing import Literal
 
 import numpy as np
-from PIL import Image
+from PIL import ExifTags, Image, ImageOps
 
 from pixtral.errors import ImageError
 from pixtral.images.decode import damage_is_an_image_error
 
-# FOLDED pixtral.images.convert: Any PIL image, upright and in 8-bit RGB: rotation by EXIF, alpha over white, wide grey scaled.
-
-
-_ORIENTATION = 0x0112  # the EXIF tag
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
+ChannelOrder = Literal["channels_first", "channels_last"]
+_CHANNELS = (1, 3, 4)
+_STRIP_BYTES = 1 << 18
 _WIDE = ("I", "F")  # and every I;16
 
 
 def upright(image: Image.Image) -> Image.Image:
     """The image turned as its EXIF orientation says; unreadable EXIF data counts as none."""
     try:
-        method = _UPRIGHT.get(image.getexif().get(_ORIENTATION, 1))
+        orientation = image.getexif().get(ExifTags.Base.Orientation, 1)
     except (SyntaxError, ValueError, TypeError, KeyError, EOFError, OSError, struct.error):
         return image
-    if method is None:
-        return image
-    turned = image.transpose(method)
-    turned.info.pop("exif", None)  # what has been done must not be done again
+    if orientation not in range(2, 9):
+        return image  # exif_transpose would copy it
+    turned = image.copy()
+    exif = Image.Exif()  # this tag alone, since exif_transpose fails if it cannot write the others back
+    exif[ExifTags.Base.Orientation] = orientation
+    turned.info["exif"] = exif.tobytes()
+    ImageOps.exif_transpose(turned, in_place=True)
+    del turned.info["exif"]
     return turned
 
 
 def to_rgb(image: Image.Image) -> Image.Image:
     """The image in mode RGB; the same object when it is RGB already and opaque.
 
-    Transparency, be it a channel, a palette entry or a colour key, is laid over white. Grey of 16 bits is scaled to
-    8 (65535 becomes 255). Modes I and F do not say their range, so it is taken from the largest value: for F up to 1
-    is 0..1, then for both up to 255 is 0..255, and up to 65535 is 0..65535.
+    Transparency, be it a channel, a palette entry or a colour key, is composited over white. 16-bit grey is scaled
+    to 8 bits (65535 becomes 255). Modes I and F have no fixed range, so it is inferred from the largest value: for F
+    up to 1 is 0..1, then for both up to 255 is 0..255, and up to 65535 is 0..65535.
 
     Raises:
-        ImageError: for a mode without a meaning in RGB (LAB), or grey values outside every range.
+        ImageError: for a mode without a conversion to RGB (LAB), or grey values outside every range.
     """
     with damage_is_an_image_error(image):
         return _converted(image)
@@ -97,11 +91,6 @@ def _wide_grey(image: Image.Image) -> Image.Image:
 def scale_to_8_bits(values: np.ndarray) -> np.ndarray:
     """16-bit values (any shape, 0..65535) as uint8, to the nearest: 65535 = 255 x 257."""
     return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-
-
-ChannelOrder = Literal["channels_first", "channels_last"]
-_CHANNELS = (1, 3, 4)
-_STRIP_BYTES = 1 << 18
 
 
 def is_array(value: object) -> bool:

@@ -16,7 +16,7 @@ from pixtral.images.limits import ImageLimits
 # PostScript and Windows metafiles are programs: decoding EPS starts Ghostscript on untrusted input.
 _REFUSED_FORMATS = frozenset({"EPS", "WMF"})
 
-# What Pillow's plugins were seen to raise on damaged data.
+# Exceptions that Pillow's plugins raise on damaged data, found by fuzzing.
 _DAMAGE = (
     OSError,
     SyntaxError,
@@ -84,11 +84,11 @@ def _first_that_opens(data: bytes, formats: list[str], limits: ImageLimits) -> I
         factory, accept = Image.OPEN[name]
         try:
             accepted = accept is None or accept(data[:16])
-            if accepted is True or (accepted and not isinstance(accepted, str)):  # a str is a plugin's complaint
+            if accepted is True or (accepted and not isinstance(accepted, str)):  # a str is a warning
                 image: ImageFile.ImageFile = factory(io.BytesIO(data), "")
                 return image
         except (SyntaxError, IndexError, TypeError, struct.error):
-            continue  # this plugin's way to say that the file is another's
+            continue  # the plugin does not recognise the file
         except Image.DecompressionBombError as error:
             raise _beyond_pillow(error) from error
         except _DAMAGE as error:
@@ -111,7 +111,7 @@ def check_size(size: tuple[int, int], limits: ImageLimits) -> None:
 
 
 def seek(image: Image.Image, page: int) -> None:
-    """Go to a page, from 0; ImageError when there is none."""
+    """Go to a page, counted from 0; ImageError if there is none."""
     if page < 0:
         raise ImageError(f"page is {page}; pages are counted from 0")
     with damage_is_an_image_error(image):

@@ -1,4 +1,8 @@
-"""Download an image over http or https, with limits on time, size, redirects and addresses."""
+"""Download an image over http or https, with limits on time, size, redirects and network addresses.
+
+An address is checked after the name is resolved and before it is connected to, so that a URL cannot lead to a private
+network by its name or by a redirect (server-side request forgery).
+"""
 
 from __future__ import annotations
 
@@ -17,15 +21,11 @@ from pixtral.errors import ImageError, ImageFetchError
 from pixtral.images.decode import too_many_bytes
 from pixtral.images.limits import ImageLimits, shortened
 
-# FOLDED pixtral.images.fetch: Which network addresses everyone may reach, and names looked up once and within a time limit.
-
-
-Address: TypeAlias = "ipaddress.IPv4Address | ipaddress.IPv6Address"
-Place: TypeAlias = (
+_AddressInfo: TypeAlias = (
     "tuple[socket.AddressFamily, socket.SocketKind, int, str, tuple[str, int] | tuple[str, int, int, int]]"
 )
 
-_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # all that is given out; outside lie local and reserved ranges
+_GLOBAL_UNICAST = ipaddress.IPv6Network("2000::/3")  # all allocated addresses; the rest is local or reserved
 _IPV4_COMPATIBLE = ipaddress.IPv6Network("::/96")
 _NAT64 = (ipaddress.IPv6Network("64:ff9b::/96"), ipaddress.IPv6Network("64:ff9b:1::/48"))
 _ISATAP = (0x00005EFE, 0x02005EFE)  # third quarter of an address whose last quarter is an IPv4 address
@@ -33,58 +33,10 @@ _ISATAP = (0x00005EFE, 0x02005EFE)  # third quarter of an address whose last qua
 # 192.0.0.192 Oracle's. Older versions of `ipaddress` do not know the second range as a whole.
 _LOCAL = (ipaddress.IPv4Network("168.63.129.16/32"), ipaddress.IPv4Network("192.0.0.0/24"))
 
-
-def is_public(text: str) -> bool:
-    """Whether an address is one that everyone may reach; every IPv4 address inside an IPv6 one must be, too.
-
-    >>> [is_public(text) for text in ("93.184.216.34", "10.0.0.1", "::ffff:127.0.0.1", "2002:7f00:1::")]
-    [True, False, False, False]
-    """
-    address = ipaddress.ip_address(text.split("%")[0])
-    if isinstance(address, ipaddress.IPv4Address):
-        return address.is_global and not address.is_multicast and not any(address in net for net in _LOCAL)
-    if address.ipv4_mapped or address in _IPV4_COMPATIBLE or address in _NAT64[0]:
-        return is_public(str(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)))
-    if address in _NAT64[1] or address.teredo or address not in _GLOBAL_UNICAST:
-        return False
-    if address.sixtofour:
-        return is_public(str(address.sixtofour))
-    if (int(address) >> 32) & 0xFFFFFFFF in _ISATAP:
-        return is_public(str(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)))
-    return address.is_global and not address.is_multicast
-
-
-def resolve(host: str, port: int, timeout: float) -> list[Place]:
-    """Where a name leads, as `socket.getaddrinfo` says it.
-
-    The system's resolver knows no time limit, so it is asked by a thread that is left behind when it is too slow.
-
-    Raises:
-        TimeoutError: no answer within `timeout` seconds.
-        OSError, UnicodeError: the name has no address, or is no name.
-    """
-    answers: queue.SimpleQueue[list[Place] | OSError | UnicodeError] = queue.SimpleQueue()
-
-    def ask() -> None:
-        try:
-            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))  # type: ignore[arg-type]
-        except (OSError, UnicodeError) as error:
-            answers.put(error)
-
-    threading.Thread(target=ask, name="pixtral-resolve", daemon=True).start()
-    try:
-        answer = answers.get(timeout=max(timeout, 0.001))
-    except queue.Empty:
-        raise TimeoutError(f"the name {host} was not resolved in time") from None
-    if isinstance(answer, BaseException):
-        raise answer
-    return answer
-
-
 _HEADERS = {"User-Agent": "pixtral-python/1.0", "Accept": "image/*,*/*;q=0.5", "Accept-Encoding": "identity"}
 _REDIRECTS = (301, 302, 303, 307, 308)
 _CHUNK = 1 << 16
-# What stores that do not know a file's type call it; an answer of any other type is a page, not an image.
+# Media types of storage services that do not know a file's type; with any other type the answer is a page.
 _UNTYPED = ("application/octet-stream", "binary/octet-stream", "application/binary")
 
 
@@ -136,7 +88,7 @@ class _Request:
             ) from error
 
     def _exchange(self, connection: http.client.HTTPConnection) -> bytes | str:
-        # A socket's time-out starts anew with every byte, so the whole exchange is ended from outside.
+        # A socket's timeout restarts with every byte, so a timer ends the whole exchange.
         alarm = threading.Timer(max(self._time_left(), 0.001), self._give_up, [connection.sock])
         alarm.daemon = True
         alarm.start()
@@ -144,7 +96,7 @@ class _Request:
             target = quote(self.parts.path or "/", safe="/%:@!$&'()*+,;=~")
             query = quote(self.parts.query, safe="/%:@!$&'()*+,;=~?")
             connection.request("GET", f"{target}?{query}" if query else target, headers=_HEADERS)
-            with contextlib.closing(connection.getresponse()) as response:  # it holds the socket, too
+            with contextlib.closing(connection.getresponse()) as response:  # it references the socket, too
                 answer = self._answer(response)
         finally:
             alarm.cancel()
@@ -187,7 +139,7 @@ class _Request:
         return bytes(body)
 
     def _connect(self) -> http.client.HTTPConnection:
-        """A connection over a socket to an address that was checked first, so that no second lookup can differ."""
+        """A connection over a socket to a checked address; http.client would resolve the name again (DNS rebinding)."""
         host, secure = self.parts.hostname or "", self.parts.scheme == "https"
         port = self.parts.port or (443 if secure else 80)
         connection = http.client.HTTPConnection(host, port)
@@ -204,15 +156,15 @@ class _Request:
 
     def _open_socket(self, host: str, port: int) -> socket.socket:
         """One lookup; every address that it gave is checked before the first is connected to."""
-        places = resolve(host, port, self._time_left())
-        for place in places:
-            if not self.limits.allow_private and not is_public(str(place[4][0])):
+        infos = resolve(host, port, self._time_left())
+        for info in infos:
+            if not self.limits.allow_private and not is_public(str(info[4][0])):
                 raise ImageFetchError(
-                    f"{shortened(self.url)} leads to {place[4][0]}, which is not a public address; "
+                    f"{shortened(self.url)} leads to {info[4][0]}, which is not a public address; "
                     "such URLs are not fetched here (ImageLimits.allow_private is False)"
                 )
         failure: OSError = OSError("the name has no address")
-        for family, kind, protocol, _, address in places:
+        for family, kind, protocol, _, address in infos:
             candidate = socket.socket(family, kind, protocol)
             try:
                 candidate.settimeout(max(self._time_left(), 0.001))
@@ -230,7 +182,7 @@ class _Request:
     def _give_up(self, sock: socket.socket) -> None:
         self.timed_out = True
         try:
-            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # wakes the read that is waiting
+            socket.socket.shutdown(sock, socket.SHUT_RDWR)  # ends the read that blocks
         except OSError:
             return  # closed already
 
@@ -255,3 +207,50 @@ def _split(url: str) -> SplitResult:
             f"found a URL with a user name for {parts.hostname}; expected one without; fetch it, pass the bytes"
         )
     return parts
+
+
+def is_public(text: str) -> bool:
+    """Whether an IP address is public; an IPv4 address embedded in an IPv6 one must be public, too.
+
+    >>> [is_public(text) for text in ("93.184.216.34", "10.0.0.1", "::ffff:127.0.0.1", "2002:7f00:1::")]
+    [True, False, False, False]
+    """
+    address = ipaddress.ip_address(text.split("%")[0])
+    if isinstance(address, ipaddress.IPv4Address):
+        return address.is_global and not address.is_multicast and not any(address in net for net in _LOCAL)
+    if address.ipv4_mapped or address in _IPV4_COMPATIBLE or address in _NAT64[0]:
+        return is_public(str(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)))
+    if address in _NAT64[1] or address.teredo or address not in _GLOBAL_UNICAST:
+        return False
+    if address.sixtofour:
+        return is_public(str(address.sixtofour))
+    if (int(address) >> 32) & 0xFFFFFFFF in _ISATAP:
+        return is_public(str(ipaddress.IPv4Address(int(address) & 0xFFFFFFFF)))
+    return address.is_global and not address.is_multicast
+
+
+def resolve(host: str, port: int, timeout: float) -> list[_AddressInfo]:
+    """The addresses of a host name, from `socket.getaddrinfo`.
+
+    The system's resolver has no time limit, so it runs in a thread that is abandoned when it is too slow.
+
+    Raises:
+        TimeoutError: no answer within `timeout` seconds.
+        OSError, UnicodeError: the name has no address, or is not valid.
+    """
+    answers: queue.SimpleQueue[list[_AddressInfo] | OSError | UnicodeError] = queue.SimpleQueue()
+
+    def ask() -> None:
+        try:
+            answers.put(socket.getaddrinfo(host, port, type=socket.SOCK_STREAM))  # type: ignore[arg-type]
+        except (OSError, UnicodeError) as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, name="pixtral-resolve", daemon=True).start()
+    try:
+        answer = answers.get(timeout=max(timeout, 0.001))
+    except queue.Empty:
+        raise TimeoutError(f"the name {host} was not resolved in time") from None
+    if isinstance(answer, BaseException):
+        raise answer
+    return answer

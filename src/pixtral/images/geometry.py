@@ -1,4 +1,4 @@
-"""The patch grid of an image: the one place that says how large an image becomes and how many tokens it takes.
+"""The patch grid of an image: the size to which it is resized, and the number of its tokens.
 
 Sizes are (height, width) in pixels unless a name says otherwise. A grid of rows x cols patches is written into the
 prompt as rows of cols image tokens, each row followed by a break token, the last break replaced by an end token.

@@ -1,4 +1,4 @@
-"""ImageLimits: how much an image source may cost before it is refused, and where it may come from."""
+"""ImageLimits: the size, time and origin of images that are loaded."""
 
 from __future__ import annotations
 

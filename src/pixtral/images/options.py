@@ -1,4 +1,4 @@
-"""The options of the image processors: names and defaults of Transformers, checked once, frozen for one call."""
+"""The options of the image processors, with Transformers' names and defaults: checking, reading and writing them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 Size: TypeAlias = "int | Sequence[int] | Mapping[str, int]"
+
+_PREPROCESSOR, _PROCESSOR, _PARAMS = "preprocessor_config.json", "processor_config.json", "params.json"
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
@@ -72,7 +74,7 @@ DEFAULTS: dict[str, Any] = {
     "return_tensors": None,
 }
 
-# Written into preprocessor_config.json by some release of Transformers, and without a meaning here.
+# Keys that releases of Transformers write into preprocessor_config.json; ignored.
 CONSUMED = frozenset(
     {
         "image_processor_type",
@@ -87,7 +89,7 @@ CONSUMED = frozenset(
 
 @dataclass(frozen=True, slots=True)
 class Settings:
-    """Every option of one call, in the form in which the code uses it. Pairs are (height, width) in pixels."""
+    """The checked options of one call. Pairs are (height, width) in pixels."""
 
     do_convert_rgb: bool
     do_resize: bool
@@ -194,12 +196,6 @@ def _per_channel(value: object, name: str) -> tuple[float, ...]:
     return tuple(float(number) for number in numbers)
 
 
-# FOLDED pixtral.images.options: The files that hold an image processor's options, of every layout in use.
-
-
-_PREPROCESSOR, _PROCESSOR, _PARAMS = "preprocessor_config.json", "processor_config.json", "params.json"
-
-
 def read_image_config(
     path_or_id: str | os.PathLike[str],
     *,
@@ -233,10 +229,9 @@ def read_image_config(
     for name in (_PROCESSOR, _PREPROCESSOR, _PARAMS):
         if (folder / name).is_file() and (config := _options_in(folder / name)) is not None:
             return config
-    found = ", ".join(sorted(entry.name for entry in folder.iterdir())) or "nothing"
     raise CheckpointError(
         f"{str(folder)!r} has no image processor; looked for {_PREPROCESSOR}, an 'image_processor' in {_PROCESSOR}, "
-        f"and {_PARAMS}; found {found}"
+        f"and {_PARAMS}; found {hub.listing(folder)}"
     )
 
 
@@ -250,12 +245,7 @@ def write_image_config(folder: str | os.PathLike[str], config: Mapping[str, Any]
 
 def _options_in(path: Path) -> dict[str, Any] | None:
     """The image processor's options in one file, or None when the file is about something else."""
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, OSError) as error:
-        raise ConfigError(f"{str(path)!r} cannot be read as JSON ({error})") from error
-    if not isinstance(config, dict):
-        raise ConfigError(f"{str(path)!r} holds a {type(config).__name__}; expected a JSON object")
+    config = hub.read_json(path)
     if "vision_encoder" in config:
         return _from_params(config["vision_encoder"], path)
     if path.name == _PROCESSOR or "image_processor" in config:

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
-from pixtral.errors import ConfigError
+from pixtral.errors import ConfigError, ImageError
 from pixtral.images.options import Settings
 
 if TYPE_CHECKING:
@@ -113,3 +113,35 @@ def pad_batch(images: Sequence[Pixels], pad_size: tuple[int, int] | None) -> Pix
     for row, image in zip(batch, images, strict=True):
         row[:, : image.shape[1], : image.shape[2]] = image
     return batch
+
+
+def crop_images(
+    pixel_values: torch.Tensor | Sequence[torch.Tensor], image_sizes: torch.Tensor | Sequence[Sequence[int]] | None
+) -> list[torch.Tensor]:
+    """The inverse of `pad_batch`: images (C, h, w) out of a batch (images, C, Hmax, Wmax) or a list of (C, H, W).
+
+    Raises:
+        ImageError: the batch has another shape, or the sizes do not fit it.
+    """
+    import torch
+
+    if isinstance(pixel_values, torch.Tensor) and pixel_values.dim() != 4:
+        raise ImageError(f"found pixel_values {tuple(pixel_values.shape)}, expected (images, 3, height, width)")
+    images = list(pixel_values)
+    if image_sizes is None:
+        return images
+    sizes: Any = image_sizes
+    try:
+        sizes = torch.as_tensor(image_sizes).tolist()
+        fits = torch.as_tensor(sizes).shape == (len(images), 2) or not (images or sizes)
+    except (TypeError, ValueError):  # ragged, or not numbers
+        fits = False
+    if not fits:
+        raise ImageError(
+            f"found {len(images)} images and image_sizes {sizes}; expected one (height, width) for each image"
+        )
+    for index, (pixels, (h, w)) in enumerate(zip(images, sizes, strict=True)):
+        if not (0 < h <= pixels.shape[-2] and 0 < w <= pixels.shape[-1]):
+            room = "x".join(map(str, pixels.shape[-2:]))
+            raise ImageError(f"image {index} has size {h}x{w}, but pixel_values holds {room}")
+    return [pixels[..., : int(h), : int(w)] for pixels, (h, w) in zip(images, sizes, strict=True)]

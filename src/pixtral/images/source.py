@@ -1,4 +1,4 @@
-"""load_image: every kind of image source to the same RGB pixels. All limits and refusals of input live below it."""
+"""Loading images: any source (path, URL, bytes, array, ...), or lists of them, to decoded 8-bit RGB images."""
 
 from __future__ import annotations
 
@@ -25,9 +25,6 @@ if TYPE_CHECKING:
     import torch
 
 
-__all__ = ["BinaryFile", "ImageLimits", "ImageSource", "load_image", "open_image", "read_bytes"]
-
-
 @runtime_checkable
 class BinaryFile(Protocol):
     """Anything to read bytes from: an open file, io.BytesIO, the `raw` of a requests response."""
@@ -38,6 +35,7 @@ class BinaryFile(Protocol):
 ImageSource: TypeAlias = (
     "str | os.PathLike[str] | bytes | bytearray | memoryview | BinaryFile | Image.Image | np.ndarray | torch.Tensor"
 )
+ImageInput: TypeAlias = "ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource]]"
 
 _SCHEME = re.compile(r"([a-zA-Z][a-zA-Z0-9+.-]+):(//)?")
 _BASE64 = re.compile(r"[A-Za-z0-9+/_-]{16,}={0,2}")
@@ -51,7 +49,7 @@ def load_image(
     page: int = 0,
     input_data_format: ChannelOrder | None = None,
 ) -> Image.Image:
-    """Read an image as 8-bit RGB, upright and over white. The same image gives the same pixels by every route.
+    """Read an image as 8-bit RGB, upright and over white. The pixels do not depend on the kind of source.
 
     Args:
         source: a path, an http(s) URL, a data URI, base64 text, encoded bytes, a file object, a PIL image, or an array
@@ -88,6 +86,79 @@ def open_image(
         return upright(image)
 
 
+@dataclass(frozen=True, slots=True)
+class LoadedImage:
+    """An RGB image, and whether it came as floating point values in 0..1."""
+
+    image: Image.Image
+    was_float: bool
+
+
+def flatten_images(images: ImageInput) -> list[ImageSource]:
+    """One image, a list of images, or a list of lists (one per prompt, some may be empty), in order.
+
+    Arrays and tensors of four axes count as a list of their first axis.
+
+    Raises:
+        ImageError: nothing in it, deeper nesting, or images beside lists.
+    """
+    if is_array(images) or not isinstance(images, (list, tuple)):
+        return _unstacked(images)
+    if not images:
+        raise ImageError("found an empty list of images; expected at least one, or leave images out")
+    nested = [isinstance(item, (list, tuple)) for item in images]
+    if any(nested) and not all(nested):
+        at = nested.index(not nested[0])
+        raise ImageError(
+            f"found images beside lists of images (entries 0 and {at} differ); expected a flat list of images, "
+            "or one list for each prompt"
+        )
+    flat: list[ImageSource] = []
+    for item in images:
+        for image in item if isinstance(item, (list, tuple)) else [item]:
+            if isinstance(image, (list, tuple)):
+                raise ImageError(
+                    "found a list of lists of lists of images; expected a flat list of images, "
+                    "or one list for each prompt"
+                )
+            flat.extend(_unstacked(image))
+    if not flat:
+        raise ImageError("found only empty lists of images; expected at least one image, or leave images out")
+    return flat
+
+
+def load_all(
+    images: ImageInput, *, limits: ImageLimits, input_data_format: ChannelOrder | None, convert: bool
+) -> list[LoadedImage]:
+    """Decode every image; an error names the image by its place in the flat list.
+
+    Args:
+        images: as in `flatten_images`.
+        limits: for each of them.
+        input_data_format: for arrays.
+        convert: whether other modes are brought to RGB; otherwise they are refused.
+    """
+    sources, loaded = flatten_images(images), []
+    for index, source in enumerate(sources):
+        try:
+            image = open_image(source, limits=limits, input_data_format=input_data_format)
+            if not convert and image.mode != "RGB":
+                raise ImageError(f"found mode {image.mode}, but do_convert_rgb is False; convert it or leave that out")
+            loaded.append(LoadedImage(to_rgb(image), is_float(source)))
+        except ImageError as error:
+            if len(sources) == 1:
+                raise
+            raise type(error)(f"image {index} of {len(sources)}: {error}") from error
+    return loaded
+
+
+def _unstacked(image: object) -> list[ImageSource]:
+    """An array of four axes as its images; anything else as it is."""
+    if is_array(image) and getattr(image, "ndim", 0) == 4:
+        return list(image)  # type: ignore[call-overload, no-any-return]
+    return [image]  # type: ignore[list-item]
+
+
 def _loaded(image: Image.Image, limits: ImageLimits, page: int) -> Image.Image:
     """A PIL image with its pixels decoded, at the page asked for; the caller's own keeps its page."""
     check_size(image.size, limits)
@@ -102,7 +173,7 @@ def _loaded(image: Image.Image, limits: ImageLimits, page: int) -> Image.Image:
 
 
 def read_bytes(source: object, limits: ImageLimits) -> bytes:
-    """The encoded bytes behind any source that is not pixels already; `limits.max_pixels` is left to decoding."""
+    """The encoded bytes behind a source other than pixels; `limits.max_pixels` is checked when decoding."""
     if isinstance(source, str):
         return _read_text(source, limits)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -125,7 +196,7 @@ def _is_seekable(file: object) -> bool:
 
 
 def _read_text(text: str, limits: ImageLimits) -> bytes:
-    """What a string stands for: URL, data URI, path or base64 text, in this order."""
+    """The bytes behind a string, tried as URL, data URI, path and base64 text, in this order."""
     scheme = _SCHEME.match(text[:32])
     if scheme and scheme[1].lower() in ("http", "https") and scheme[2]:
         return fetch(text, limits)
@@ -198,82 +269,3 @@ def _from_base64(text: str, limits: ImageLimits) -> bytes:
         return base64.b64decode(bare + "=" * (-len(bare) % 4), validate=True)
     except (binascii.Error, ValueError) as error:
         raise ImageError(f"found {shortened(text)}, which is not valid base64 ({error})") from error
-
-
-# FOLDED pixtral.images.source: What a caller passes as `images`: one, a list, or a list per prompt, as a flat list of decoded RGB images.
-
-
-ImageInput: TypeAlias = "ImageSource | Sequence[ImageSource] | Sequence[Sequence[ImageSource]]"
-
-
-@dataclass(frozen=True, slots=True)
-class LoadedImage:
-    """An RGB image, and whether it came as floating point values in 0..1."""
-
-    image: Image.Image
-    was_float: bool
-
-
-def flatten_images(images: ImageInput) -> list[ImageSource]:
-    """One image, a list of images, or a list of lists (one per prompt, some may be empty), in order.
-
-    Arrays and tensors of four axes count as a list of their first axis.
-
-    Raises:
-        ImageError: nothing in it, deeper nesting, or images beside lists.
-    """
-    if is_array(images) or not isinstance(images, (list, tuple)):
-        return _unstacked(images)
-    if not images:
-        raise ImageError("found an empty list of images; expected at least one, or leave images out")
-    nested = [isinstance(item, (list, tuple)) for item in images]
-    if any(nested) and not all(nested):
-        at = nested.index(not nested[0])
-        raise ImageError(
-            f"found images beside lists of images (entries 0 and {at} differ); expected a flat list of images, "
-            "or one list for each prompt"
-        )
-    flat: list[ImageSource] = []
-    for item in images:
-        for image in item if isinstance(item, (list, tuple)) else [item]:
-            if isinstance(image, (list, tuple)):
-                raise ImageError(
-                    "found a list of lists of lists of images; expected a flat list of images, "
-                    "or one list for each prompt"
-                )
-            flat.extend(_unstacked(image))
-    if not flat:
-        raise ImageError("found only empty lists of images; expected at least one image, or leave images out")
-    return flat
-
-
-def _unstacked(image: object) -> list[ImageSource]:
-    """An array of four axes as its images; anything else as it is."""
-    if is_array(image) and getattr(image, "ndim", 0) == 4:
-        return list(image)  # type: ignore[call-overload, no-any-return]
-    return [image]  # type: ignore[list-item]
-
-
-def load_all(
-    images: ImageInput, *, limits: ImageLimits, input_data_format: ChannelOrder | None, convert: bool
-) -> list[LoadedImage]:
-    """Decode every image; an error names the image by its place in the flat list.
-
-    Args:
-        images: as in `flatten_images`.
-        limits: for each of them.
-        input_data_format: for arrays.
-        convert: whether other modes are brought to RGB; otherwise they are refused.
-    """
-    sources, loaded = flatten_images(images), []
-    for index, source in enumerate(sources):
-        try:
-            image = open_image(source, limits=limits, input_data_format=input_data_format)
-            if not convert and image.mode != "RGB":
-                raise ImageError(f"found mode {image.mode}, but do_convert_rgb is False; convert it or leave that out")
-            loaded.append(LoadedImage(to_rgb(image), is_float(source)))
-        except ImageError as error:
-            if len(sources) == 1:
-                raise
-            raise type(error)(f"image {index} of {len(sources)}: {error}") from error
-    return loaded

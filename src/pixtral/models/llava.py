@@ -2,26 +2,36 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pixtral.configuration import LlavaConfig, MistralConfig
+from pixtral.configuration import Config, LlavaConfig, MistralConfig
 from pixtral.errors import ConfigError, ImageError, PromptError
-from pixtral.models.base import PixtralModule
-from pixtral.models.layers import activation
-from pixtral.models.linear import applied
+from pixtral.images.pixels import crop_images
+from pixtral.layers.blocks import activation
+from pixtral.layers.linear import applied
+from pixtral.layers.outputs import (
+    BaseModelOutputWithPooling,
+    LlavaCausalLMOutputWithPast,
+    LlavaModelOutputWithPast,
+    Trace,
+)
 from pixtral.models.mistral import MistralModel
-from pixtral.models.outputs import BaseModelOutputWithPooling, LlavaCausalLMOutputWithPast, Trace
-from pixtral.models.padded import run_padded
-from pixtral.models.vision import PixtralVisionModel, crop_images
+from pixtral.models.padded import causal_lm_fields, run_padded
+from pixtral.models.pretrained import GenerativeModel, PreTrainedModel
+from pixtral.models.vision import PixtralVisionModel
 from pixtral.ops.attention import Packing
 from pixtral.ops.kv_cache import KVCache
 
 
 class LlavaMultiModalProjector(nn.Module):
     """Features of the tower to the decoder's width: linear, activation, linear."""
+
+    quantized_as = "vision"
 
     def __init__(self, config: LlavaConfig) -> None:
         super().__init__()
@@ -55,49 +65,47 @@ def check_feature_layers(layers: int | list[int], config: LlavaConfig) -> int | 
     return layers
 
 
-class LlavaModel(nn.Module):
-    """The three parts, under the names that checkpoints give them."""
+class LlavaModel(PreTrainedModel):
+    """Tower, projector and decoder without the output layer. Inside, tokens and patches are packed: no padding, no masks."""
 
-    def __init__(self, config: LlavaConfig) -> None:
-        super().__init__()
-        self.vision_tower = PixtralVisionModel(config.vision_config)
-        self.multi_modal_projector = LlavaMultiModalProjector(config)
-        self.language_model = MistralModel(config.text_config)
-
-
-class LlavaForConditionalGeneration(PixtralModule):
-    """Pixtral. Inside, tokens and patches are packed: (N, C), no padding, no masks."""
-
+    config_class = LlavaConfig
     config: LlavaConfig
     main_input_name = "input_ids"
 
     def __init__(self, config: LlavaConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.initializer_range = config.text_config.initializer_range
-        self.model = LlavaModel(config)
-        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
-        if config.tie_word_embeddings:
-            self.lm_head.weight = self.model.language_model.embed_tokens.weight
-        self.init_weights()
+        super().__init__(config)
+        self.vision_tower = PixtralVisionModel(config.vision_config)
+        self.multi_modal_projector = LlavaMultiModalProjector(config)
+        self.language_model = MistralModel(config.text_config)
+        self.init_weights(self.multi_modal_projector, self.language_model)  # the tower has done it
+
+    @classmethod
+    def from_pretrained(
+        cls, pretrained_model_name_or_path: str | os.PathLike[str], *, config: Config | None = None, **options: Any
+    ) -> LlavaModel:
+        """Read a whole Pixtral and return it without its output layer; options as of other models."""
+        whole = LlavaForConditionalGeneration.from_pretrained(pretrained_model_name_or_path, config=config, **options)
+        model = whole.model
+        model.name_or_path, model.loaded_from, model.quantizer = whole.name_or_path, whole.loaded_from, whole.quantizer
+        return model
 
     @property
     def decoder(self) -> MistralModel:
-        """The blocks that `forward_packed` runs."""
-        return self.model.language_model
+        """The blocks of the decoder."""
+        return self.language_model
 
     @property
     def text_config(self) -> MistralConfig:
         """The decoder's configuration."""
         return self.config.text_config
 
+    def get_decoder(self) -> MistralModel:
+        """The blocks of the decoder, with the token embeddings and the final norm."""
+        return self.decoder
+
     def get_input_embeddings(self) -> nn.Module:
         """The token embeddings."""
         return self.decoder.embed_tokens
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The output layer."""
-        return self.lm_head
 
     def encode_images(
         self,
@@ -127,7 +135,7 @@ class LlavaForConditionalGeneration(PixtralModule):
                 f"found vision_feature_select_strategy {strategy!r}, which drops a class token; Pixtral's tower has "
                 "none: set it to 'full'"
             )
-        tower = self.model.vision_tower
+        tower = self.vision_tower
         layers = self.config.vision_feature_layer
         if vision_feature_layer is not None:
             layers = check_feature_layers(vision_feature_layer, self.config)
@@ -140,7 +148,7 @@ class LlavaForConditionalGeneration(PixtralModule):
             wanted = layers if isinstance(layers, list) else [layers]
             features = torch.cat([trace.hidden_states[i] for i in wanted], dim=-1)
         rows_cols = [tower.grid(pixels) for pixels in images]
-        projected: Tensor = self.model.multi_modal_projector(features)
+        projected: Tensor = self.multi_modal_projector(features)
         return last, list(torch.split(projected, [rows * cols for rows, cols in rows_cols]))
 
     def embed(self, input_ids: Tensor, image_features: Sequence[Tensor] | None = None) -> Tensor:
@@ -165,22 +173,6 @@ class LlavaForConditionalGeneration(PixtralModule):
             )
         return embeds.masked_scatter(mask[..., None], features)
 
-    def forward_packed(
-        self,
-        embeds: Tensor,
-        positions: Tensor,
-        packing: Packing,
-        cache: KVCache | None = None,
-        wanted: Tensor | None = None,
-    ) -> Tensor:
-        """(N, C) embeddings -> (N, C) hidden states, or those of the `wanted` rows; see MistralModel.forward."""
-        out: Tensor = self.decoder(embeds, positions, packing, cache, wanted)
-        return out
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(R, C) hidden states -> (R, V)."""
-        return applied(self.lm_head, hidden).to(hidden.device)
-
     def get_image_features(
         self,
         pixel_values: Tensor | Sequence[Tensor],
@@ -197,6 +189,178 @@ class LlavaForConditionalGeneration(PixtralModule):
         last, features = self._encode(images, vision_feature_layer, vision_feature_select_strategy, trace)
         states = tuple(x[None] for x in trace.hidden_states or ()) if output_hidden_states else None
         return BaseModelOutputWithPooling(last[None], tuple(features), states)
+
+    def embed_padded(
+        self,
+        input_ids: Tensor | None,
+        pixel_values: Tensor | Sequence[Tensor] | None,
+        inputs_embeds: Tensor | None,
+        vision_feature_layer: int | list[int] | None,
+        vision_feature_select_strategy: str | None,
+        image_sizes: Tensor | Sequence[Sequence[int]] | None,
+        mm_encoder_outputs: Mapping[str, BaseModelOutputWithPooling] | None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """(B, S, C) embeddings with the features of images in their positions, and those features (all patches, C).
+
+        Raises:
+            PromptError: not exactly one of input_ids and inputs_embeds, or image tokens and features of different
+                number.
+        """
+        if (input_ids is None) == (inputs_embeds is None):
+            raise PromptError("forward() needs exactly one of input_ids and inputs_embeds")
+        if pixel_values is not None and mm_encoder_outputs is not None:
+            raise PromptError("forward() takes pixel_values or mm_encoder_outputs (encoded images), not both")
+        features: Sequence[Tensor] = ()
+        if pixel_values is not None:
+            features = self.encode_images(
+                crop_images(pixel_values, image_sizes), vision_feature_layer, vision_feature_select_strategy
+            )
+        elif mm_encoder_outputs is not None and "image" in mm_encoder_outputs:
+            features = mm_encoder_outputs["image"].pooler_output or ()
+        if inputs_embeds is None:
+            assert input_ids is not None
+            inputs_embeds = self.embed(input_ids, features)
+        elif features:
+            image_token = torch.tensor(self.config.image_token_index, device=inputs_embeds.device)
+            mask = (inputs_embeds == self.embed(image_token)).all(-1)
+            inputs_embeds = self._place(inputs_embeds, mask, features)
+        return inputs_embeds, torch.cat(list(features)) if features else None
+
+    def forward(
+        self,
+        input_ids: Tensor | None = None,
+        pixel_values: Tensor | Sequence[Tensor] | None = None,
+        attention_mask: Tensor | None = None,
+        position_ids: Tensor | None = None,
+        past_key_values: KVCache | None = None,
+        inputs_embeds: Tensor | None = None,
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        image_sizes: Tensor | Sequence[Sequence[int]] | None = None,
+        mm_encoder_outputs: Mapping[str, BaseModelOutputWithPooling] | None = None,
+        use_cache: bool | None = None,
+        output_attentions: bool | None = None,
+        output_hidden_states: bool | None = None,
+        return_dict: bool | None = None,
+    ) -> LlavaModelOutputWithPast | tuple[object, ...]:
+        """Transformers' signature: padded batches (B, S), padding on either side, images in order of appearance.
+
+        Raises:
+            PromptError: not exactly one of input_ids and inputs_embeds, image tokens and features of different
+                number, or shapes that do not fit.
+        """
+        embeds, images = self.embed_padded(
+            input_ids,
+            pixel_values,
+            inputs_embeds,
+            vision_feature_layer,
+            vision_feature_select_strategy,
+            image_sizes,
+            mm_encoder_outputs,
+        )
+        trace = Trace.wanted(output_hidden_states, output_attentions)
+        padded = run_padded(self, embeds, attention_mask, position_ids, past_key_values, use_cache, trace)
+        output = LlavaModelOutputWithPast(
+            padded.hidden, padded.cache, padded.hidden_states, padded.attentions, image_hidden_states=images
+        )
+        return output.to_tuple() if return_dict is False else output
+
+
+class LlavaForConditionalGeneration(GenerativeModel):
+    """Pixtral: images and text in, text out."""
+
+    config_class = LlavaConfig
+    config: LlavaConfig
+    main_input_name = "input_ids"
+
+    def __init__(self, config: LlavaConfig) -> None:
+        super().__init__(config)
+        self.model = LlavaModel(config)
+        self.lm_head = nn.Linear(config.text_config.hidden_size, config.text_config.vocab_size, bias=False)
+        if config.tie_word_embeddings:
+            self.lm_head.weight = self.model.language_model.embed_tokens.weight
+        else:
+            self.init_weights(self.lm_head)
+
+    @property
+    def decoder(self) -> MistralModel:
+        """The blocks that `forward_packed` runs."""
+        return self.model.language_model
+
+    @property
+    def text_config(self) -> MistralConfig:
+        """The decoder's configuration."""
+        return self.config.text_config
+
+    @property
+    def vision_tower(self) -> PixtralVisionModel:
+        """Short for `model.vision_tower`, as in Transformers 4."""
+        return self.model.vision_tower
+
+    @property
+    def multi_modal_projector(self) -> LlavaMultiModalProjector:
+        """Short for `model.multi_modal_projector`, as in Transformers 4."""
+        return self.model.multi_modal_projector
+
+    @property
+    def language_model(self) -> MistralModel:
+        """Short for `model.language_model`, as in Transformers 4."""
+        return self.model.language_model
+
+    def get_decoder(self) -> MistralModel:
+        """The blocks of the decoder, with the token embeddings and the final norm."""
+        return self.decoder
+
+    def get_input_embeddings(self) -> nn.Module:
+        """The token embeddings."""
+        return self.decoder.embed_tokens
+
+    def get_output_embeddings(self) -> nn.Module:
+        """The output layer."""
+        return self.lm_head
+
+    def encode_images(
+        self,
+        images: Sequence[Tensor],
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        trace: Trace | None = None,
+    ) -> list[Tensor]:
+        """As `LlavaModel.encode_images`."""
+        return self.model.encode_images(images, vision_feature_layer, vision_feature_select_strategy, trace)
+
+    def embed(self, input_ids: Tensor, image_features: Sequence[Tensor] | None = None) -> Tensor:
+        """As `LlavaModel.embed`."""
+        return self.model.embed(input_ids, image_features)
+
+    def get_image_features(
+        self,
+        pixel_values: Tensor | Sequence[Tensor],
+        vision_feature_layer: int | list[int] | None = None,
+        vision_feature_select_strategy: str | None = None,
+        image_sizes: Tensor | Sequence[Sequence[int]] | None = None,
+        output_hidden_states: bool | None = None,
+    ) -> BaseModelOutputWithPooling:
+        """As `LlavaModel.get_image_features`."""
+        return self.model.get_image_features(
+            pixel_values, vision_feature_layer, vision_feature_select_strategy, image_sizes, output_hidden_states
+        )
+
+    def forward_packed(
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        packing: Packing,
+        cache: KVCache | None = None,
+        wanted: Tensor | None = None,
+    ) -> Tensor:
+        """(N, C) embeddings -> (N, C) hidden states, or those of the `wanted` rows; see MistralModel.forward."""
+        out: Tensor = self.decoder(embeds, positions, packing, cache, wanted)
+        return out
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """(R, C) hidden states -> (R, V)."""
+        return applied(self.lm_head, hidden).to(hidden.device)
 
     def forward(
         self,
@@ -224,28 +388,17 @@ class LlavaForConditionalGeneration(PixtralModule):
             PromptError: not exactly one of input_ids and inputs_embeds, image tokens and features of different
                 number, or shapes that do not fit.
         """
-        if (input_ids is None) == (inputs_embeds is None):
-            raise PromptError("forward() needs exactly one of input_ids and inputs_embeds")
-        if pixel_values is not None and mm_encoder_outputs is not None:
-            raise PromptError("forward() takes pixel_values or mm_encoder_outputs (encoded images), not both")
-        features: Sequence[Tensor] = ()
-        if pixel_values is not None:
-            features = self.encode_images(
-                crop_images(pixel_values, image_sizes), vision_feature_layer, vision_feature_select_strategy
-            )
-        elif mm_encoder_outputs is not None and "image" in mm_encoder_outputs:
-            features = mm_encoder_outputs["image"].pooler_output or ()
-        if inputs_embeds is None:
-            assert input_ids is not None
-            inputs_embeds = self.embed(input_ids, features)
-        elif features:
-            image_token = torch.tensor(self.config.image_token_index, device=inputs_embeds.device)
-            mask = (inputs_embeds == self.embed(image_token)).all(-1)
-            inputs_embeds = self._place(inputs_embeds, mask, features)
-        fields = run_padded(
-            self, inputs_embeds, attention_mask, position_ids, past_key_values, labels, use_cache,
-            logits_to_keep, Trace.wanted(output_hidden_states, output_attentions), num_items_in_batch,
-        )  # fmt: skip
-        images = torch.cat(list(features)) if features else None
+        embeds, images = self.model.embed_padded(
+            input_ids,
+            pixel_values,
+            inputs_embeds,
+            vision_feature_layer,
+            vision_feature_select_strategy,
+            image_sizes,
+            mm_encoder_outputs,
+        )
+        trace = Trace.wanted(output_hidden_states, output_attentions)
+        padded = run_padded(self, embeds, attention_mask, position_ids, past_key_values, use_cache, trace)
+        fields = causal_lm_fields(self, padded, labels, logits_to_keep, num_items_in_batch)
         output = LlavaCausalLMOutputWithPast(**fields, image_hidden_states=images)
         return output.to_tuple() if return_dict is False else output

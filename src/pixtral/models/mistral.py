@@ -6,11 +6,12 @@ from torch import Tensor, nn
 
 from pixtral.configuration import MistralConfig
 from pixtral.errors import PromptError
-from pixtral.models.base import AttentionStep, LayerStack, PixtralModule
-from pixtral.models.layers import MLP, RMSNorm, Rotation, line_rotation
-from pixtral.models.linear import applied, project
-from pixtral.models.outputs import CausalLMOutputWithPast, Trace
-from pixtral.models.padded import run_padded
+from pixtral.layers.blocks import MLP, RMSNorm, Rotation, line_rotation
+from pixtral.layers.linear import applied, project
+from pixtral.layers.outputs import CausalLMOutputWithPast, Trace
+from pixtral.layers.stack import AttentionStep, LayerStack
+from pixtral.models.padded import causal_lm_fields, run_padded
+from pixtral.models.pretrained import GenerativeModel
 from pixtral.ops.attention import Packing
 from pixtral.ops.kv_cache import KVCache
 from pixtral.ops.rowwise import add, rotate_pair
@@ -44,6 +45,8 @@ class MistralAttention(nn.Module):
 
 class MistralDecoderLayer(nn.Module):
     """One block of the decoder: norm, attention, norm, feed-forward."""
+
+    quantized_as = "decoder"
 
     def __init__(self, config: MistralConfig, index: int) -> None:
         super().__init__()
@@ -120,16 +123,15 @@ class MistralModel(LayerStack):
         return out.to(embeds.device)  # the last layers may live elsewhere
 
 
-class MistralForCausalLM(PixtralModule):
-    """The decoder with its output layer."""
+class MistralForCausalLM(GenerativeModel):
+    """The decoder with its output layer; `from_pretrained` also reads it out of a whole Pixtral."""
 
+    config_class = MistralConfig
     config: MistralConfig
     main_input_name = "input_ids"
 
     def __init__(self, config: MistralConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.initializer_range = config.initializer_range
+        super().__init__(config)
         self.model = MistralModel(config)
         self.lm_head = nn.Linear(config.hidden_size, config.vocab_size, bias=False)
         if config.tie_word_embeddings:
@@ -140,6 +142,10 @@ class MistralForCausalLM(PixtralModule):
     def decoder(self) -> MistralModel:
         """The blocks that `forward_packed` runs."""
         return self.model
+
+    def get_decoder(self) -> MistralModel:
+        """The blocks of the decoder, with the token embeddings and the final norm."""
+        return self.decoder
 
     @property
     def text_config(self) -> MistralConfig:
@@ -200,9 +206,8 @@ class MistralForCausalLM(PixtralModule):
         if inputs_embeds is None:
             assert input_ids is not None
             inputs_embeds = self.embed(input_ids)
-        fields = run_padded(
-            self, inputs_embeds, attention_mask, position_ids, past_key_values, labels, use_cache,
-            logits_to_keep, Trace.wanted(output_hidden_states, output_attentions), num_items_in_batch,
-        )  # fmt: skip
+        trace = Trace.wanted(output_hidden_states, output_attentions)
+        padded = run_padded(self, inputs_embeds, attention_mask, position_ids, past_key_values, use_cache, trace)
+        fields = causal_lm_fields(self, padded, labels, logits_to_keep, num_items_in_batch)
         output = CausalLMOutputWithPast(**fields)
         return output.to_tuple() if return_dict is False else output

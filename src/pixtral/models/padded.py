@@ -1,7 +1,8 @@
-"""Transformers' forward() on padded batches, over the packed decoder: the one body behind both language models."""
+"""Transformers' forward() on padded batches: packed on the way in, padded on the way out."""
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from typing import Any, Protocol
 
@@ -11,11 +12,9 @@ from torch.nn import functional as F
 
 from pixtral.configuration import MistralConfig
 from pixtral.errors import PromptError
-from pixtral.models.outputs import Trace
+from pixtral.layers.outputs import Trace
 from pixtral.ops.attention import Packing
 from pixtral.ops.kv_cache import KVCache
-
-# FOLDED pixtral.models.padded: The skin between Transformers' padded batches and the packed tensors inside.
 
 
 class Padding:
@@ -133,7 +132,7 @@ def keep_logits(hidden: Tensor, logits_to_keep: int | Tensor) -> Tensor:
     return hidden[logits_to_keep] if logits_to_keep.dim() == 2 else hidden[:, logits_to_keep]
 
 
-class LanguageModel(Protocol):
+class Decoder(Protocol):
     """What `run_padded` needs to know of a model."""
 
     @property
@@ -142,31 +141,48 @@ class LanguageModel(Protocol):
     @property
     def text_config(self) -> MistralConfig: ...
 
+
+class LanguageModel(Decoder, Protocol):
+    """A decoder with an output layer."""
+
     def logits(self, hidden: Tensor) -> Tensor: ...
+
+
+@dataclasses.dataclass(frozen=True)
+class Padded:
+    """What the decoder gave for a padded batch.
+
+    Attributes:
+        hidden: (B, S, C) after the final norm.
+        real: (B, S), False at the padding.
+        cache: to be passed to the next call, where one is kept.
+        hidden_states, attentions: where they were asked for, see `CausalLMOutputWithPast`.
+    """
+
+    hidden: Tensor
+    real: Tensor
+    cache: KVCache | None
+    hidden_states: tuple[Tensor, ...] | None
+    attentions: tuple[Tensor, ...] | None
 
 
 def new_cache(config: MistralConfig, num_sequences: int, capacity: int, like: Tensor) -> KVCache:
     """An empty cache for a decoder, of the dtype and on the device of `like`."""
     assert config.head_dim is not None
-    return KVCache(
-        config.num_hidden_layers, config.num_key_value_heads, config.head_dim, num_sequences, capacity,
-        like.dtype, like.device,
-    )  # fmt: skip
+    heads = config.num_key_value_heads
+    return KVCache(config.num_hidden_layers, heads, config.head_dim, num_sequences, capacity, like.dtype, like.device)
 
 
 def run_padded(
-    model: LanguageModel,
+    model: Decoder,
     inputs_embeds: Tensor,
     attention_mask: Tensor | None,
     position_ids: Tensor | None,
     past_key_values: KVCache | None,
-    labels: Tensor | None,
     use_cache: bool | None,
-    logits_to_keep: int | Tensor,
     trace: Trace,
-    num_items_in_batch: int | Tensor | None,
-) -> dict[str, Any]:
-    """Pack, run the decoder, pad: (B, S, C) embeddings -> the fields of CausalLMOutputWithPast.
+) -> Padded:
+    """Pack (B, S, C) embeddings, run the decoder, pad what it gives.
 
     A cache is kept when asked for, or by the configuration's `use_cache` except in training.
     """
@@ -188,12 +204,29 @@ def run_padded(
     packing = Packing.full(padding.lengths, causal=True) if cache is None else cache.packing(padding.lengths)
     positions = padding.positions(earlier, position_ids)
     hidden = model.decoder(padding.pack(inputs_embeds), positions, packing, cache, trace=trace)
-    logits = model.logits(keep_logits(padding.pad(hidden), logits_to_keep))
     states, weights = trace.hidden_states, trace.attentions
+    return Padded(
+        padding.pad(hidden),
+        padding.real,
+        cache if use_cache else None,
+        None if states is None else tuple(padding.pad(x) for x in states),
+        None if weights is None else tuple(padding.pad_attention(w, past_columns) for w in weights),
+    )
+
+
+def causal_lm_fields(
+    model: LanguageModel,
+    padded: Padded,
+    labels: Tensor | None,
+    logits_to_keep: int | Tensor,
+    num_items_in_batch: int | Tensor | None,
+) -> dict[str, Any]:
+    """The fields of CausalLMOutputWithPast: logits of the hidden states, and with labels their loss."""
+    logits = model.logits(keep_logits(padded.hidden, logits_to_keep))
     return {
-        "loss": None if labels is None else causal_loss(logits, labels, padding.real, num_items_in_batch),
+        "loss": None if labels is None else causal_loss(logits, labels, padded.real, num_items_in_batch),
         "logits": logits,
-        "past_key_values": cache if use_cache else None,
-        "hidden_states": None if states is None else tuple(padding.pad(x) for x in states),
-        "attentions": None if weights is None else tuple(padding.pad_attention(w, past_columns) for w in weights),
+        "past_key_values": padded.cache,
+        "hidden_states": padded.hidden_states,
+        "attentions": padded.attentions,
     }

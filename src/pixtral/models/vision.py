@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,10 +10,12 @@ from torch.nn import functional as F
 
 from pixtral.configuration import PixtralVisionConfig
 from pixtral.errors import ImageError
-from pixtral.models.base import AttentionStep, LayerStack, PixtralModule
-from pixtral.models.layers import MLP, RMSNorm, Rotation, grid_rotation
-from pixtral.models.linear import PackedLinear, applied, project, takes_kernels
-from pixtral.models.outputs import BaseModelOutputWithPooling, Trace
+from pixtral.images.pixels import crop_images
+from pixtral.layers.blocks import MLP, RMSNorm, Rotation, grid_rotation
+from pixtral.layers.linear import QuantizedLinear, applied, project, takes_kernels
+from pixtral.layers.outputs import BaseModelOutputWithPooling, Trace
+from pixtral.layers.stack import AttentionStep, LayerStack
+from pixtral.models.pretrained import PreTrainedModel
 from pixtral.ops.attention import Packing
 from pixtral.ops.dense import dense_linear, runs_dense
 from pixtral.ops.rowwise import add, rotate_pair
@@ -84,16 +85,19 @@ class PixtralTransformer(LayerStack):
         return x
 
 
-class PixtralVisionModel(PixtralModule):
-    """The Pixtral vision encoder; each image attends to itself alone."""
+class PixtralVisionModel(PreTrainedModel):
+    """The Pixtral vision encoder; each image attends to itself alone.
 
+    `from_pretrained` also reads it out of a whole Pixtral.
+    """
+
+    config_class = PixtralVisionConfig
     config: PixtralVisionConfig
+    quantized_as = "vision"
     main_input_name = "pixel_values"
 
     def __init__(self, config: PixtralVisionConfig) -> None:
-        super().__init__()
-        self.config = config
-        self.initializer_range = config.initializer_range
+        super().__init__(config)
         self.patch_size = config.patch_size
         self.patch_conv = PatchConv(
             config.num_channels, config.hidden_size, config.patch_size, stride=config.patch_size, bias=False
@@ -156,7 +160,7 @@ class PixtralVisionModel(PixtralModule):
     def _is_native(self, x: Tensor) -> bool:
         """Whether the kernels take the products of all blocks, and so had better take what lies between them."""
         layers = [block.get_submodule("attention.q_proj") for block in self.transformer.layers]
-        return isinstance(layers[0], PackedLinear) or takes_kernels(x, *layers)
+        return isinstance(layers[0], QuantizedLinear) or takes_kernels(x, *layers)
 
     def forward(
         self,
@@ -194,33 +198,3 @@ def _block_diagonal(blocks: Sequence[Tensor]) -> Tensor:
         out[start : start + len(block), start : start + len(block)] = block
         start += len(block)
     return out
-
-
-def crop_images(
-    pixel_values: Tensor | Sequence[Tensor], image_sizes: Tensor | Sequence[Sequence[int]] | None
-) -> list[Tensor]:
-    """Take the images out of a padded batch (images, C, Hmax, Wmax), or a list of (C, H, W): (C, h, w) each.
-
-    Raises:
-        ImageError: the batch has another shape, or the sizes do not fit it.
-    """
-    if isinstance(pixel_values, Tensor) and pixel_values.dim() != 4:
-        raise ImageError(f"found pixel_values {tuple(pixel_values.shape)}, expected (images, 3, height, width)")
-    images = list(pixel_values)
-    if image_sizes is None:
-        return images
-    sizes: Any = image_sizes
-    try:
-        sizes = torch.as_tensor(image_sizes).tolist()
-        fits = torch.as_tensor(sizes).shape == (len(images), 2) or not (images or sizes)
-    except (TypeError, ValueError):  # ragged, or not numbers
-        fits = False
-    if not fits:
-        raise ImageError(
-            f"found {len(images)} images and image_sizes {sizes}; expected one (height, width) for each image"
-        )
-    for index, (pixels, (h, w)) in enumerate(zip(images, sizes, strict=True)):
-        if not (0 < h <= pixels.shape[-2] and 0 < w <= pixels.shape[-1]):
-            room = "x".join(map(str, pixels.shape[-2:]))
-            raise ImageError(f"image {index} has size {h}x{w}, but pixel_values holds {room}")
-    return [pixels[..., : int(h), : int(w)] for pixels, (h, w) in zip(images, sizes, strict=True)]

@@ -1,1 +1,1 @@
-"""Operations behind one function each; the plain PyTorch version defines what is right."""
+"""Operations on tensors: native kernels, each with a plain PyTorch version that defines the result."""

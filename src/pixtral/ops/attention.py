@@ -1,4 +1,4 @@
-"""The one door between modelling and kernels: attention over sequences packed one after another."""
+"""Scaled dot-product attention over packed sequences: the native kernels, PyTorch's SDPA, and the eager definition."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def attention(
 
     Serves the vision tower (not causal, one sequence per image), training, prompts, parts of prompts (fewer rows than
     keys) and single new tokens, mixed in one call. No mask larger than one sequence's own rows x keys is ever built.
-    `attention_eager` is the definition of right.
+    `attention_eager` is the reference.
 
     Args:
         q: (N, H, D) queries.
@@ -62,7 +62,7 @@ def attention(
         return _rectangle((q, k, v), len(lens), packing.causal, dropout)
     if packing.causal and longest * len(lens) <= (1 + MAX_PADDING) * len(q):
         return _padded(q, k, v, lens, longest, dropout)
-    # several lengths: those that share one go together, and come back to their places
+    # several lengths: sequences of equal length form a batch, and the outputs are put back in order
     segments = [torch.split(x, list(lens)) for x in (q, k, v)]
     pieces: list[Tensor] = [q] * len(lens)
     for n in sorted(set(lens)):
@@ -135,7 +135,7 @@ def _cached(q: Tensor, k: Tensor, v: Tensor, packing: Packing, cache: LayerCache
     out = torch.empty_like(q)
     start = 0
     for n, m, table in zip(packing.q_lens, packing.kv_lens, packing.tables, strict=True):
-        if n == 0:  # the keys of a sequence that has ended are not even read
+        if n == 0:  # a sequence without new rows: its keys are not read
             continue
         rows = slice(start, start + n)
         mask = None
@@ -155,7 +155,7 @@ def attention_eager(
     packing: Packing,
     cache: LayerCache | None = None,
 ) -> tuple[Tensor, list[Tensor]]:
-    """The slow twin of `attention`, spelt out; also returns each sequence's weights, (H, rows, keys) in q's dtype."""
+    """The definition of `attention`; also returns each sequence's weights, (H, rows, keys) in q's dtype."""
     packing.check(q, k, v, cache)
     if cache is not None:
         assert packing.slots is not None and packing.tables is not None

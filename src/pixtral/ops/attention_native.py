@@ -1,7 +1,7 @@
 """Attention by the native kernels: prompts, parts of prompts, new tokens and images, with a cache or without.
 
 The kernel reads keys and values once for all query heads and rows of a task; long contexts of few rows are divided
-among the threads and their softmaxes merged. A row's result does not depend on how the work is divided.
+among the threads and their partial softmaxes merged. A row's result does not depend on how the work is divided.
 """
 
 from __future__ import annotations
@@ -35,12 +35,12 @@ class _Call(ctypes.Structure):
 
 
 def attends_natively(q: Tensor, k: Tensor, v: Tensor, packing: Packing, cache: LayerCache | None) -> bool:
-    """Whether the kernels take this call: on the CPU, in a type they know, without gradients."""
+    """Whether the kernels take this call: on the CPU, float32 or bfloat16, head_dim a multiple of 16, no gradients."""
     if not q.is_cpu or q.dtype not in (torch.float32, torch.bfloat16) or not q.dtype == k.dtype == v.dtype:
         return False
     if q.shape[-1] % 16 or q.shape[-1] > _MAX_DIM or torch.compiler.is_compiling():
         return False
-    if type(q) is not Tensor or torch._C._len_torch_dispatch_stack():  # tensors without values, or somebody traces
+    if type(q) is not Tensor or torch._C._len_torch_dispatch_stack():  # fake tensors, or tracing
         return False
     if torch.is_grad_enabled() and (q.requires_grad or k.requires_grad or v.requires_grad):
         return False
@@ -51,7 +51,7 @@ def attends_natively(q: Tensor, k: Tensor, v: Tensor, packing: Packing, cache: L
 
 
 def native_attention(q: Tensor, k: Tensor, v: Tensor, packing: Packing, cache: LayerCache | None) -> Tensor:
-    """See `attention`."""
+    """`attention` by the native kernels; arguments and result as there."""
     functions = _functions()
     assert functions is not None
     rows, heads, dim = q.shape

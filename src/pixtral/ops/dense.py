@@ -1,8 +1,8 @@
-"""Linear layers on bfloat16 weights by the native kernels: a row has the same bits alone and among others.
+"""Linear layers on bfloat16 weights by the native kernels, whose result for a row does not depend on the other rows.
 
 Where the CPU has no instruction for bfloat16 they multiply float32. PyTorch is slower at one row and at many
-(docs/performance.md), sums one row in another order than several, makes and keeps code for every number of rows, and
-leaves threads behind that wait actively and hold up everybody else's.
+(docs/performance.md), sums one row in another order than several, compiles and caches a primitive for every number of
+rows, and its threads keep spinning after a product, which slows down the other threads.
 """
 
 from __future__ import annotations
@@ -54,7 +54,7 @@ def _call(
     if x.stride(1) != 1:
         x = x.contiguous()
     numbers = [x.data_ptr(), *x.shape, x.stride(0), torch.get_num_threads(), gated, len(weights)]
-    kept = []  # what must live until the call has ended
+    kept = []  # keeps copied biases alive until the call has ended
     for weight, bias, out in zip(weights, biases, outs, strict=True):
         if bias is not None:
             assert bias.dtype == x.dtype and bias.shape == (len(weight),)

@@ -1,4 +1,4 @@
-"""Keys and values of earlier tokens: one region per sequence, grown as needed."""
+"""The key-value cache, and the packing of sequences that says which of its slots each row writes and reads."""
 
 from __future__ import annotations
 
@@ -14,7 +14,63 @@ from torch import Tensor
 from pixtral.configuration import MistralConfig
 from pixtral.ops.runtime import empty_huge
 
-# FOLDED pixtral.ops.kv_cache: Keys and values of one layer, as they are or in 8 bits.
+
+@dataclasses.dataclass(frozen=True)
+class Packing:
+    """How N packed rows divide into sequences, and which slots of the cache hold their keys and values.
+
+    Attributes:
+        q_lens: rows of each sequence in this call; their sum is N.
+        kv_lens: keys that each sequence attends to, those of this call included.
+        causal: row i of a sequence sees the keys up to its own place; otherwise all keys of its sequence.
+        slots: (N,) int64, with a cache: where the keys and values of this call are written.
+        tables: with a cache: for each sequence the slots of its keys in order, as a slice or (kv_len,) int64.
+    """
+
+    q_lens: tuple[int, ...]
+    kv_lens: tuple[int, ...]
+    causal: bool
+    slots: Tensor | None = None
+    tables: tuple[slice | Tensor, ...] | None = None
+
+    @classmethod
+    def full(cls, lens: Sequence[int], *, causal: bool) -> Packing:
+        """Whole sequences without a cache: each attends to itself alone."""
+        return cls(tuple(lens), tuple(lens), causal)
+
+    def on(self, device: torch.device) -> Packing:
+        """The same with its indices on a device."""
+        if self.slots is None or self.slots.device == device:
+            return self
+        tables = tuple(table if isinstance(table, slice) else table.to(device) for table in self.tables or ())
+        return dataclasses.replace(self, slots=self.slots.to(device), tables=tables)
+
+    @functools.cached_property
+    def places(self) -> tuple[list[int], Tensor | None]:
+        """Where each sequence's keys begin: in the cache, or in the table of slots that is given as well.
+
+        Cached, since all layers of a step need it.
+        """
+        tables = self.tables
+        assert tables is not None
+        if all(isinstance(table, slice) for table in tables):
+            return [table.start or 0 for table in tables if isinstance(table, slice)], None
+        slots: list[Tensor] = []
+        for table, count in zip(tables, self.kv_lens, strict=True):
+            if isinstance(table, slice):
+                table = torch.arange(table.start or 0, (table.start or 0) + count)
+            slots.append(table)
+        starts = list(itertools.accumulate(self.kv_lens[:-1], initial=0))
+        return starts, torch.cat(slots).contiguous()
+
+    def check(self, q: Tensor, k: Tensor, v: Tensor, cache: LayerCache | None) -> None:
+        """Assert that the lengths account for every row."""
+        assert sum(self.q_lens) == len(q) == len(k) == len(v), (self.q_lens, q.shape, k.shape, v.shape)
+        assert len(self.q_lens) == len(self.kv_lens)
+        if cache is None:
+            assert self.q_lens == self.kv_lens, "keys from earlier calls need a cache"
+        else:
+            assert self.slots is not None and self.tables is not None, "a cache needs slots and tables"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -138,11 +194,11 @@ class KVCache:
 
     @property
     def device(self) -> torch.device:
-        """Where the tensors live."""
+        """Of the first layer's tensors."""
         return self.layers[0].keys.device
 
     def on(self, index: int, device: torch.device) -> LayerCache:
-        """A layer's cache, brought to where the layer computes: a model may lie on several devices."""
+        """A layer's cache, moved to the device where the layer computes, since a model may span several."""
         layer = self.layers[index]
         if layer.keys.device != device:
             self.layers[index] = layer = layer.to(device)
@@ -178,7 +234,7 @@ class KVCache:
         assert max(self.lengths, default=0) <= self.capacity
 
     def select(self, sequences: Sequence[int], capacity: int | None = None) -> KVCache:
-        """A cache of the given sequences in that order; one may be named several times to continue it several ways."""
+        """A cache of the given sequences in that order; repeated ones are copied."""
         capacity = max(capacity or 0, max((self.lengths[i] for i in sequences), default=0))
         num_kv_heads, head_dim = self.layers[0].keys.shape[1:]
         dtype = self.layers[0].keys.dtype
@@ -204,72 +260,11 @@ class KVCache:
             new[place * capacity : place * capacity + n] = old[i * old_capacity : i * old_capacity + n]
 
     def _grow(self, capacity: int) -> None:
-        everyone = range(len(self.lengths))
+        sequences = range(len(self.lengths))
         for index, layer in enumerate(self.layers):
             _, heads, dim = layer.keys.shape
             grown = LayerCache.empty(len(self) * capacity, heads, dim, layer.keys.dtype, layer.keys.device)
             for old, new in zip(layer.tensors, grown.tensors, strict=True):
-                self._copy(old, self.capacity, everyone, new, capacity)
+                self._copy(old, self.capacity, sequences, new, capacity)
             self.layers[index] = grown
         self.capacity = capacity
-
-
-# FOLDED pixtral.ops.kv_cache: How rows that are packed one after another divide into sequences.
-
-
-@dataclasses.dataclass(frozen=True)
-class Packing:
-    """How packed rows divide into sequences, and where their keys and values live.
-
-    Attributes:
-        q_lens: rows of each sequence in this call; their sum is N.
-        kv_lens: keys that each sequence attends to, those of this call included.
-        causal: row i of a sequence sees the keys up to its own place; otherwise all keys of its sequence.
-        slots: (N,) int64, with a cache: where the keys and values of this call are written.
-        tables: with a cache: for each sequence the slots of its keys in order, as a slice or (kv_len,) int64.
-    """
-
-    q_lens: tuple[int, ...]
-    kv_lens: tuple[int, ...]
-    causal: bool
-    slots: Tensor | None = None
-    tables: tuple[slice | Tensor, ...] | None = None
-
-    @classmethod
-    def full(cls, lens: Sequence[int], *, causal: bool) -> Packing:
-        """Whole sequences without a cache: each attends to itself alone."""
-        return cls(tuple(lens), tuple(lens), causal)
-
-    def on(self, device: torch.device) -> Packing:
-        """The same with its indices on a device."""
-        if self.slots is None or self.slots.device == device:
-            return self
-        tables = tuple(table if isinstance(table, slice) else table.to(device) for table in self.tables or ())
-        return dataclasses.replace(self, slots=self.slots.to(device), tables=tables)
-
-    @functools.cached_property
-    def places(self) -> tuple[list[int], Tensor | None]:
-        """Where each sequence's keys begin: in the cache, or in the table of slots that is given as well.
-
-        Made once for all layers of a step.
-        """
-        tables = self.tables
-        assert tables is not None
-        if all(isinstance(table, slice) for table in tables):
-            return [table.start or 0 for table in tables if isinstance(table, slice)], None
-        slots: list[Tensor] = []
-        for table, count in zip(tables, self.kv_lens, strict=True):
-            if isinstance(table, slice):
-                table = torch.arange(table.start or 0, (table.start or 0) + count)
-            slots.append(table)
-        starts = list(itertools.accumulate(self.kv_lens[:-1], initial=0))
-        return starts, torch.cat(slots).contiguous()
-
-    def check(self, q: Tensor, k: Tensor, v: Tensor, cache: LayerCache | None) -> None:
-        """Assert that the lengths account for every row."""
-        assert sum(self.q_lens) == len(q) == len(k) == len(v), (self.q_lens, q.shape, k.shape, v.shape)
-        assert len(self.q_lens) == len(self.kv_lens)
-        if cache is None:
-            assert self.q_lens == self.kv_lens, "keys from earlier calls need a cache"
-        else:
-            assert self.slots is not None and self.tables is not None, "a cache needs slots and tables"

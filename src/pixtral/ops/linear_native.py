@@ -1,7 +1,7 @@
 """Calls of the native quantized linear layers.
 
-The kernels trust what they are given, so everything is checked here. A call is one array of 64-bit numbers, the fastest
-way through ctypes; addresses are read anew each time, because tensors may have been moved or replaced.
+The kernels do not check their arguments, so this module does. A call is one array of 64-bit integers, the fastest way
+through ctypes; addresses are read at every call, because tensors may have been moved or replaced.
 """
 
 from __future__ import annotations
@@ -15,17 +15,17 @@ from torch import Tensor
 
 from pixtral.errors import QuantizationError
 from pixtral.ops.native.library import kernels
-from pixtral.ops.quantized_weight import NUMBERS, PackedWeight
+from pixtral.ops.quantized_weight import NUMBERS, QuantizedWeight
 
 
 def runs_natively(x: Tensor) -> bool:
-    """Whether the kernels take this tensor: a CPU's, of a known float type, and the library is there."""
+    """Whether the library is built and takes this tensor: on the CPU, float32, bfloat16 or float16."""
     return x.is_cpu and x.dtype in NUMBERS and _function() is not None
 
 
-def native_linear(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
+def native_linear(x: Tensor, weights: Sequence[QuantizedWeight], biases: Sequence[Tensor | None]) -> list[Tensor]:
     """x (M, K) -> one (M, N_i) for each weight, in x's dtype."""
-    if len({weight.group_size for weight in weights}) > 1:  # the kernels quantize x for one size of groups
+    if len({weight.group_size for weight in weights}) > 1:  # the kernels quantize x for one group size
         pairs = zip(weights, biases, strict=True)
         return [out for weight, bias in pairs for out in native_linear(x, [weight], [bias])]
     outs = [torch.empty((x.shape[0], weight.out_features), dtype=x.dtype) for weight in weights]
@@ -33,7 +33,7 @@ def native_linear(x: Tensor, weights: Sequence[PackedWeight], biases: Sequence[T
     return outs
 
 
-def native_gated_linear(x: Tensor, gate: PackedWeight, up: PackedWeight) -> Tensor:
+def native_gated_linear(x: Tensor, gate: QuantizedWeight, up: QuantizedWeight) -> Tensor:
     """silu(x gate^T) * (x up^T), (M, N) in x's dtype."""
     if (gate.bits, gate.group_size) != (up.bits, up.group_size):
         gates, ups = native_linear(x.float(), [gate, up], [None, None])
@@ -50,7 +50,7 @@ def native_gated_linear(x: Tensor, gate: PackedWeight, up: PackedWeight) -> Tens
 
 def _call(
     x: Tensor,
-    weights: Sequence[PackedWeight],
+    weights: Sequence[QuantizedWeight],
     biases: Sequence[Tensor | None],
     outs: Sequence[Tensor],
     *,
@@ -63,7 +63,7 @@ def _call(
         x = x.contiguous()
     threads = torch.get_num_threads()
     numbers = [x.data_ptr(), NUMBERS[x.dtype], rows, width, x.stride(0), threads, gated, len(weights)]
-    kept = []  # what must live until the call has ended
+    kept = []  # keeps converted biases alive until the call has ended
     for weight, bias, out in zip(weights, biases, outs, strict=True):
         _check(weight, width)
         codes, scales, row_scales = weight.codes, weight.scales, weight.row_scales
@@ -80,7 +80,7 @@ def _call(
         raise MemoryError(f"no memory to quantize {rows} x {width} activations; use fewer rows at a time")
 
 
-def _check(weight: PackedWeight, width: int) -> None:
+def _check(weight: QuantizedWeight, width: int) -> None:
     """Raise unless the kernels can read this weight; quick, since it is done at each call."""
     if weight.in_features != width:
         raise QuantizationError(
@@ -102,7 +102,7 @@ def _check(weight: PackedWeight, width: int) -> None:
         raise QuantizationError("the weight's tensors are not contiguous on the CPU; call .contiguous() or .cpu()")
 
 
-def _usable(bias: Tensor, weight: PackedWeight) -> Tensor:
+def _usable(bias: Tensor, weight: QuantizedWeight) -> Tensor:
     """The bias as the kernels read it."""
     if bias.shape != (weight.out_features,):
         raise QuantizationError(

@@ -1,6 +1,7 @@
-"""The plain PyTorch version of the quantized linear layers: it defines what is right, and runs where nothing is built.
+"""Quantized linear layers in plain PyTorch: the reference that the kernels reproduce, and the fallback without them.
 
-Whole numbers are exact up to the end of an activation group; then float32 sums run over these groups in order.
+With 8-bit activations, integer sums are exact within an activation group, and float32 sums run over the groups in
+order. The layers on dequantized weights (activations as they are), and the gradients, dequantize some rows at a time.
 """
 
 from __future__ import annotations
@@ -11,11 +12,12 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from pixtral.ops.quantized_weight import TILE, PackedWeight, levels_of, unpack_codes
+from pixtral.ops.quantized_weight import TILE, QuantizedWeight, dequantize_weight, levels_of, unpack_codes
 
 ACTIVATION_GROUP = 128  # columns of the activations that share a scale
 SMALLEST = 1e-30  # a group whose largest activation is below this counts as zero
 BLOCK = 1 << 24  # products that are held at once
+DEQUANTIZED = 1 << 26  # weights that are dequantized at once
 
 
 def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -35,17 +37,17 @@ def quantize_activations(x: Tensor) -> tuple[Tensor, Tensor]:
     return levels.to(torch.int8).view(rows, -1)[:, :width], scales
 
 
-def linear_reference(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
-    """x (M, K) -> (M, N) in x's dtype: the slow twin of `linear` for one weight."""
+def linear_reference(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
+    """x (M, K) -> (M, N) in x's dtype: the plain PyTorch version of `linear` for one weight."""
     return _product(x, weight, bias).to(x.dtype)
 
 
-def gated_linear_reference(x: Tensor, gate: PackedWeight, up: PackedWeight) -> Tensor:
-    """silu(x gate^T) * (x up^T), (M, N): the slow twin of `gated_linear`."""
+def gated_linear_reference(x: Tensor, gate: QuantizedWeight, up: QuantizedWeight) -> Tensor:
+    """silu(x gate^T) * (x up^T), (M, N): the plain PyTorch version of `gated_linear`."""
     return (F.silu(_product(x, gate, None)) * _product(x, up, None)).to(x.dtype)
 
 
-def _product(x: Tensor, weight: PackedWeight, bias: Tensor | None) -> Tensor:
+def _product(x: Tensor, weight: QuantizedWeight, bias: Tensor | None) -> Tensor:
     """(M, N) float32, a few rows of x and a few tiles of weights at a time."""
     levels, scales = quantize_activations(x)
     out = torch.empty(len(x), len(weight.row_scales), device=x.device)
@@ -75,13 +77,7 @@ def _sum_groups(exact: Tensor, scales: Tensor, ratio: int) -> Tensor:
     return total
 
 
-# FOLDED pixtral.ops.linear_reference: Products with weights that are unpacked for them, some rows at a time: unrounded activations, and gradients.
-
-
-UNPACKED = 1 << 26  # weights that are unpacked at once
-
-
-def unpacked_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None) -> Tensor:
+def dequantized_linear(x: Tensor, weight: QuantizedWeight, bias: Tensor | None = None) -> Tensor:
     """x (M, K) -> (M, N) in x's dtype, without rounding x."""
     out = x.new_empty(len(x), weight.out_features)
     for rows, part in _parts(weight, x.dtype):
@@ -89,33 +85,32 @@ def unpacked_linear(x: Tensor, weight: PackedWeight, bias: Tensor | None = None)
     return out
 
 
-def unpacked_gated_linear(x: Tensor, gate: PackedWeight, up: PackedWeight) -> Tensor:
+def dequantized_gated_linear(x: Tensor, gate: QuantizedWeight, up: QuantizedWeight) -> Tensor:
     """silu(x gate^T) * (x up^T), without rounding x."""
-    return F.silu(unpacked_linear(x, gate)) * unpacked_linear(x, up)
+    return F.silu(dequantized_linear(x, gate)) * dequantized_linear(x, up)
 
 
-def linear_gradient(grad: Tensor, weight: PackedWeight) -> Tensor:
-    """The gradient of a product (M, N) -> that of its input (M, K)."""
+def linear_gradient(grad: Tensor, weight: QuantizedWeight) -> Tensor:
+    """Gradient of the output (M, N) -> gradient of the input (M, K)."""
     out = grad.new_zeros(len(grad), weight.in_features, dtype=torch.float32)
     for rows, part in _parts(weight, grad.dtype):
         out += grad[:, rows] @ part
     return out.to(grad.dtype)
 
 
-def gated_linear_gradient(grad: Tensor, x: Tensor, gate: PackedWeight, up: PackedWeight) -> Tensor:
-    """The gradient of silu(gate) * up (M, N) -> that of its input x (M, K); the products are made again."""
-    gates, ups = unpacked_linear(x, gate).float(), unpacked_linear(x, up).float()
+def gated_linear_gradient(grad: Tensor, x: Tensor, gate: QuantizedWeight, up: QuantizedWeight) -> Tensor:
+    """Gradient of silu(gate) * up (M, N) -> gradient of the input x (M, K); the products are recomputed."""
+    gates, ups = dequantized_linear(x, gate).float(), dequantized_linear(x, up).float()
     share = torch.sigmoid(gates)
     slope = share * (1 + gates * (1 - share))
     through_gate = linear_gradient((grad * ups * slope).to(grad.dtype), gate)
     return through_gate + linear_gradient((grad * gates * share).to(grad.dtype), up)
 
 
-def _parts(weight: PackedWeight, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
-    """Rows and what they unpack to, so that the whole weight never lies unpacked in memory."""
-    step = max(1, UNPACKED // (TILE * max(weight.in_features, 1)))
+def _parts(weight: QuantizedWeight, dtype: torch.dtype) -> Iterator[tuple[slice, Tensor]]:
+    """(rows, their dequantized weights), so that the whole weight is never held dequantized."""
+    step = max(1, DEQUANTIZED // (TILE * max(weight.in_features, 1)))
     for first in range(0, len(weight.codes), step):
         part = weight.tiles(first, min(first + step, len(weight.codes)))
-        tensors = (part.codes, part.scales, part.row_scales)
         rows = slice(first * TILE, first * TILE + part.out_features)
-        yield rows, torch.ops.pixtral.unpack(*tensors, part.bits, part.group_size, part.out_features, dtype)
+        yield rows, dequantize_weight(part, dtype)

@@ -1,4 +1,4 @@
-"""The format of 4-bit and 8-bit weights, the same in memory and on disk: levels, scales, and the order of the bytes.
+"""4-bit and 8-bit weights: the format, the same in memory and on disk, and how weights are quantized and dequantized.
 
 A linear layer (N out, K in) is cut into groups of `group_size` weights along K:
 
@@ -8,6 +8,10 @@ With 8 bits the level is code - 128. With 4 bits it is LEVELS4[code]: sixteen le
 weights; they are not symmetric, and the scale is signed, so that each group takes them as they are or mirrored. All
 are even, for AVX2 (native/linear_avx2.cpp) multiplies half of them.
 Rows go in tiles of 16, N padded with rows of scale zero, and the bytes of a tile lie as the kernels read them.
+
+`quantize_weight` and `dequantize_weight` are operators of torch.library, so that torch.compile and torch.export know
+their shapes. They run the native kernels where those are built, else `quantize_reference` and `dequantize_reference`,
+which define the result bit by bit.
 """
 
 from __future__ import annotations
@@ -29,10 +33,19 @@ TILE = 16  # rows whose weights lie side by side
 LEVELS4 = (-126, -96, -76, -60, -46, -32, -20, -10, 2, 12, 24, 36, 50, 66, 84, 110)
 GROUP_SIZES = (32, 64, 128)
 ZERO_CODE = {4: 8, 8: 128}  # what weights of scale zero are stored as: the level next to zero
+SEARCH_CHUNK = 1 << 21  # weights whose scales `quantize_reference` searches at once
+
+# Where the search puts the largest weight of a group, in levels; beyond the outermost level it is clipped.
+_PEAKS = {
+    4: (104.0, 110.0, 115.0, 120.0, 126.0, 132.0, 139.0, 147.0, 156.0),
+    8: (127.0,),
+}
+_SIGNS = {4: (1.0, -1.0), 8: (1.0,)}
+_SMALLEST = 1e-30  # a group whose largest weight is below this counts as zero
 
 
 @dataclasses.dataclass(frozen=True)
-class PackedWeight:
+class QuantizedWeight:
     """A linear layer's weights in 4 or 8 bits.
 
     With B = ceil(out_features / 16) tiles of rows:
@@ -57,19 +70,24 @@ class PackedWeight:
     scales: Tensor
     row_scales: Tensor
 
+    @property
+    def tensors(self) -> tuple[Tensor, Tensor, Tensor]:
+        """Codes, scales and row scales."""
+        return self.codes, self.scales, self.row_scales
+
     def nbytes(self) -> int:
         """Memory that the tensors take."""
-        return self.codes.nbytes + self.scales.nbytes + self.row_scales.nbytes
+        return sum(tensor.nbytes for tensor in self.tensors)
 
-    def tiles(self, first: int, last: int) -> PackedWeight:
+    def tiles(self, first: int, last: int) -> QuantizedWeight:
         """The rows of some tiles, on the same memory."""
         rows = min(last * TILE, self.out_features) - first * TILE
         parts = (self.codes[first:last], self.scales[first:last], self.row_scales[first * TILE : last * TILE])
-        return PackedWeight(self.bits, self.group_size, rows, self.in_features, *parts)
+        return QuantizedWeight(self.bits, self.group_size, rows, self.in_features, *parts)
 
     def check(self) -> None:
-        """Raise QuantizationError where the tensors are not what the numbers ask for."""
-        shapes = packed_shapes(self.bits, self.group_size, self.out_features, self.in_features)
+        """Raise QuantizationError unless the tensors have the dtypes and shapes of the format."""
+        shapes = quantized_shapes(self.bits, self.group_size, self.out_features, self.in_features)
         for name, (dtype, shape) in shapes.items():
             tensor = getattr(self, name)
             if tensor.dtype != dtype or tuple(tensor.shape) != shape:
@@ -79,15 +97,10 @@ class PackedWeight:
                 )
 
 
-def tensors_of(weight: PackedWeight) -> tuple[Tensor, Tensor, Tensor]:
-    """Codes, scales and row scales."""
-    return weight.codes, weight.scales, weight.row_scales
-
-
-def packed_shapes(
+def quantized_shapes(
     bits: int, group_size: int, out_features: int, in_features: int
 ) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    """Dtype and shape of each tensor of a PackedWeight, by its name."""
+    """Dtype and shape of each tensor of a QuantizedWeight, by its name."""
     if bits not in (4, 8):
         raise QuantizationError(f"weights in {bits!r} bits are not supported; choose 4 or 8")
     if group_size not in GROUP_SIZES or in_features % group_size:
@@ -107,6 +120,50 @@ def packed_shapes(
 def choose_group_size(in_features: int, sizes: Sequence[int] = (64, 32)) -> int | None:
     """The first of the sizes that divides the width, None where none does."""
     return next((size for size in sizes if in_features % size == 0), None)
+
+
+def quantize_weight(weight: Tensor, bits: int, group_size: int) -> QuantizedWeight:
+    """Quantize (N, K) weights of any float dtype, with the scales that leave the smallest squared error.
+
+    Raises:
+        QuantizationError: the bits or the group size do not fit, or a weight is NaN or infinite.
+    """
+    tensors = torch.ops.pixtral.quantize_weight.default(weight, bits, group_size)
+    return QuantizedWeight(bits, group_size, weight.shape[0], weight.shape[1], *tensors)
+
+
+def dequantize_weight(quantized: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    """The (N, K) weights in `dtype`."""
+    numbers = (quantized.bits, quantized.group_size, quantized.out_features)
+    weight: Tensor = torch.ops.pixtral.dequantize_weight.default(*quantized.tensors, *numbers, dtype)
+    return weight
+
+
+def quantize_reference(weight: Tensor, bits: int, group_size: int) -> QuantizedWeight:
+    """The plain PyTorch version of `quantize_weight`."""
+    rows, width = weight.shape
+    shapes = quantized_shapes(bits, group_size, rows, width)
+    tiles = shapes["codes"][1][0]
+    codes = torch.full((tiles * TILE, width), ZERO_CODE[bits], dtype=torch.uint8)
+    scales = torch.zeros(tiles * TILE, width // group_size, dtype=torch.int8)
+    row_scales = torch.zeros(tiles * TILE)
+    step = max(1, SEARCH_CHUNK // max(width, 1))
+    for start in range(0, rows, step):
+        some = weight[start : start + step].float()
+        place = slice(start, start + len(some))
+        _refuse_non_finite(some, start)
+        codes[place], scales[place], row_scales[place] = _search(some.view(len(some), -1, group_size), bits)
+    by_tile = scales.view(tiles, TILE, -1).transpose(1, 2).contiguous()
+    return QuantizedWeight(bits, group_size, rows, width, pack_codes(codes, bits), by_tile, row_scales)
+
+
+def dequantize_reference(quantized: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    """(N, K) weights: the plain PyTorch version of `dequantize_weight`."""
+    levels = levels_of(unpack_codes(quantized.codes, quantized.bits), quantized.bits)
+    scales = quantized.scales.transpose(1, 2).reshape(len(quantized.row_scales), -1).float()
+    # scale times level is a whole number below 2^15: only the row's scale rounds
+    grouped = levels.view(*scales.shape, quantized.group_size) * scales[..., None] * quantized.row_scales[:, None, None]
+    return grouped.view(len(levels), quantized.in_features)[: quantized.out_features].to(dtype)
 
 
 def pack_codes(codes: Tensor, bits: int) -> Tensor:
@@ -134,47 +191,7 @@ def levels_of(codes: Tensor, bits: int) -> Tensor:
     return torch.tensor(LEVELS4, dtype=torch.float32, device=codes.device)[codes.long()]
 
 
-def unpack_reference(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
-    """(N, K) weights: the slow twin of `unpack`."""
-    levels = levels_of(unpack_codes(packed.codes, packed.bits), packed.bits)
-    scales = packed.scales.transpose(1, 2).reshape(len(packed.row_scales), -1).float()
-    # scale times level is a whole number below 2^15: only the row's scale rounds
-    grouped = levels.view(*scales.shape, packed.group_size) * scales[..., None] * packed.row_scales[:, None, None]
-    return grouped.view(len(levels), packed.in_features)[: packed.out_features].to(dtype)
-
-
-# FOLDED pixtral.ops.quantized_weight: How weights become codes and scales: the plain PyTorch version of the search, which defines what is right.
-
-
-# Where the largest weight of a group may be put, in levels: past the outermost one, it is clipped.
-PEAKS = {
-    4: (104.0, 110.0, 115.0, 120.0, 126.0, 132.0, 139.0, 147.0, 156.0),
-    8: (127.0,),
-}
-SIGNS = {4: (1.0, -1.0), 8: (1.0,)}
-SMALLEST = 1e-30  # a group whose largest weight is below this counts as zero
-CHUNK = 1 << 21  # weights that are searched at once
-
-
-def pack_reference(weight: Tensor, bits: int, group_size: int) -> PackedWeight:
-    """The slow twin of `pack`."""
-    rows, width = weight.shape
-    shapes = packed_shapes(bits, group_size, rows, width)
-    tiles = shapes["codes"][1][0]
-    codes = torch.full((tiles * TILE, width), ZERO_CODE[bits], dtype=torch.uint8)
-    scales = torch.zeros(tiles * TILE, width // group_size, dtype=torch.int8)
-    row_scales = torch.zeros(tiles * TILE)
-    step = max(1, CHUNK // max(width, 1))
-    for start in range(0, rows, step):
-        some = weight[start : start + step].float()
-        place = slice(start, start + len(some))
-        refuse_non_finite(some, start)
-        codes[place], scales[place], row_scales[place] = _search(some.view(len(some), -1, group_size), bits)
-    by_tile = scales.view(tiles, TILE, -1).transpose(1, 2).contiguous()
-    return PackedWeight(bits, group_size, rows, width, pack_codes(codes, bits), by_tile, row_scales)
-
-
-def refuse_non_finite(weight: Tensor, first_row: int = 0) -> None:
+def _refuse_non_finite(weight: Tensor, first_row: int = 0) -> None:
     """Raise with the position of the first NaN or infinity."""
     finite = torch.isfinite(weight)
     if not finite.all():
@@ -186,16 +203,20 @@ def refuse_non_finite(weight: Tensor, first_row: int = 0) -> None:
 
 
 def _search(weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
-    """(R, G, g) -> codes (R, K) uint8, scales (R, G) int8, row_scales (R,)."""
+    """(R, G, g) -> codes (R, K) uint8, scales (R, G) int8, row_scales (R,).
+
+    For each group the scale with the smallest squared error among those that `_PEAKS` and `_SIGNS` suggest, each fitted
+    to its codes by least squares; then its two nearest 8-bit values.
+    """
     peak = weight.abs().amax(-1)
-    empty = peak < SMALLEST
+    empty = peak < _SMALLEST
     peak = torch.where(empty, 1.0, peak)
     unit = weight / peak[..., None]  # in -1 .. 1 from here on, whatever the size of the weights
 
     best_score = torch.full_like(peak, -1.0)
     best_scale = torch.zeros_like(peak)
-    for sign in SIGNS[bits]:
-        for target in PEAKS[bits]:
+    for sign in _SIGNS[bits]:
+        for target in _PEAKS[bits]:
             score, scale = _fit(unit, unit * (sign * target), bits)
             better = score > best_score
             best_score = torch.where(better, score, best_score)
@@ -224,7 +245,7 @@ def _search(weight: Tensor, bits: int) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def _fit(unit: Tensor, wanted: Tensor, bits: int) -> tuple[Tensor, Tensor]:
-    """What the codes nearest to `wanted` explain of the squares of `unit`, and the scale with which they do."""
+    """The least-squares scale of the levels nearest to `wanted`, preceded by how much it reduces the squared error."""
     levels = levels_of(_nearest(wanted, bits), bits)
     product, square = _sum(unit * levels), _sum(levels * levels)
     scale = product / square
@@ -240,7 +261,7 @@ def _nearest(wanted: Tensor, bits: int) -> Tensor:
 
 
 def _sum(values: Tensor) -> Tensor:
-    """Over the last axis: 16 lanes one vector after another, then halves."""
+    """Sum over the last axis in the kernels' order: 16 lanes, vector by vector, then the lanes by halves."""
     lanes = values.view(*values.shape[:-1], -1, 16).unbind(-2)
     total: Tensor = lanes[0]
     for lane in lanes[1:]:
@@ -250,61 +271,55 @@ def _sum(values: Tensor) -> Tensor:
     return total[..., 0]
 
 
-# FOLDED pixtral.ops.quantized_weight: Calls of the native packer and unpacker; what they compute is said in `scale_search.py` and `packing.py`.
-
-
-def packs_natively(tensor: Tensor) -> bool:
-    """Whether the kernels are there and can read this tensor."""
+def _runs_natively(tensor: Tensor) -> bool:
     return tensor.is_cpu and _function("px_pack") is not None
 
 
-def native_pack(weight: Tensor, bits: int, group_size: int) -> PackedWeight:
-    """Quantize (N, K) weights."""
-    shapes = packed_shapes(bits, group_size, *weight.shape)
+def _native_quantize(weight: Tensor, bits: int, group_size: int) -> QuantizedWeight:
+    shapes = quantized_shapes(bits, group_size, *weight.shape)
     codes, scales, row_scales = (torch.empty(shape, dtype=dtype) for dtype, shape in shapes.values())
-    packed = PackedWeight(bits, group_size, weight.shape[0], weight.shape[1], codes, scales, row_scales)
+    quantized = QuantizedWeight(bits, group_size, weight.shape[0], weight.shape[1], codes, scales, row_scales)
     if weight.dtype not in NUMBERS:
         weight = weight.float()
     if weight.stride(1) != 1:
         weight = weight.contiguous()
     if codes.numel() == 0:
         row_scales.zero_()
-        return packed
+        return quantized
     work = torch.empty(scales.numel())
     function = _function("px_pack")
     assert function is not None
-    bad = function(_numbers(weight, packed), work.data_ptr())
+    bad = function(_numbers(weight, quantized), work.data_ptr())
     if bad >= 0:
         row = bad // weight.shape[1]
-        refuse_non_finite(weight[row : row + 1].float(), row)
-    return packed
+        _refuse_non_finite(weight[row : row + 1].float(), row)
+    return quantized
 
 
-def native_unpack(packed: PackedWeight, dtype: torch.dtype) -> Tensor:
-    """The (N, K) weights that the codes stand for."""
-    packed.check()
-    parts = {name: getattr(packed, name).contiguous() for name in ("codes", "scales", "row_scales")}
-    out = torch.empty(packed.out_features, packed.in_features, dtype=dtype if dtype in NUMBERS else torch.float32)
+def _native_dequantize(quantized: QuantizedWeight, dtype: torch.dtype) -> Tensor:
+    quantized.check()
+    parts = {name: getattr(quantized, name).contiguous() for name in ("codes", "scales", "row_scales")}
+    out = torch.empty(quantized.out_features, quantized.in_features, dtype=dtype if dtype in NUMBERS else torch.float32)
     function = _function("px_unpack")
     assert function is not None
     if out.numel():
-        function(_numbers(out, dataclasses.replace(packed, **parts)))
+        function(_numbers(out, dataclasses.replace(quantized, **parts)))
     return out.to(dtype)
 
 
-def _numbers(dense: Tensor, packed: PackedWeight) -> Any:
-    """A call as the kernels take it."""
+def _numbers(dense: Tensor, quantized: QuantizedWeight) -> Any:
+    """The argument of px_pack and px_unpack."""
     numbers = (
         dense.data_ptr(),
         NUMBERS[dense.dtype],
         *dense.shape,
         dense.stride(0),
-        packed.bits,
-        packed.group_size,
+        quantized.bits,
+        quantized.group_size,
         torch.get_num_threads(),
-        packed.codes.data_ptr(),
-        packed.scales.data_ptr(),
-        packed.row_scales.data_ptr(),
+        quantized.codes.data_ptr(),
+        quantized.scales.data_ptr(),
+        quantized.row_scales.data_ptr(),
     )
     return (ctypes.c_int64 * len(numbers))(*numbers)
 
@@ -317,3 +332,43 @@ def _function(name: str) -> Callable[..., int] | None:
     if name == "px_pack":
         return library.function(name, [ctypes.c_void_p, ctypes.c_void_p], ctypes.c_int64)
     return library.function(name, [ctypes.c_void_p])
+
+
+_LIBRARY: Any = torch.library.Library("pixtral", "FRAGMENT")  # type: ignore[no-untyped-call]
+_LIBRARY.define("quantize_weight(Tensor weight, int bits, int group_size) -> (Tensor, Tensor, Tensor)")
+_LIBRARY.define(
+    "dequantize_weight(Tensor codes, Tensor scales, Tensor row_scales, int bits, int group_size, int out_features, "
+    "ScalarType dtype) -> Tensor"
+)
+
+
+def _quantize(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    run = _native_quantize if _runs_natively(weight) else quantize_reference
+    return run(weight, bits, group_size).tensors
+
+
+def _quantize_fake(weight: Tensor, bits: int, group_size: int) -> tuple[Tensor, Tensor, Tensor]:
+    shapes = quantized_shapes(bits, group_size, *weight.shape)
+    codes, scales, row_scales = (weight.new_empty(shape, dtype=dtype) for dtype, shape in shapes.values())
+    return codes, scales, row_scales
+
+
+def _dequantize(
+    codes: Tensor, scales: Tensor, row_scales: Tensor, bits: int, group_size: int, out_features: int, dtype: torch.dtype
+) -> Tensor:
+    weight = QuantizedWeight(bits, group_size, out_features, codes.shape[1] * 32 // bits, codes, scales, row_scales)
+    return (_native_dequantize if _runs_natively(codes) else dequantize_reference)(weight, dtype)
+
+
+def _dequantize_fake(
+    codes: Tensor, scales: Tensor, row_scales: Tensor, bits: int, group_size: int, out_features: int, dtype: torch.dtype
+) -> Tensor:
+    return codes.new_empty(out_features, codes.shape[1] * 32 // bits, dtype=dtype)
+
+
+for _name, _run, _fake in (
+    ("quantize_weight", _quantize, _quantize_fake),
+    ("dequantize_weight", _dequantize, _dequantize_fake),
+):
+    _LIBRARY.impl(_name, _run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"pixtral::{_name}", _fake, lib=_LIBRARY)

@@ -1,4 +1,4 @@
-"""Norm, rotary embedding and residual sum: in PyTorch, and in bfloat16 on a CPU in one pass over each row."""
+"""RMS norm, rotary embedding and residual sum: in PyTorch, and for bfloat16 on a CPU as native one-pass kernels."""
 
 from __future__ import annotations
 
@@ -17,7 +17,9 @@ _LIBRARY.define("rms_norm(Tensor x, Tensor weight, float eps) -> Tensor")
 _LIBRARY.define("add(Tensor x, Tensor y) -> Tensor")
 _LIBRARY.define("rotate_pair(Tensor q, Tensor k, Tensor cos, Tensor sin) -> (Tensor, Tensor)")
 
-MIN_ADD = 1 << 15  # numbers from which PyTorch would use its own threads, which then keep ours waiting
+MIN_ADD = (
+    1 << 15
+)  # elements from which PyTorch would start its own threads, which then compete with the kernels' for the cores
 
 _P, _N = ctypes.c_void_p, ctypes.c_int64
 
@@ -30,13 +32,13 @@ def rms_norm_reference(x: Tensor, weight: Tensor, eps: float) -> Tensor:
 
 
 def rotate_reference(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    """Turn the heads of x (N, H, D) by the angles of their rows, (N, 1, D/2) each; channel c together with c + D/2."""
+    """Rotary embedding of x (N, H, D), cos and sin (N, 1, D/2); pairs are c and c + D/2 (arXiv:2104.09864)."""
     first, second = x.chunk(2, dim=-1)
     return torch.cat([first * cos - second * sin, second * cos + first * sin], dim=-1)
 
 
 def rms_norm(x: Tensor, weight: Tensor, eps: float, *, native: bool = True) -> Tensor:
-    """`rms_norm_reference`, whichever way is fastest here: (N, C) in x's dtype."""
+    """`rms_norm_reference`, by the kernels where they apply: (N, C) in x's dtype."""
     if native and x.dim() == 2 and weight.is_contiguous() and _native(x, weight):
         out: Tensor = torch.ops.pixtral.rms_norm(x, weight, eps)
         return out
@@ -44,7 +46,7 @@ def rms_norm(x: Tensor, weight: Tensor, eps: float, *, native: bool = True) -> T
 
 
 def rotate_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, native: bool = True) -> tuple[Tensor, Tensor]:
-    """`rotate_reference` of queries (N, H, D) and keys (N, K, D), whichever way is fastest here."""
+    """`rotate_reference` of queries (N, H, D) and keys (N, K, D), by the kernels where they apply."""
     if native and _native(q, k, cos, sin):
         out: tuple[Tensor, Tensor] = torch.ops.pixtral.rotate_pair(q, k, cos, sin)
         return out
@@ -52,7 +54,7 @@ def rotate_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor, *, native: bool 
 
 
 def add(x: Tensor, y: Tensor, *, native: bool = True) -> Tensor:
-    """x + y of one shape, whichever way is fastest here."""
+    """x + y of one shape, by the kernels where they apply."""
     if (
         native
         and x.numel() > MIN_ADD
@@ -92,10 +94,6 @@ def _add(x: Tensor, y: Tensor) -> Tensor:
     return out
 
 
-def _add_fake(x: Tensor, y: Tensor) -> Tensor:
-    return x.new_empty(x.shape)
-
-
 def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
     functions = _functions()
     assert functions is not None and weight.shape == x.shape[1:]
@@ -121,6 +119,10 @@ def _rotate_pair(q: Tensor, k: Tensor, cos: Tensor, sin: Tensor) -> tuple[Tensor
         rows, heads, key_heads, channels // 2, torch.get_num_threads(),
     )  # fmt: skip
     return q_out, k_out
+
+
+def _add_fake(x: Tensor, y: Tensor) -> Tensor:
+    return x.new_empty(x.shape)
 
 
 def _rms_norm_fake(x: Tensor, weight: Tensor, eps: float) -> Tensor:

@@ -1,4 +1,4 @@
-"""Memory for large tensors that are read over and over."""
+"""The CPU's resources: huge pages for large tensors, and the number of threads."""
 
 from __future__ import annotations
 
@@ -25,11 +25,8 @@ def empty_huge(shape: Sequence[int], dtype: torch.dtype) -> Tensor:
     return flat.view(list(shape)).detach()  # not a view: autograd would follow it back to bytes
 
 
-# FOLDED pixtral.ops.runtime: How many processor threads PyTorch and the kernels use.
-
-
 def use_threads(threads: int) -> None:
-    """Set it for the whole process.
+    """Set the number of threads of PyTorch and of the native kernels, for the whole process.
 
     Raises:
         ConfigError: not a number from 1.

@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
 
-from pixtral.errors import ImageError, PromptError, refuse_unknown
-from pixtral.hub import resolve, saving
+from pixtral.errors import CheckpointError, ImageError, PromptError, refuse_unknown
+from pixtral.hub import listing, read_json, resolve, saving
 from pixtral.images.base import BaseImageProcessor
 from pixtral.images.processors import PixtralImageProcessor, PixtralImageProcessorFast
 from pixtral.processing.expansion import IMAGE_OPTIONS
@@ -18,7 +18,7 @@ from pixtral.text.huggingface import HuggingFaceTokenizer
 from pixtral.text.mistral import MistralCommonTokenizer
 from pixtral.text.mistral_images import native_processor
 from pixtral.text.templates import find_template
-from pixtral.text.tokenizer_files import FILES, NoTokenizer, has_tokenizer_file, listing, read_json
+from pixtral.text.tokenizer_files import FILES, NoTokenizer, has_tokenizer_file
 
 Layout = Literal["hf", "mistral"]
 MODES = ("auto", "hf", "mistral")
@@ -135,7 +135,7 @@ def load_parts(folder: Path, *, use_fast: bool, tokenizer_mode: str, options: di
     known = huggingface.OPTIONS if layout == "hf" else mistral.OPTIONS
     takes = (*known, *CONFIG, "chat_template", *IMAGE_OPTIONS, "use_fast", "tokenizer_mode", *HUB)
     refuse_unknown((name for name in options if name not in known), "the processor's from_pretrained()", takes)
-    config = read_json(folder / "processor_config.json")
+    config = read_json(folder / "processor_config.json", error=CheckpointError, missing_ok=True)
     settings = {name: config[name] for name in CONFIG if config.get(name) is not None}
     if layout == "hf":
         tokenizer = HuggingFaceTokenizer.from_pretrained(folder, **options)

@@ -98,7 +98,7 @@ def from_conversations(
     """
     batched = is_batch(conversation)
     conversations = [normalize(item) for item in (conversation if batched else [conversation])]
-    conversations = mistral_chat.hand_out(conversations, images)
+    conversations = mistral_chat.fill_all_images(conversations, images)
     if isinstance(tokenizer, MistralCommonTokenizer):
         if template is not None or documents is not None:
             raise PromptError(

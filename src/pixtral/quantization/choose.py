@@ -12,7 +12,7 @@ from pixtral.configuration.quantization import BitsAndBytesConfig, QuantizationC
 from pixtral.errors import CheckpointError, ConfigError
 from pixtral.quantization.base import Quantizer
 from pixtral.quantization.bitsandbytes import BitsAndBytesQuantizer
-from pixtral.quantization.packed import PackedQuantizer
+from pixtral.quantization.groupwise import GroupwiseQuantizer
 
 
 @dataclass(frozen=True)
@@ -52,7 +52,7 @@ def choose_quantizer(asked: Asked, stored: Mapping[str, Any] | None, where: obje
         return _fresh(asked, config)
     method = stored.get("quant_method")
     if method == QuantizationConfig.method:
-        return _stored_packed(asked, config, QuantizationConfig.from_dict(dict(stored)), where)
+        return _stored_groupwise(asked, config, QuantizationConfig.from_dict(dict(stored)), where)
     raise CheckpointError(
         f"{where} says the weights are quantized ({method}); of quantized checkpoints those of pixtral and "
         "bitsandbytes are read: use the checkpoint in bfloat16"
@@ -89,18 +89,18 @@ def _check_agreement(asked: Asked, config: QuantizationConfig | None) -> None:
 def _fresh(asked: Asked, config: QuantizationConfig | None) -> Quantizer | None:
     """For a checkpoint in full precision."""
     if config is not None:
-        return PackedQuantizer(config)
+        return GroupwiseQuantizer(config)
     if asked.quantization is not None:
         values = {} if asked.activations is None else {"activations": asked.activations}
         made = QuantizationConfig.from_name(asked.quantization, quantize_vision=asked.quantize_vision, **values)
-        return PackedQuantizer(made)
+        return GroupwiseQuantizer(made)
     alone = [f"{name}={value!r}" for name, value in vars(asked).items() if value not in (None, False)]
     if alone:
         raise ConfigError(f"found {' and '.join(alone)}, but nothing asks to quantize; add quantization='int4'")
     return None
 
 
-def _stored_packed(
+def _stored_groupwise(
     asked: Asked, config: QuantizationConfig | None, found: QuantizationConfig, where: object
 ) -> Quantizer:
     """For a checkpoint in our format: what is stored cannot change, `activations` can."""
@@ -117,7 +117,7 @@ def _stored_packed(
             f"{where} says the weights are quantized already, as {found!r}, and asked for is {wanted!r}; "
             "load it without these arguments, or quantize the original checkpoint"
         )
-    return PackedQuantizer(wanted, stored=True)
+    return GroupwiseQuantizer(wanted, stored=True)
 
 
 def _bitsandbytes(

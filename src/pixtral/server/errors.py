@@ -56,13 +56,6 @@ class ApiError(PixtralError):
         return json.dumps(self.body()).encode()
 
 
-def overloaded(message: str, seconds: float) -> ApiError:
-    """429 with Retry-After."""
-    return ApiError(
-        429, message, type="rate_limit_error", code="queue_full", headers={"retry-after": str(max(round(seconds), 1))}
-    )
-
-
 def unavailable(message: str) -> ApiError:
     """503: the server is being stopped, or its engine has stopped."""
     return ApiError(503, message, type="server_error", code="unavailable", headers={"retry-after": "5"})

@@ -22,10 +22,11 @@ from pixtral.images.source import load_image, read_bytes
 from pixtral.server.errors import ApiError
 from pixtral.server.pdf import PdfLimits, draw_pages, is_pdf
 
-Detail = Literal["low", "high", "auto"]
 T = TypeVar("T")
 
 FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF")
+Detail = Literal["auto", "low", "high"]
+
 MEDIA_TYPES = ("image/", "application/pdf")
 _UNTYPED = ("", "text/plain", "application/octet-stream", "binary/octet-stream")
 _DATA = re.compile(r"\s*data:\s*([^,;]*)", re.IGNORECASE)
@@ -33,7 +34,7 @@ _REMOTE = re.compile(r"\s*https?://", re.IGNORECASE)
 _SCHEME = re.compile(r"\s*([a-zA-Z][a-zA-Z0-9+.-]*):")
 # Advice that clients cannot follow, and addresses of the network around the server.
 _NOT_FOR_CLIENTS = re.compile(r",? or raise ImageLimits\.\w+| \(ImageLimits\.\w+ is False\)")
-_WHERE_IT_LEADS = re.compile(r"leads to \S+, which is not a public address")
+_PRIVATE_ADDRESS = re.compile(r"leads to \S+, which is not a public address")
 
 
 @dataclasses.dataclass(frozen=True, slots=True)
@@ -268,7 +269,7 @@ def _declared_type(url: str) -> str | None:
 def _for_clients(error: ImageError) -> ImageError:
     """The same error without advice for the operator and without private addresses."""
     message = _NOT_FOR_CLIENTS.sub("", str(error))
-    return type(error)(_WHERE_IT_LEADS.sub("leads to an address that is not public", message))
+    return type(error)(_PRIVATE_ADDRESS.sub("leads to an address that is not public", message))
 
 
 def _refused(url: str) -> ImageFetchError:

@@ -6,9 +6,8 @@ from typing import Annotated, Any, Literal
 
 from pydantic import ConfigDict, Field, model_validator
 
+from pixtral.server.images import Detail
 from pixtral.server.protocol import Items, JsonObject, Nullable, Sampling, Strict
-
-Detail = Literal["auto", "low", "high"]
 
 
 class TextPart(Strict):

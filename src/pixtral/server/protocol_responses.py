@@ -6,8 +6,9 @@ from typing import Annotated, Any, ClassVar, Literal
 
 from pydantic import Discriminator, Field, Tag, field_validator
 
+from pixtral.server.images import Detail
 from pixtral.server.protocol import REFUSED, Body, Items, JsonObject, Nullable, Strict
-from pixtral.server.protocol_chat import ChatCompletionRequest, Detail, JsonObjectFormat, NamedTool, TextFormat, Tool
+from pixtral.server.protocol_chat import ChatCompletionRequest, JsonObjectFormat, NamedTool, TextFormat, Tool
 
 
 class InputText(Strict):

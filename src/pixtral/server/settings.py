@@ -60,8 +60,8 @@ class Settings:
     max_body_mb: float = _option(32.0, "Megabytes of a request's body, images included.", "MB", low=0.001)
     allow_remote_images: bool = _option(False, "Fetch images by http(s) from public addresses.")
     quantization: str | None = _option(None, "Pack the decoder's weights while they are read: int4 or int8.", "SCHEME")
-    quantize_vision: bool = _option(False, "Also pack the vision tower's and the projector's, in 8 bits.")
-    activations: str | None = _option(None, "What goes into packed layers: int8 (the default) or bf16.", "FORMAT")
+    quantize_vision: bool = _option(False, "Also quantize the vision tower's and the projector's, in 8 bits.")
+    activations: str | None = _option(None, "What goes into quantized layers: int8 (the default) or bf16.", "FORMAT")
     kv_cache: str | None = _option(
         None, "Number format of keys and values: bf16 or int8; the model's own if left out.", "FORMAT"
     )

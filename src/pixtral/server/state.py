@@ -11,7 +11,7 @@ from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from pixtral.server.errors import ApiError, overloaded, unavailable
+from pixtral.server.errors import ApiError, unavailable
 from pixtral.server.images import ImageLoader, RequestImageLimits
 from pixtral.server.metrics import Metrics
 from pixtral.server.settings import Settings
@@ -86,9 +86,12 @@ class ServerState:
         if not self.engine.is_alive:
             raise unavailable("the engine has stopped; the server must be started anew")
         if self.active >= self.settings.max_num_seqs + self.settings.queue_limit:
-            raise overloaded(
+            raise ApiError(
+                429,
                 f"{self.active} requests are being answered or waiting, which is all that is allowed; try again later",
-                1.0,
+                type="rate_limit_error",
+                code="queue_full",
+                headers={"retry-after": "1"},
             )
         self.active += 1
 

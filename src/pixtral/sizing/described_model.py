@@ -16,10 +16,9 @@ from pixtral.checkpoints.layout import Files, Layout, find, weight_names
 from pixtral.checkpoints.opening import Opened, open_checkpoint
 from pixtral.checkpoints.placement import parse_dtype
 from pixtral.configuration import LlavaConfig
-from pixtral.configuration.base import read_json
 from pixtral.configuration.shapes import shape_config
 from pixtral.errors import CheckpointError, ConfigError, PromptError
-from pixtral.hub import resolve
+from pixtral.hub import read_json, resolve
 from pixtral.images.base import BaseImageProcessor
 from pixtral.images.options import read_image_config
 from pixtral.images.processors import NativeImageProcessor, PixtralImageProcessor

@@ -28,7 +28,7 @@ from pixtral.engine.model import PREFILL_TOKENS
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.ops.kv_cache import KVCache
 from pixtral.quantization.base import BLOCK_BYTES
-from pixtral.quantization.packed import PackedQuantizer
+from pixtral.quantization.groupwise import GroupwiseQuantizer
 from pixtral.sizing.described_model import DescribedModel
 from pixtral.sizing.result import PartSize
 
@@ -111,7 +111,7 @@ def work_space(
     """
     config = _shallow(described.config)
     model = build_empty(LlavaForConditionalGeneration, config)
-    if isinstance(described.quantizer, PackedQuantizer):
+    if isinstance(described.quantizer, GroupwiseQuantizer):
         described.quantizer.swap(model, described.dtype)
     with torch.no_grad(), FakeTensorMode():
         _without_values(model, described.dtype)
@@ -192,7 +192,7 @@ def _unpacked_bytes(described: DescribedModel) -> int:
     text = described.config.text_config
     largest = text.hidden_size * text.intermediate_size * described.dtype.itemsize
     config: Any = None if described.quantizer is None else described.quantizer.config
-    if isinstance(described.quantizer, PackedQuantizer):
+    if isinstance(described.quantizer, GroupwiseQuantizer):
         return largest if config.activations == "bf16" else 0
     return largest if config is not None else 0
 

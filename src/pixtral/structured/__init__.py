@@ -1,1 +1,1 @@
-"""Answers of a given form: JSON schemas, patterns, choices and grammars as masks over tokens; tools and their calls."""
+"""Structured outputs: schemas, patterns, choices and grammars as masks over tokens; tools and their calls."""

@@ -1,4 +1,7 @@
-"""What form an answer shall have: JSON of some schema, a pattern, one of several choices, a grammar."""
+"""The form of an answer, as a Lark grammar: from a JSON schema, a regular expression, a list of choices or a grammar.
+
+JSON schemas come from clients, so their size is limited, and one that only endless values satisfy is refused.
+"""
 
 from __future__ import annotations
 
@@ -9,33 +12,113 @@ from typing import Any
 
 from pixtral.errors import StructureError
 
-# FOLDED pixtral.structured.formats: JSON schemas that a client sent: limits, a form that the grammar compiler takes, and whether any value can fit.
-
-
-MAX_BYTES = 256 * 1024
+MAX_BYTES = 256 * 1024  # of a JSON schema
 MAX_DEPTH = 64
 MAX_PROPERTIES = 1000  # of one object; compiling takes their square
-# White space at one place: nothing, a blank, or a line break and its indentation. Without a bound a model that prefers
-# blanks would write nothing else.
+# White space between two tokens of JSON: none, a blank, or a line break and its indentation. Without a bound a model
+# may write white space until the length limit.
 WHITE_SPACE = r" |\n {0,16}"
-# All escapes; \\u is let come for control characters only, never for half a surrogate pair.
+# All escapes; \\u is allowed for control characters only, never for half a surrogate pair.
 ESCAPES = 'nrbtf\\"u'
 
-# Characters of strings whose format sets no bound itself but wants something at the end, which may never come.
+# Longest strings of the formats that have no bound but require an ending, which a model may never write.
 LONGEST = {"email": 254, "hostname": 253, "uri": 1024}
-# Where schemas stand in a schema: as values, in lists, as the values of an object.
+# Keywords whose value is a schema, a list of schemas, or an object whose values are schemas.
 _ONE = ("items", "additionalProperties", "not", "contains", "propertyNames", "if", "then", "else")
 _LIST = ("allOf", "anyOf", "oneOf", "prefixItems", "items")
 _NAMED = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
 
+MAX_TEXT = 64 * 1024  # characters of a pattern or grammar, and of all choices together
+MAX_CHOICES = 4096
+
 JsonSchema = Mapping[str, Any] | bool
 
 
-def check_schema(schema: object, param: str) -> JsonSchema:
-    """The schema, if it is one that can be worked with.
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """The form of an answer, as Lark.
+
+    Attributes:
+        param: the field of the request that asked for it; errors name it.
+        body: of one rule, perhaps followed by other rules; empty if there is a `grammar`.
+        grammar: a whole grammar, which cannot be combined with tools.
+        json: whether all text is JSON.
+    """
+
+    param: str
+    body: str = ""
+    grammar: str = ""
+    json: bool = False
+
+    def rules(self, *, blank_first: bool = False) -> str:
+        """A whole grammar.
+
+        Args:
+            blank_first: begin with a blank, as every text does in SentencePiece, which removes it when decoding.
+        """
+        if blank_first and not self.grammar and not self.body.startswith("<["):  # a control token has no blank
+            return f'start: " " whole\nwhole: {self.body}\n'
+        return self.grammar or f"start: {self.body}\n"
+
+
+def json_object(param: str = "response_format") -> Form:
+    """Any JSON object."""
+    return Form(param, grammar_of({"type": "object"}), json=True)
+
+
+def json_schema(schema: object, param: str = "response_format.json_schema.schema", *, lenient: bool = False) -> Form:
+    """JSON that a schema allows.
+
+    Args:
+        lenient: keywords that cannot be enforced are ignored; otherwise they are refused.
 
     Raises:
-        StructureError: no schema, too large, too deep, or one that no finite value fits.
+        StructureError: see `check_schema`; keywords are checked when the form is compiled.
+    """
+    return Form(param, grammar_of(check_schema(schema, param), lenient=lenient), json=True)
+
+
+def pattern(regex: object, param: str = "structured_outputs.regex") -> Form:
+    """Text that a regular expression matches from beginning to end, in the syntax of Rust's regex crate."""
+    text = _text(regex, param, "a regular expression")
+    # Lark needs slashes and line breaks escaped; a character after a backslash is escaped already
+    quoted, escaped = [], False
+    for character in text:
+        special = {"/": r"\/", "\n": r"\n", "\r": r"\r"}.get(character, character)
+        quoted.append(special[1:] if escaped and special.startswith("\\") and special != "\\" else special)
+        escaped = character == "\\" and not escaped
+    return Form(param, f"/{''.join(quoted)}/")
+
+
+def choice(options: object, param: str = "structured_outputs.choice") -> Form:
+    """One of several texts."""
+    if isinstance(options, (str, bytes)) or not isinstance(options, Sequence) or not options:
+        raise StructureError(f"{param} is {_short(options)}; expected a list of at least one text", param)
+    if len(options) > MAX_CHOICES:
+        raise StructureError(f"{param} has {len(options)} texts, at most {MAX_CHOICES} are taken", param)
+    for option in options:
+        _text(option, param, "a list of texts that are not empty")
+    if sum(map(len, options)) > MAX_TEXT:
+        raise StructureError(f"{param} has more than {MAX_TEXT} characters; shorten the texts", param)
+    # one terminal, which compiles to a regular expression, is faster than a rule for each text
+    return Form(param, "CHOICE\nCHOICE: " + " | ".join(quote(option) for option in dict.fromkeys(options)))
+
+
+def lark(grammar: object, param: str = "structured_outputs.grammar") -> Form:
+    """Text that a grammar in llguidance's variant of Lark describes."""
+    return Form(param, grammar=_text(grammar, param, "a Lark grammar"))
+
+
+def quote(text: str) -> str:
+    """A literal of Lark."""
+    return json.dumps(text, ensure_ascii=False)
+
+
+def check_schema(schema: object, param: str) -> JsonSchema:
+    """The schema itself, after checks of its type and limits.
+
+    Raises:
+        StructureError: not a schema, too large, too deep, or one that no finite value satisfies.
     """
     if not isinstance(schema, (Mapping, bool)):
         raise StructureError(f"{param} is of type {type(schema).__name__}; expected a JSON schema, an object", param)
@@ -72,6 +155,19 @@ def grammar_of(schema: JsonSchema, *, lenient: bool = False) -> str:
     if isinstance(schema, bool):
         schema = {} if schema else {"not": {}}
     return "%json " + json.dumps({**_bounded(schema), "x-guidance": options}, ensure_ascii=False)
+
+
+def _text(value: object, param: str, expected: str) -> str:
+    if not isinstance(value, str) or not value:
+        raise StructureError(f"{param} is {_short(value)}; expected {expected}", param)
+    if len(value) > MAX_TEXT:
+        raise StructureError(f"{param} has {len(value)} characters, at most {MAX_TEXT} are taken; shorten it", param)
+    return value
+
+
+def _short(value: object) -> str:
+    text = repr(value)
+    return text if len(text) <= 60 else f"{text[:50]}... ({type(value).__name__})"
 
 
 def _bounded(schema: Any) -> Any:
@@ -120,7 +216,7 @@ def _inner(value: object) -> Iterator[object]:
 
 
 def _endless(schema: JsonSchema) -> bool:
-    """Whether every value that fits has to hold another one that fits the same schema, and so on.
+    """Whether no finite value satisfies the schema, because it requires itself as a part.
 
     The smallest fixed point: a reference counts as finite once what it points to has been shown to be.
     """
@@ -138,7 +234,7 @@ def _endless(schema: JsonSchema) -> bool:
         changed = False
         for reference in [name for name, known in finite.items() if not known]:
             target = _resolve(schema, reference)
-            if target is None or _ends(target, finite):  # what does not exist is the compiler's to report
+            if target is None or _ends(target, finite):  # the compiler reports references to nothing
                 finite[reference] = changed = True
     return not _ends(schema, finite)
 
@@ -195,100 +291,3 @@ def _resolve(root: object, reference: str) -> object | None:
         else:
             return None
     return found
-
-
-MAX_TEXT = 64 * 1024  # characters of a pattern or grammar, and of all choices together
-MAX_CHOICES = 4096
-
-
-@dataclasses.dataclass(frozen=True)
-class Form:
-    """The form of an answer, as Lark.
-
-    Attributes:
-        param: the field of the request that asked for it; errors name it.
-        body: of one rule, other rules may stand behind it; empty when there is a `grammar`.
-        grammar: a whole grammar, which nothing can be put beside.
-        json: whether all text is JSON.
-    """
-
-    param: str
-    body: str = ""
-    grammar: str = ""
-    json: bool = False
-
-    def rules(self, *, blank_first: bool = False) -> str:
-        """A whole grammar.
-
-        Args:
-            blank_first: have a blank come first, as it does with SentencePiece, where it is not shown.
-        """
-        if blank_first and not self.grammar and not self.body.startswith("<["):  # a control token has none
-            return f'start: " " whole\nwhole: {self.body}\n'
-        return self.grammar or f"start: {self.body}\n"
-
-
-def json_object(param: str = "response_format") -> Form:
-    """Any JSON object."""
-    return Form(param, grammar_of({"type": "object"}), json=True)
-
-
-def json_schema(schema: object, param: str = "response_format.json_schema.schema", *, lenient: bool = False) -> Form:
-    """JSON that a schema allows.
-
-    Args:
-        lenient: keywords that cannot be enforced are let go; otherwise they are refused.
-
-    Raises:
-        StructureError: see `check_schema`; keywords are looked at when the form is compiled.
-    """
-    return Form(param, grammar_of(check_schema(schema, param), lenient=lenient), json=True)
-
-
-def pattern(regex: object, param: str = "structured_outputs.regex") -> Form:
-    """Text that a regular expression matches from beginning to end, in the syntax of Rust's regex crate."""
-    text = _text(regex, param, "a regular expression")
-    # Lark's own quoting of slashes and line breaks; a backslash keeps what follows it
-    quoted, escaped = [], False
-    for character in text:
-        special = {"/": r"\/", "\n": r"\n", "\r": r"\r"}.get(character, character)
-        quoted.append(special[1:] if escaped and special.startswith("\\") and special != "\\" else special)
-        escaped = character == "\\" and not escaped
-    return Form(param, f"/{''.join(quoted)}/")
-
-
-def choice(options: object, param: str = "structured_outputs.choice") -> Form:
-    """One of several texts."""
-    if isinstance(options, (str, bytes)) or not isinstance(options, Sequence) or not options:
-        raise StructureError(f"{param} is {_short(options)}; expected a list of at least one text", param)
-    if len(options) > MAX_CHOICES:
-        raise StructureError(f"{param} has {len(options)} texts, at most {MAX_CHOICES} are taken", param)
-    for option in options:
-        _text(option, param, "a list of texts that are not empty")
-    if sum(map(len, options)) > MAX_TEXT:
-        raise StructureError(f"{param} has more than {MAX_TEXT} characters; shorten the texts", param)
-    # one terminal, which is a regular expression, not as many rules as there are texts
-    return Form(param, "CHOICE\nCHOICE: " + " | ".join(quote(option) for option in dict.fromkeys(options)))
-
-
-def lark(grammar: object, param: str = "structured_outputs.grammar") -> Form:
-    """Text that a grammar in llguidance's variant of Lark describes."""
-    return Form(param, grammar=_text(grammar, param, "a Lark grammar"))
-
-
-def quote(text: str) -> str:
-    """A literal of Lark."""
-    return json.dumps(text, ensure_ascii=False)
-
-
-def _text(value: object, param: str, expected: str) -> str:
-    if not isinstance(value, str) or not value:
-        raise StructureError(f"{param} is {_short(value)}; expected {expected}", param)
-    if len(value) > MAX_TEXT:
-        raise StructureError(f"{param} has {len(value)} characters, at most {MAX_TEXT} are taken; shorten it", param)
-    return value
-
-
-def _short(value: object) -> str:
-    text = repr(value)
-    return text if len(text) <= 60 else f"{text[:50]}... ({type(value).__name__})"

@@ -1,4 +1,4 @@
-"""Guides of the engine: which tokens a grammar lets come next."""
+"""Guides: which tokens a grammar allows next, as masks over the scores."""
 
 from __future__ import annotations
 
@@ -16,8 +16,8 @@ from pixtral.errors import StructureError
 if TYPE_CHECKING:
     import llguidance
 
-# Seconds of computing that a step of one answer may take, and what it may take beyond them in all. Ambiguous grammars
-# cost more with every token, and others wait for each.
+# Seconds that one step of an answer may compute, and the excess that is tolerated in total. Ambiguous grammars cost
+# more with every token, and the other requests of the batch wait.
 STEP_SECONDS = 0.005
 SPARE_SECONDS = 0.25
 
@@ -26,31 +26,31 @@ Bits = np.ndarray[Any, np.dtype[np.uint8]]
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """What guides know of a vocabulary.
+    """The vocabulary as guides need it.
 
     Attributes:
         end: the token that ends an answer.
-        sayable: bits of the tokens that an answer may have at all, padded to 32 bits.
+        allowed: bits of the tokens that may occur in an answer at all, padded to 32 bits.
         quotes, brackets: tokens that are one quotation mark, one closing bracket of JSON.
         id_to_bytes: the bytes of a token, None for a control token.
     """
 
     end: int
-    sayable: Bits
+    allowed: Bits
     quotes: tuple[int, ...]
     brackets: tuple[int, ...]
     id_to_bytes: Callable[[int], bytes | None]
 
 
 class GrammarGuide:
-    """Follows one answer through a grammar; once the grammar is complete, only the end may come.
+    """Constrains one answer to a grammar; once the grammar is complete, only the end token is allowed.
 
-    A model that would end where the grammar does not let it would go on with words that it does not mean, in an open
-    string perhaps for ever. In JSON there is a token that it means instead: the one that closes the string, the array
-    or the object. So that one is as likely as the end would have been.
+    Where a model would end the answer but the grammar does not allow it, it would continue with arbitrary text, in an
+    open string perhaps without limit. In JSON the token closest to its intention is the one that closes the string,
+    array or object, so that one gets at least the score of the end token.
 
     Args:
-        matcher: at the grammar's beginning; this guide's own.
+        matcher: at the start of the grammar, owned by this guide.
         tokens: of the vocabulary.
         param: the field of the request that the grammar came from.
         json: whether all text is JSON.
@@ -61,26 +61,26 @@ class GrammarGuide:
         self._tokens = tokens
         self._param = param
         self._string = InString() if json else None
-        self._bits: Bits = np.zeros_like(tokens.sayable)
+        self._bits: Bits = np.zeros_like(tokens.allowed)
         self._overspent = 0.0
 
     def mask(self, scores: Any) -> None:
-        """Set the scores of tokens that may not come to -inf."""
+        """Set the scores of forbidden tokens to -inf."""
         begin = time.thread_time()
         self._matcher.unsafe_compute_mask_ptr(self._bits.ctypes.data, self._bits.nbytes)
         self._check()
         self._spend(time.thread_time() - begin)
-        if self._matcher.is_stopped():  # whatever else was done to the score of the end
+        if self._matcher.is_stopped():  # even if another processor forbade the end token
             scores.fill_(-np.inf)
             scores[self._tokens.end] = 0.0
             return
-        self._bits &= self._tokens.sayable
+        self._bits &= self._tokens.allowed
         if not self._bits.any():
             raise StructureError(f"{self._param}: the grammar wants a control token; leave it out", self._param)
         if self._string is not None:
-            wish = float(scores[self._tokens.end])
+            end = float(scores[self._tokens.end])
             for closer in self._tokens.quotes if self._string.inside else self._tokens.brackets:
-                scores[closer] = max(wish, float(scores[closer]))
+                scores[closer] = max(end, float(scores[closer]))
         keep_only(scores, self._bits)
 
     def advance(self, token: int) -> None:
@@ -117,7 +117,7 @@ class GrammarGuide:
 
 
 class InString:
-    """Tells whether valid JSON, coming in pieces, stands inside a string."""
+    """Tracks whether the position in valid JSON, given in pieces, is inside a string."""
 
     def __init__(self) -> None:
         self.inside = False
@@ -135,11 +135,11 @@ class InString:
 
 
 class LaterGuide:
-    """Lets everything come until one token has; from then on a grammar says.
+    """Allows everything up to a trigger token; after it, a guide applies.
 
     Args:
         trigger: the token.
-        begin: makes the guide for what comes behind it.
+        begin: makes the guide for what follows it.
     """
 
     def __init__(self, trigger: int, begin: Callable[[], Guide]) -> None:
@@ -148,7 +148,7 @@ class LaterGuide:
         self._guide: Guide | None = None
 
     def mask(self, scores: Any) -> None:
-        """As the grammar says, if it has begun."""
+        """By the guide, if the trigger has occurred."""
         if self._guide is not None:
             self._guide.mask(scores)
 
@@ -161,25 +161,25 @@ class LaterGuide:
 
 
 class WithoutGuide:
-    """Lets everything come but one token."""
+    """Allows everything but one token."""
 
     def __init__(self, token: int) -> None:
         self._token = token
 
     def mask(self, scores: Any) -> None:
-        """Without the token."""
+        """Forbid the token."""
         scores[self._token] = -np.inf
 
     def advance(self, token: int) -> None:
-        """Nothing changes."""
+        """Does nothing."""
 
 
 def keep_only(scores: Any, bits: Bits) -> None:
-    """Set those of the scores (V,) to -inf whose bit is not set, or that have none; in place."""
+    """Set the scores (V,) whose bit is not set, or that have no bit, to -inf, in place."""
     count = min(len(scores), 8 * len(bits))
     if scores.device.type == "cpu":
         view = scores.numpy()
-        view[:count] += np.take(_costs(), bits, axis=0).reshape(-1)[:count]  # 2 to 15 times as fast as a mask of bools
+        view[:count] += np.take(_costs(), bits, axis=0).reshape(-1)[:count]  # 2 to 15 times as fast as a boolean mask
         view[count:] = -np.inf
         return
     forbidden = np.flatnonzero(np.unpackbits(bits, count=count, bitorder="little") == 0)

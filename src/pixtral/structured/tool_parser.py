@@ -1,4 +1,8 @@
-"""From the tokens of an answer to its words and its tool calls, as they come (no torch)."""
+"""Streaming parser of answers: token ids to text and tool calls, as soon as they are complete (no torch).
+
+Mistral's models write calls as a JSON array after [TOOL_CALLS]; it is scanned character by character, so that names and
+arguments can be streamed.
+"""
 
 from __future__ import annotations
 
@@ -11,15 +15,123 @@ from collections.abc import Callable, Collection, Sequence
 
 from pixtral.text.detokenizer import Decodes, Detokenizer, StreamDecoder
 
-# FOLDED pixtral.structured.tool_parser: Reads the JSON array of tool calls character by character, giving names and arguments as soon as they are there.
-
-
 _BLANK = " \t\r\n"
 _OPEN, _CLOSE = "{[", "}]"
+ID_LENGTH = 9  # the only length that Mistral's prompts accept
+_LETTERS = string.ascii_letters + string.digits
+
+
+def new_call_id() -> str:
+    """A random id for a tool call."""
+    return "".join(secrets.choice(_LETTERS) for _ in range(ID_LENGTH))
+
+
+@dataclasses.dataclass(frozen=True)
+class CallDelta:
+    """A piece of a tool call; the first of a call has its id and name.
+
+    Attributes:
+        index: which call of the answer, from 0.
+        arguments: the next part of their JSON text.
+    """
+
+    index: int
+    id: str | None = None
+    name: str | None = None
+    arguments: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Delta:
+    """What some tokens added to an answer."""
+
+    content: str = ""
+    calls: tuple[CallDelta, ...] = ()
+
+
+class AnswerParser:
+    """Parses one answer token by token: text first, then the calls after [TOOL_CALLS], recognised by its id.
+
+    If no valid call follows, the text after [TOOL_CALLS] is content. Calls that were emitted are never retracted.
+    """
+
+    def __init__(
+        self,
+        tokenizer: Decodes,
+        tool_calls_id: int,
+        *,
+        stop: Sequence[str] = (),
+        ends: Collection[int] = (),
+        make_id: Callable[[], str] = new_call_id,
+    ) -> None:
+        """
+        Args:
+            tokenizer: of the model.
+            tool_calls_id: of [TOOL_CALLS].
+            stop: strings that end the answer and are not part of its text.
+            ends: tokens that end the answer and are not part of its text.
+            make_id: makes ids for calls.
+        """
+        self._tool_calls_id = tool_calls_id
+        self._ends = frozenset(ends)
+        self._make_id = make_id
+        self._words = Detokenizer(tokenizer, stop, skip_special_tokens=True)
+        self._decoder = StreamDecoder(tokenizer)
+        self._scanner: CallScanner | None = None
+        self._raw = ""  # of calls, until one has begun
+        self._broken = False
+        self.num_calls = 0
+
+    def push(self, token_ids: Sequence[int]) -> Delta:
+        """What these tokens add."""
+        content, calls = "", list[CallDelta]()
+        for token in token_ids:
+            if token in self._ends:
+                continue
+            if self._scanner is not None:
+                content += self._read(self._decoder.push(token), calls)
+            elif token == self._tool_calls_id:
+                content += "" if self._words.stop is not None else self._words.finish()
+                self._scanner = CallScanner()
+            elif self._words.stop is None:
+                content += self._words.push(token)
+        return Delta(content, tuple(calls))
+
+    def finish(self) -> Delta:
+        """What was held back, at the end of the answer."""
+        if self._scanner is None:
+            return Delta("" if self._words.stop is not None else self._words.finish())
+        calls: list[CallDelta] = []
+        content = self._read(self._decoder.finish(), calls)
+        return Delta(content, tuple(calls))
+
+    def _read(self, text: str, calls: list[CallDelta]) -> str:
+        """Append the calls in this text to `calls`; returns what is content because it is no call."""
+        assert self._scanner is not None
+        if self._broken:
+            return "" if self.num_calls else text
+        if not self.num_calls:
+            self._raw += text
+        try:
+            found = self._scanner.push(text)
+        except Broken:
+            self._broken = True
+            found = self._scanner.salvage()
+        for name, arguments in found:
+            if name is not None:
+                self.num_calls += 1
+                calls.append(CallDelta(self.num_calls - 1, self._make_id(), name, arguments))
+            elif arguments and calls:
+                calls[-1] = dataclasses.replace(calls[-1], arguments=calls[-1].arguments + arguments)
+            elif arguments:
+                calls.append(CallDelta(self.num_calls - 1, arguments=arguments))
+        if self._broken and not self.num_calls:
+            return self._raw
+        return ""
 
 
 class Broken(Exception):
-    """What came is no array of calls."""
+    """The text is not an array of tool calls."""
 
 
 class _At(enum.Enum):
@@ -40,9 +152,9 @@ class _At(enum.Enum):
 
 
 class CallScanner:
-    """For `[{"name": "f", "arguments": {...}}, ...]`, keys in any order, others left out.
+    """For `[{"name": "f", "arguments": {...}}, ...]`, keys in any order, others ignored.
 
-    `push` gives (name or None, piece of the arguments) pairs: a name begins the next call. The pieces of a call joined
+    `push` returns (name or None, piece of the arguments) pairs: a name starts the next call. The joined pieces of a call
     are the text of its arguments, an object, as the model wrote it.
     """
 
@@ -61,7 +173,7 @@ class CallScanner:
         """What these characters complete.
 
         Raises:
-            Broken: they do not go on the way calls do.
+            Broken: they do not continue an array of calls.
         """
         self._found = []
         for character in text:
@@ -69,7 +181,7 @@ class CallScanner:
         return self.salvage()
 
     def salvage(self) -> list[tuple[str | None, str]]:
-        """What the last `push` completed, also if it broke off."""
+        """What the last `push` completed, even if it raised."""
         return _joined(self._found)
 
     def _take(self, character: str) -> None:
@@ -112,7 +224,7 @@ class CallScanner:
         self._in_value(character)
 
     def _in_value(self, character: str) -> None:
-        if not self._string and self._depth == 0 and character in ",}]" + _BLANK:  # behind a number or a constant
+        if not self._string and self._depth == 0 and character in ",}]" + _BLANK:  # after a number or a constant
             self._at = _At.AFTER_VALUE
             self._take(character)
             return
@@ -134,10 +246,10 @@ class CallScanner:
         if self._key == "name" or (self._key == "arguments" and not streams):
             self._word += character
         elif streams:
-            self._word = "{"  # an object, which is given out as it comes
-            self._argue(character)
+            self._word = "{"  # an object, emitted as it arrives
+            self._emit_arguments(character)
 
-    def _argue(self, text: str) -> None:
+    def _emit_arguments(self, text: str) -> None:
         self._has_arguments = True
         if self._name is None:
             self._held += text
@@ -149,21 +261,21 @@ class CallScanner:
         if self._key == "name":
             self._name = self._load(self._word)
             self._found.append((self._name, self._held))
-        elif self._key == "arguments" and self._word != "{":  # an object that was packed into a string
+        elif self._key == "arguments" and self._word != "{":  # an object encoded as a string
             text = self._load(self._word)
             try:
-                packed = json.loads(text)
+                decoded = json.loads(text)
             except ValueError:
-                packed = None
-            if not isinstance(packed, dict):
+                decoded = None
+            if not isinstance(decoded, dict):
                 raise Broken("arguments are a string that holds no object")
-            self._argue(text)
+            self._emit_arguments(text)
 
     def _end_call(self) -> None:
         if self._name is None:
             raise Broken("a call has no name")
         if not self._has_arguments:
-            self._argue("{}")
+            self._emit_arguments("{}")
         self._at = _At.AFTER_CALL
 
     def _ends_string(self, character: str) -> bool:
@@ -192,116 +304,3 @@ def _joined(found: list[tuple[str | None, str]]) -> list[tuple[str | None, str]]
         else:
             joined.append((name, text))
     return joined
-
-
-ID_LENGTH = 9  # Mistral's prompts take no other
-_LETTERS = string.ascii_letters + string.digits
-
-
-def new_call_id() -> str:
-    """A name for a tool call."""
-    return "".join(secrets.choice(_LETTERS) for _ in range(ID_LENGTH))
-
-
-@dataclasses.dataclass(frozen=True)
-class CallDelta:
-    """A piece of a tool call; the first of a call has its id and name.
-
-    Attributes:
-        index: which call of the answer, from 0.
-        arguments: the next part of their JSON text.
-    """
-
-    index: int
-    id: str | None = None
-    name: str | None = None
-    arguments: str = ""
-
-
-@dataclasses.dataclass(frozen=True)
-class Delta:
-    """What some tokens added to an answer."""
-
-    content: str = ""
-    calls: tuple[CallDelta, ...] = ()
-
-
-class AnswerParser:
-    """Reads one answer token by token: words first, then the calls behind [TOOL_CALLS], which is known by its id.
-
-    What looks like calls but is none is words after all. Calls that were begun are never taken back.
-    """
-
-    def __init__(
-        self,
-        tokenizer: Decodes,
-        tool_calls_id: int,
-        *,
-        stop: Sequence[str] = (),
-        ends: Collection[int] = (),
-        make_id: Callable[[], str] = new_call_id,
-    ) -> None:
-        """
-        Args:
-            tokenizer: of the model.
-            tool_calls_id: of [TOOL_CALLS].
-            stop: strings that end the answer and do not belong to its words.
-            ends: tokens that end the answer and do not belong to its words.
-            make_id: names calls.
-        """
-        self._tool_calls_id = tool_calls_id
-        self._ends = frozenset(ends)
-        self._make_id = make_id
-        self._words = Detokenizer(tokenizer, stop, skip_special_tokens=True)
-        self._decoder = StreamDecoder(tokenizer)
-        self._scanner: CallScanner | None = None
-        self._raw = ""  # of calls, until one has begun
-        self._broken = False
-        self.num_calls = 0
-
-    def push(self, token_ids: Sequence[int]) -> Delta:
-        """What these tokens add."""
-        content, calls = "", list[CallDelta]()
-        for token in token_ids:
-            if token in self._ends:
-                continue
-            if self._scanner is not None:
-                content += self._read(self._decoder.push(token), calls)
-            elif token == self._tool_calls_id:
-                content += "" if self._words.stop is not None else self._words.finish()
-                self._scanner = CallScanner()
-            elif self._words.stop is None:
-                content += self._words.push(token)
-        return Delta(content, tuple(calls))
-
-    def finish(self) -> Delta:
-        """What was held back, when no more tokens come."""
-        if self._scanner is None:
-            return Delta("" if self._words.stop is not None else self._words.finish())
-        calls: list[CallDelta] = []
-        content = self._read(self._decoder.finish(), calls)
-        return Delta(content, tuple(calls))
-
-    def _read(self, text: str, calls: list[CallDelta]) -> str:
-        """Adds to the calls what this text holds of them; gives what are words after all."""
-        assert self._scanner is not None
-        if self._broken:
-            return "" if self.num_calls else text
-        if not self.num_calls:
-            self._raw += text
-        try:
-            found = self._scanner.push(text)
-        except Broken:
-            self._broken = True
-            found = self._scanner.salvage()
-        for name, arguments in found:
-            if name is not None:
-                self.num_calls += 1
-                calls.append(CallDelta(self.num_calls - 1, self._make_id(), name, arguments))
-            elif arguments and calls:
-                calls[-1] = dataclasses.replace(calls[-1], arguments=calls[-1].arguments + arguments)
-            elif arguments:
-                calls.append(CallDelta(self.num_calls - 1, arguments=arguments))
-        if self._broken and not self.num_calls:
-            return self._raw
-        return ""

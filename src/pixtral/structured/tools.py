@@ -1,4 +1,4 @@
-"""The tools of a request and which of them may or must be called: as a grammar, as a guide, and for the prompt."""
+"""Tools of a request, the grammar of their calls, and checks of the calls and results of a conversation."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from pixtral.structured.tool_parser import ID_LENGTH
 
 MAX_TOOLS = 128
 MAX_CALLS = 32  # in one answer
+_ALPHABET = string.digits + string.ascii_letters
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")
 
 Choice = Literal["auto", "none", "required"]
@@ -28,8 +29,8 @@ class Tool:
 
     Attributes:
         arguments: the schema of its arguments, an object.
-        strict: refuse keywords of the schema that cannot be enforced; otherwise they are let go.
-        definition: what the prompt shows of it.
+        strict: refuse keywords of the schema that cannot be enforced; otherwise they are ignored.
+        definition: its entry in the prompt.
     """
 
     name: str
@@ -56,7 +57,7 @@ class ToolUse:
 
     @property
     def definitions(self) -> list[dict[str, Any]]:
-        """For the prompt, all of them whatever the choice, since earlier calls may stand in the conversation."""
+        """For the prompt: all of them whatever the choice, since the conversation may hold earlier calls."""
         return [dict(tool.definition) for tool in self.tools]
 
     def forms(self) -> Iterator[Form]:
@@ -96,7 +97,7 @@ def read_tools(tools: Sequence[object], choice: object = None, parallel: bool | 
         parallel: whether there may be several calls in an answer; None allows them.
 
     Raises:
-        StructureError: a tool that is none, a schema that cannot be worked with, a choice that names no tool.
+        StructureError: an invalid tool or schema, or a choice of an unknown tool.
     """
     known: dict[str, Tool] = {}
     if len(tools) > MAX_TOOLS:
@@ -133,6 +134,55 @@ def read_tools(tools: Sequence[object], choice: object = None, parallel: bool | 
     return ToolUse(tuple(known.values()), choice or "auto", name, True if parallel is None else parallel)
 
 
+def check_history(messages: Sequence[Message]) -> list[Message]:
+    """The conversation, ready for a prompt.
+
+    Every call must be followed by its result before the next message. Ids of calls that are not nine letters or digits
+    (other servers have longer ones) are replaced, in calls and results alike. Text beside calls is dropped, since
+    Mistral's prompts cannot hold it.
+
+    Raises:
+        StructureError: a result without its call, a call without its result or with two, an id that is used twice,
+            arguments that are not a JSON object.
+    """
+    checked: list[Message] = []
+    waiting: dict[str, str] = {}  # calls without a result yet: id -> id in the prompt
+    answered: set[str] = set()
+    for index, message in enumerate(messages):
+        where = f"messages[{index}]"
+        if message.role == "tool":
+            message = _checked_result(message, waiting, answered, where)
+        elif waiting:
+            raise StructureError(
+                f"{where} has role {message.role!r}, but the tool call(s) {', '.join(map(repr, waiting))} before it "
+                "have no result yet; put a message with role 'tool' and that tool_call_id there",
+                f"{where}.role",
+            )
+        elif message.tool_calls:
+            answered = set()
+            message = _checked_calls(message, waiting, where)
+        checked.append(message)
+    if waiting:
+        raise StructureError(
+            f"the conversation ends with the tool call(s) {', '.join(map(repr, waiting))} without result; add a "
+            "message with role 'tool' and that tool_call_id for each",
+            "messages",
+        )
+    return checked
+
+
+def prompt_id(call_id: str) -> str:
+    """A call's id for the prompt: itself if it is nine letters or digits, else nine derived from its hash."""
+    if len(call_id) == ID_LENGTH and call_id.isascii() and call_id.isalnum():
+        return call_id
+    number = int.from_bytes(hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).digest()[:8], "big")
+    letters = ""
+    for _ in range(ID_LENGTH):
+        number, place = divmod(number, len(_ALPHABET))
+        letters += _ALPHABET[place]
+    return letters
+
+
 def _tool(given: object, where: str) -> Tool:
     function = given.get("function") if isinstance(given, Mapping) else None
     if not isinstance(given, Mapping) or given.get("type") != "function" or not isinstance(function, Mapping):
@@ -145,13 +195,13 @@ def _tool(given: object, where: str) -> Tool:
             f"{where}.function.name is {name!r}; expected 1 to 64 letters, digits, '_', '.' or '-'",
             f"{where}.function.name",
         )
-    schema = _arguments(parameters, f"{where}.function.parameters")
+    schema = _arguments_schema(parameters, f"{where}.function.parameters")
     shown = {"name": name, "description": function.get("description") or "", "parameters": schema}
     return Tool(name, schema, bool(strict), {"type": "function", "function": shown})
 
 
-def _arguments(parameters: object, where: str) -> dict[str, Any]:
-    """The schema of a tool's arguments; one that says nothing means that there are none."""
+def _arguments_schema(parameters: object, where: str) -> dict[str, Any]:
+    """The schema of a tool's arguments; an empty one means no arguments."""
     if parameters is None or parameters == {}:
         return {"type": "object", "properties": {}, "additionalProperties": False}
     schema = check_schema(parameters, where)
@@ -162,7 +212,7 @@ def _arguments(parameters: object, where: str) -> dict[str, Any]:
 
 
 def _call(tool: Tool) -> str:
-    """The rule body of one call, with the blanks of the models' training, or without any."""
+    """The rule body of one call; blanks as in the models' training data, or none."""
     begin = quote('{"name":'), quote(f'"{tool.name}",'), quote('"arguments":')
     return ' " "? '.join([*begin, _schema(tool)]) + ' "}"'
 
@@ -171,62 +221,7 @@ def _schema(tool: Tool) -> str:
     return grammar_of(tool.arguments, lenient=not tool.strict)
 
 
-# FOLDED pixtral.structured.tools: Tool calls and their results in a conversation: whether they fit together, and names that Mistral's prompts take.
-
-
-_ALPHABET = string.digits + string.ascii_letters
-
-
-def check_history(messages: Sequence[Message]) -> list[Message]:
-    """The conversation, ready for a prompt.
-
-    Every call is followed by its result before anybody else speaks. Names of calls that are not nine letters or digits
-    (other servers have longer ones) are replaced by such, calls and results alike. Words beside calls are left out:
-    Mistral's prompts have no place for them.
-
-    Raises:
-        StructureError: a result without its call, a call without its result or with two, a name that is used twice,
-            arguments that are no JSON object.
-    """
-    checked: list[Message] = []
-    waiting: dict[str, str] = {}  # names of calls without result yet, as they came and as the prompt has them
-    answered: set[str] = set()
-    for index, message in enumerate(messages):
-        where = f"messages[{index}]"
-        if message.role == "tool":
-            message = _result(message, waiting, answered, where)
-        elif waiting:
-            raise StructureError(
-                f"{where} has role {message.role!r}, but the tool call(s) {', '.join(map(repr, waiting))} before it "
-                "have no result yet; put a message with role 'tool' and that tool_call_id there",
-                f"{where}.role",
-            )
-        elif message.tool_calls:
-            answered = set()
-            message = _calls(message, waiting, where)
-        checked.append(message)
-    if waiting:
-        raise StructureError(
-            f"the conversation ends with the tool call(s) {', '.join(map(repr, waiting))} without result; add a "
-            "message with role 'tool' and that tool_call_id for each",
-            "messages",
-        )
-    return checked
-
-
-def prompt_id(call_id: str) -> str:
-    """A call's name as prompts take it: nine letters or digits stay, anything else becomes such."""
-    if len(call_id) == ID_LENGTH and call_id.isascii() and call_id.isalnum():
-        return call_id
-    number = int.from_bytes(hashlib.sha256(call_id.encode("utf-8", "surrogatepass")).digest()[:8], "big")
-    letters = ""
-    for _ in range(ID_LENGTH):
-        number, place = divmod(number, len(_ALPHABET))
-        letters += _ALPHABET[place]
-    return letters
-
-
-def _calls(message: Message, waiting: dict[str, str], where: str) -> Message:
+def _checked_calls(message: Message, waiting: dict[str, str], where: str) -> Message:
     calls: list[ToolCall] = []
     for number, call in enumerate(message.tool_calls):
         here = f"{where}.tool_calls[{number}]"
@@ -237,12 +232,12 @@ def _calls(message: Message, waiting: dict[str, str], where: str) -> Message:
         if not call.name:
             raise StructureError(f"{here}.function.name is empty; give it the tool's name", f"{here}.function.name")
         waiting[call.id] = prompt_id(call.id)
-        calls.append(ToolCall(call.name, _arguments_history(call.arguments, here), waiting[call.id]))
+        calls.append(ToolCall(call.name, _arguments_text(call.arguments, here), waiting[call.id]))
     return dataclasses.replace(message, parts=(), tool_calls=tuple(calls), plain=False)
 
 
-def _arguments_history(arguments: str | Mapping[str, object], where: str) -> str:
-    """As JSON text, which is what templates write as it stands."""
+def _arguments_text(arguments: str | Mapping[str, object], where: str) -> str:
+    """As JSON text, which templates insert unchanged."""
     param = f"{where}.function.arguments"
     found: object = arguments
     if isinstance(arguments, str):
@@ -255,10 +250,10 @@ def _arguments_history(arguments: str | Mapping[str, object], where: str) -> str
     if not isinstance(found, Mapping):
         raise StructureError(f"{param} is JSON of type {type(found).__name__}; expected an object", param)
     text = arguments.strip() if isinstance(arguments, str) else ""
-    return text or json.dumps(found, ensure_ascii=False)  # what the model wrote is in the prefix cache
+    return text or json.dumps(found, ensure_ascii=False)  # unchanged, since the model's own text is in the prefix cache
 
 
-def _result(message: Message, waiting: dict[str, str], answered: set[str], where: str) -> Message:
+def _checked_result(message: Message, waiting: dict[str, str], answered: set[str], where: str) -> Message:
     name = message.tool_call_id
     if name is None:
         raise StructureError(f"{where} has role 'tool' but no tool_call_id; name the call it answers", where)

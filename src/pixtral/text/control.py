@@ -1,4 +1,4 @@
-"""Which control tokens of a prompt are real: those the template wrote, never those a user typed.
+"""Control tokens in a rendered prompt: those of the template are tokens, those in the user's strings are text.
 
 A chat template turns a conversation into one string, in which a user's "[IMG]" and the template's own look alike.
 So before rendering, the first character of every control token in the user's strings is replaced by a stand-in that
@@ -9,6 +9,7 @@ still looks like a control token afterwards was written by the template. Then th
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -21,44 +22,28 @@ class TokenFinder:
     """Finds the longest control token at each place of a text, from the left."""
 
     def __init__(self, tokens: Iterable[str]) -> None:
-        self.tokens = frozenset(token for token in tokens if token)
-        self.starts = frozenset(token[0] for token in self.tokens)
-        self._lengths = sorted({len(token) for token in self.tokens}, reverse=True)
-        self._prefixes = frozenset(token[:length] for token in self.tokens for length in range(1, len(token)))
-
-    def at(self, text: str, start: int) -> str | None:
-        """The longest token that begins at `start`."""
-        for length in self._lengths:
-            if (token := text[start : start + length]) in self.tokens:
-                return token
-        return None
+        known = sorted({token for token in tokens if token}, key=len, reverse=True)  # `|` takes the first that matches
+        # most places are rejected by their first two characters, before a thousand alternatives are tried in turn
+        starts, tokens = ("|".join(map(re.escape, some)) for some in (sorted({token[:2] for token in known}), known))
+        self._pattern = re.compile(f"(?={starts})({tokens})" if known else "(?!)")
+        self._longest = max(map(len, known), default=0)
+        self._prefixes = frozenset(token[:length] for token in known for length in range(1, len(token)))
 
     def starts_in(self, text: str) -> Iterator[int]:
-        """Where a token begins, or could begin if the text that follows were to complete it."""
-        stripped = text.rstrip()
-        open_from = len(stripped) - (self._lengths[0] if self._lengths else 0)
-        for start, character in enumerate(text):
-            if character in self.starts and (
-                self.at(text, start) is not None or (start >= open_from and stripped[start:] in self._prefixes)
-            ):
-                yield start
+        """Where a token begins, overlapping ones included, or could begin if the text that follows completed it."""
+        start = -1
+        while match := self._pattern.search(text, start + 1):
+            start = match.start()
+            yield start
+        stripped = text.rstrip()  # templates strip contents before they go on
+        for length in range(1, min(self._longest, len(stripped) + 1)):
+            if stripped[-length:] in self._prefixes:
+                yield len(stripped) - length
 
     def split(self, text: str) -> list[tuple[bool, str]]:
         """The text cut into (is a token, piece); the pieces joined are the text."""
-        pieces: list[tuple[bool, str]] = []
-        start = done = 0
-        while start < len(text):
-            token = self.at(text, start) if text[start] in self.starts else None
-            if token is None:
-                start += 1
-                continue
-            if start > done:
-                pieces.append((False, text[done:start]))
-            pieces.append((True, token))
-            start = done = start + len(token)
-        if done < len(text):
-            pieces.append((False, text[done:]))
-        return pieces
+        pieces = self._pattern.split(text)  # the pattern's group puts the tokens at the odd places
+        return [(place % 2 == 1, piece) for place, piece in enumerate(pieces) if piece]
 
 
 @dataclass(frozen=True)
@@ -91,10 +76,7 @@ class Mask:
 
     def split(self, text: str) -> list[tuple[bool, str]]:
         """A rendered text cut into (is a token of the template, piece), with its own characters."""
-        pieces: list[tuple[bool, str]] = []
-        for is_token, piece in self.finder.split(text):
-            pieces.append((is_token, piece if is_token else self.show(piece)))
-        return pieces
+        return [(is_token, piece if is_token else self.show(piece)) for is_token, piece in self.finder.split(text)]
 
 
 def mask_for(values: object, finder: TokenFinder) -> Mask:

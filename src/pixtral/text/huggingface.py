@@ -13,7 +13,7 @@ from pixtral.errors import PromptError, Refused, nearest, refuse
 from pixtral.hub import resolve
 from pixtral.text import templates
 from pixtral.text.base import TokenizerBase
-from pixtral.text.huggingface_vocab import HuggingFaceEncoding
+from pixtral.text.huggingface_vocab import HuggingFaceVocabulary
 from pixtral.text.padding import VERY_LARGE
 from pixtral.text.tokenizer_files import FILES, TokenizerFiles, read_files, write_files
 
@@ -27,7 +27,7 @@ OPTIONS = (
 )  # fmt: skip
 
 
-class HuggingFaceTokenizer(HuggingFaceEncoding, TokenizerBase):
+class HuggingFaceTokenizer(HuggingFaceVocabulary, TokenizerBase):
     """A tokenizer over a `tokenizers.Tokenizer`.
 
     Control tokens written in a text become ids, as in Transformers; `apply_chat_template(tokenize=True)` takes them
@@ -144,7 +144,7 @@ class HuggingFaceTokenizer(HuggingFaceEncoding, TokenizerBase):
 
     @cached_property
     def _affixes(self) -> tuple[list[int], list[int]]:
-        """The ids that `add_special_tokens` puts before and behind a text."""
+        """The ids that `add_special_tokens` puts before and after a text."""
         if self.add_bos_token is not None or self.add_eos_token is not None:
             bos = [self.bos_token_id] if self.add_bos_token and self.bos_token_id is not None else []
             eos = [self.eos_token_id] if self.add_eos_token and self.eos_token_id is not None else []

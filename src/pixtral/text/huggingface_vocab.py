@@ -1,4 +1,4 @@
-"""The vocabulary side of HuggingFaceTokenizer: tokens, ids and the names of the control tokens."""
+"""The vocabulary of HuggingFaceTokenizer: tokens and ids, texts and rendered prompts to ids."""
 
 from __future__ import annotations
 
@@ -60,7 +60,7 @@ class HuggingFaceVocabulary(SpecialTokens):
 
     @cached_property
     def control_tokens(self) -> TokenFinder:
-        """Finds the added tokens, which a text must not smuggle in."""
+        """Finds the added tokens, which must not be read from a user's text."""
         return TokenFinder(token.content for token in self._added.values())
 
     def token_to_id(self, token: str) -> int | None:
@@ -109,7 +109,7 @@ class HuggingFaceVocabulary(SpecialTokens):
             if len(token) == 6 and token.startswith("<0x") and token.endswith(">"):
                 return bytes([int(token[3:5], 16)])
             return str(token).replace("▁", " ").encode("utf-8")
-        table = byte_of_character()
+        table = _byte_of_character()
         if all(character in table for character in token):
             return bytes(table[character] for character in token)
         return str(token).encode("utf-8")
@@ -117,22 +117,6 @@ class HuggingFaceVocabulary(SpecialTokens):
     @cached_property
     def _special_set(self) -> frozenset[int]:
         return frozenset(self.all_special_ids)
-
-
-@cache
-def byte_of_character() -> dict[str, int]:
-    """The printable character that byte-level vocabularies write for each byte, and back."""
-    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
-    table = {chr(byte): byte for byte in printable}
-    rest = [byte for byte in range(256) if byte not in printable]
-    return table | {chr(256 + place): byte for place, byte in enumerate(rest)}
-
-
-# FOLDED pixtral.text.huggingface_vocab: From text to ids with a tokenizer.json: texts as they are, and prompts whose control tokens are known.
-
-
-class HuggingFaceEncoding(HuggingFaceVocabulary):
-    """Mixed into HuggingFaceTokenizer."""
 
     def text_to_ids(self, text: str) -> list[int]:
         """The ids of a text, control tokens in it included, nothing added."""
@@ -165,7 +149,7 @@ class HuggingFaceEncoding(HuggingFaceVocabulary):
         return self.pieces_to_ids(rendered.split())
 
     def pieces_to_ids(self, pieces: Sequence[tuple[bool, str]]) -> list[int]:
-        """The ids of (is a control token, piece) in order. `text_to_ids` of the joined text if no piece lies."""
+        """The ids of (is a control token, piece) in order."""
         by_name = {token.content: (i, token) for i, token in self._added.items()}
         ids: list[int] = []
         for place, (is_token, piece) in enumerate(pieces):
@@ -179,3 +163,12 @@ class HuggingFaceEncoding(HuggingFaceVocabulary):
             if piece:
                 ids += self.ordinary_ids(piece, first=place == 0)
         return ids
+
+
+@cache
+def _byte_of_character() -> dict[str, int]:
+    """The byte for each printable character that byte-level vocabularies write (GPT-2's table)."""
+    printable = [*range(ord("!"), ord("~") + 1), *range(ord("¡"), ord("¬") + 1), *range(ord("®"), ord("ÿ") + 1)]
+    table = {chr(byte): byte for byte in printable}
+    rest = [byte for byte in range(256) if byte not in printable]
+    return table | {chr(256 + place): byte for place, byte in enumerate(rest)}

@@ -16,14 +16,14 @@ from pixtral.errors import PromptError, Refused, refuse
 from pixtral.hub import resolve
 from pixtral.text import mistral_chat
 from pixtral.text.base import TokenizerBase
-from pixtral.text.mistral_vocab import MistralEncoding
+from pixtral.text.mistral_vocab import MistralVocabulary
 from pixtral.text.padding import VERY_LARGE
 from pixtral.text.tokenizer_files import find_tokenizer_file, load_tokenizer, save_tokenizer_file
 
 if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
-    from pixtral.images.source import ImageLimits
+    from pixtral.images.limits import ImageLimits
 
 _PATTERNS = ("tekken.json", "*.model", "*.model.v*")
 OPTIONS = (
@@ -32,7 +32,7 @@ OPTIONS = (
 _IGNORED = ("_from_auto", "trust_remote_code", "backend", "files_loaded", "_from_pipeline", "_commit_hash", "dtype")
 
 
-class MistralCommonTokenizer(MistralEncoding, TokenizerBase):
+class MistralCommonTokenizer(MistralVocabulary, TokenizerBase):
     """A tokenizer over mistral-common.
 
     Args:

@@ -1,4 +1,4 @@
-"""Conversations to ids with mistral-common: our messages become its request, its refusals become ours."""
+"""Conversations to ids with mistral-common: messages become its request, its exceptions PromptErrors."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ OWN = {
 
 
 class ChatTokenizer(Protocol):
-    """What is needed of a `MistralCommonTokenizer`: mistral-common's own tokenizer, and how rows of ids are made."""
+    """`MistralCommonTokenizer`, as far as it is needed here; `mistral.py` imports this module."""
 
     @property
     def tokenizer(self) -> Any:
@@ -34,7 +34,7 @@ class ChatTokenizer(Protocol):
 
     @property
     def image_limits(self) -> ImageLimits | None:
-        """What images that are read must keep to."""
+        """Limits for the images that are loaded."""
         ...
 
     def ids_to_text(self, ids: Sequence[int], skip_special_tokens: bool) -> str:
@@ -72,7 +72,7 @@ def apply(
     """`MistralCommonTokenizer.apply_chat_template`; its docstring says what the arguments are."""
     batched = is_batch(conversation)
     conversations = [normalize(item) for item in (conversation if batched else [conversation])]
-    conversations = hand_out(conversations, images)
+    conversations = fill_all_images(conversations, images)
     check_opening(conversations, add_generation_prompt, continue_final_message)
     encoded = [
         encode(
@@ -100,7 +100,7 @@ def apply(
 def check_opening(
     conversations: Sequence[Sequence[Message]], add_generation_prompt: bool, continue_final_message: bool
 ) -> None:
-    """Refuse to open an answer that is there already."""
+    """Raise if the arguments exclude each other, or the last message is an answer already."""
     if add_generation_prompt and continue_final_message:
         raise PromptError("add_generation_prompt and continue_final_message exclude each other; choose one")
     if add_generation_prompt and any(messages[-1].role == "assistant" for messages in conversations):
@@ -110,8 +110,8 @@ def check_opening(
         )
 
 
-def hand_out(conversations: list[list[Message]], images: Sequence[object] | None) -> list[list[Message]]:
-    """The conversations with `images` in their empty places, in reading order over all of them."""
+def fill_all_images(conversations: list[list[Message]], images: Sequence[object] | None) -> list[list[Message]]:
+    """The conversations with `images` in the image parts without a source, in reading order over all of them."""
     if images is None:
         return conversations
     joined = fill_images([message for messages in conversations for message in messages], images)
@@ -162,7 +162,7 @@ def encode(
             continue_final_message=continue_final_message,
             **(request or {}),
         )
-        _put_in(chat_request, images)
+        _replace_placeholders(chat_request, images)
         encoder = _in_order(tokenizer.tokenizer) if keep_order else tokenizer.tokenizer
         tokenized = encoder.encode_chat_completion(chat_request)
     except (MistralCommonException, ValueError, KeyError, TypeError, AssertionError, NotImplementedError) as error:
@@ -197,7 +197,7 @@ def _load(tokenizer: ChatTokenizer, source: Any) -> Any:
 
 
 def _mistral_form(message: dict[str, Any]) -> dict[str, Any]:
-    """Image parts become addresses, and absent contents and ids are spelt out, as mistral-common wants them."""
+    """An OpenAI message as mistral-common expects it: image parts are URLs, missing contents and ids are null."""
     content = message.get("content")
     if isinstance(content, list):
         placeholder = {"type": "image_url", "image_url": {"url": PLACEHOLDER}}
@@ -205,13 +205,13 @@ def _mistral_form(message: dict[str, Any]) -> dict[str, Any]:
     result = {**message, "content": content}
     if message["role"] == "tool":
         result.setdefault("tool_call_id", None)
-    elif "name" in result:  # OpenAI's name of a speaker, which Mistral's prompts do not show
+    elif "name" in result:  # OpenAI's name of the author, which Mistral's prompts do not contain
         del result["name"]
     return result
 
 
 def _mistral_tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] | None:
-    """The schemas without a "return", which Transformers writes and older releases of mistral-common refuse."""
+    """The schemas without "return", which Transformers writes and older releases of mistral-common reject."""
 
     def function(tool: dict[str, Any]) -> Any:
         found = tool.get("function")
@@ -220,7 +220,7 @@ def _mistral_tools(tools: list[dict[str, Any]] | None) -> list[dict[str, Any]] |
     return None if tools is None else [{**tool, "function": function(tool)} for tool in tools]
 
 
-def _put_in(request: Any, images: list[Any]) -> None:
+def _replace_placeholders(request: Any, images: list[Any]) -> None:
     """Replace the placeholders of a request by the images, in reading order; None leaves a placeholder."""
     from mistral_common.protocol.instruct.chunk import ImageChunk, ImageURLChunk
 

@@ -1,4 +1,4 @@
-"""Images inside mistral-common's prompts: our own encoder in the place of mistral-common's, which needs OpenCV."""
+"""Images in mistral-common's prompts: an image encoder in place of mistral-common's own, which needs OpenCV."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from PIL.Image import Image
 
 PLACEHOLDER = "pixtral:placeholder"
-"""Address of an image that is put in later: it takes one image token and no pixels."""
+"""URL of an image that is filled in later: one image token, no pixels."""
 
 
 class NativeImageEncoder:
-    """Called by mistral-common for every image part: token ids from our geometry, pixels from our native processor.
+    """Called by mistral-common for every image part: token ids from `geometry`, pixels from `NativeImageProcessor`.
 
     Args:
         image_config: patch size, largest side and merge size, as the tokenizer's file has them.
@@ -80,7 +80,7 @@ class NativeImageEncoder:
 
 
 def native_processor(image_config: ImageConfig, **options: Any) -> Any:
-    """The NativeImageProcessor with the sizes that a tokenizer's file asks for; `options` go before them."""
+    """The NativeImageProcessor with the sizes that a tokenizer's file asks for; `options` take precedence."""
     from pixtral.images.processors import NativeImageProcessor
 
     side = image_config.image_patch_size * image_config.spatial_merge_size

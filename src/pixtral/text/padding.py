@@ -1,7 +1,4 @@
-"""How long a row of ids becomes: what `padding`, `truncation` and `max_length` mean together, and the padding itself.
-
-The rules are those of Transformers, so that a call gives the same rows there and here.
-"""
+"""Padding and truncation of rows of ids by Transformers' rules for `padding`, `truncation` and `max_length`."""
 
 from __future__ import annotations
 
@@ -20,15 +17,15 @@ _TRUNCATION = ("longest_first", "do_not_truncate", "only_first", "only_second")
 
 @dataclass(frozen=True)
 class Lengths:
-    """A call's decision: how to pad, whether to truncate, and to what length (None: there is no limit)."""
+    """The resolved arguments of one call: padding strategy, whether to truncate, and the length (None: no limit)."""
 
     padding: str
     truncate: bool
     max_length: int | None
 
 
-def strategy(value: object, allowed: tuple[str, ...], name: str) -> str:
-    """A strategy's name from its name or an enumeration's member."""
+def _strategy(value: object, allowed: tuple[str, ...], name: str) -> str:
+    """The name of a strategy, given by name or as an enumeration member."""
     text = getattr(value, "value", value)
     if text not in allowed:
         raise PromptError(f"{name} is {value!r}; expected True, False or one of {', '.join(map(repr, allowed))}")
@@ -44,7 +41,7 @@ def resolve(
     pad_token_id: int | None,
     pad_to_multiple_of: int | None = None,
 ) -> Lengths:
-    """The decision for one call.
+    """Resolve the arguments of one call.
 
     Raises:
         PromptError: an unknown strategy, padding without a padding token, or a length that contradicts
@@ -53,14 +50,14 @@ def resolve(
     if max_length is not None and padding is False and truncation is None:
         truncation = True  # a length alone asks for truncation
     truncate = truncation not in (None, False) and (
-        truncation is True or strategy(truncation, _TRUNCATION, "truncation") != "do_not_truncate"
+        truncation is True or _strategy(truncation, _TRUNCATION, "truncation") != "do_not_truncate"
     )
     if padding is True:
         pad = "longest"
         if max_length is not None and not truncate:
             warnings.warn("max_length is ignored with padding=True; write padding='max_length'", stacklevel=4)
     else:
-        pad = "do_not_pad" if padding in (None, False) else strategy(padding, _PADDING, "padding")
+        pad = "do_not_pad" if padding in (None, False) else _strategy(padding, _PADDING, "padding")
     if max_length is None:
         if model_max_length > NO_LIMIT:
             pad = "do_not_pad" if pad == "max_length" else pad

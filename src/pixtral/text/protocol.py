@@ -1,4 +1,4 @@
-"""What the rest of the package asks of a tokenizer, whichever files it came from."""
+"""The tokenizer interface that the rest of the package uses; both tokenizers implement it."""
 
 from __future__ import annotations
 
@@ -13,8 +13,11 @@ class Tokenizer(Protocol):
     padding_side: str
     model_max_length: int
 
+    def __len__(self) -> int: ...
     @property
     def vocab_size(self) -> int: ...
+    @property
+    def byte_level(self) -> bool: ...
     @property
     def bos_token_id(self) -> int | None: ...
     @property

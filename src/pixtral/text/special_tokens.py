@@ -36,7 +36,7 @@ class SpecialTokens:
 
     @property
     def bos_token(self) -> str | None:
-        """Begins every prompt."""
+        """Beginning of sequence."""
         return self._named.get("bos_token")
 
     @bos_token.setter
@@ -45,7 +45,7 @@ class SpecialTokens:
 
     @property
     def eos_token(self) -> str | None:
-        """Ends every answer."""
+        """End of sequence."""
         return self._named.get("eos_token")
 
     @eos_token.setter
@@ -54,7 +54,7 @@ class SpecialTokens:
 
     @property
     def unk_token(self) -> str | None:
-        """Stands for what the vocabulary lacks."""
+        """For what the vocabulary lacks."""
         return self._named.get("unk_token")
 
     @unk_token.setter
@@ -63,7 +63,7 @@ class SpecialTokens:
 
     @property
     def pad_token(self) -> str | None:
-        """Fills short rows of a batch."""
+        """For padding."""
         return self._named.get("pad_token")
 
     @pad_token.setter
@@ -92,5 +92,5 @@ class SpecialTokens:
 
     @property
     def pad_token_type_id(self) -> int:
-        """Type id of added places."""
+        """Token type id of padding."""
         return 0

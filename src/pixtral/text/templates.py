@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from pixtral.errors import PromptError
+from pixtral.hub import read_json
 from pixtral.messages import Message, is_batch, normalize, to_openai
 from pixtral.text.control import Mask, TokenFinder, mask_for
 from pixtral.text.tools import tool_schemas
@@ -23,13 +24,13 @@ if TYPE_CHECKING:
     import jinja2
 
 
-_CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "  # the blank shows whether the template strips the message
+_CONTINUE = "CONTINUE_FINAL_MESSAGE_TAG "  # if its blank is gone, the template strips the message
 _FILES = ("chat_template.jinja", "chat_template.json", "processor_config.json", "tokenizer_config.json")
 
 
 @dataclass(frozen=True)
 class Rendered:
-    """A prompt in which the user's control tokens are hidden behind stand-ins."""
+    """A rendered prompt, in which the control tokens of the user's strings are masked."""
 
     masked: str
     mask: Mask = field(repr=False)
@@ -85,7 +86,7 @@ class ChatTemplate:
             documents: mappings with a title and a text, for templates that know them.
             add_generation_prompt: asks the template to open an assistant turn.
             continue_final_message: leave the last message open, so that the model goes on with it.
-            control_tokens: what must not come from the user's strings; None trusts them.
+            control_tokens: tokens that must not be read from the user's strings; None allows all.
             variables: further values for the template, bos_token and the like among them.
 
         Raises:
@@ -121,16 +122,12 @@ def find_template(folder: Path) -> str | None:
         path = folder / name
         if not path.is_file():
             continue
-        try:
-            text = path.read_text(encoding="utf-8")
-        except UnicodeDecodeError as error:
-            raise PromptError(f"{path} is not UTF-8 text ({error}); fetch the file again") from error
         if path.suffix == ".jinja":
-            return text
-        try:
-            found = json.loads(text).get("chat_template")
-        except (json.JSONDecodeError, AttributeError) as error:
-            raise PromptError(f"{path} is not a JSON object ({error}); repair or remove it") from error
+            try:
+                return path.read_text(encoding="utf-8")
+            except UnicodeDecodeError as error:
+                raise PromptError(f"{path} is not UTF-8 text ({error}); fetch the file again") from error
+        found = read_json(path, error=PromptError).get("chat_template")
         if isinstance(found, list):
             named = {entry["name"]: entry["template"] for entry in found}
             if "default" not in named:
@@ -156,7 +153,7 @@ def plain(value: Any) -> Any:
 
 
 def _open_final_message(message: dict[str, Any]) -> str:
-    """Put the tag behind the last text of the message and return that text."""
+    """Append the tag to the last text of the message; returns that text."""
     content = message.get("content")
     if isinstance(content, str):
         message["content"] = content + _CONTINUE
@@ -242,13 +239,13 @@ def _tojson(
 
 
 class TemplateTokenizer(Protocol):
-    """What rendering needs of a `HuggingFaceTokenizer`."""
+    """`HuggingFaceTokenizer`, as far as it is needed here; `huggingface.py` imports this module."""
 
     chat_template: str | None
 
     @property
     def control_tokens(self) -> TokenFinder:
-        """What must not come from the user's strings."""
+        """Tokens that must not be read from the user's strings."""
         ...
 
     @property

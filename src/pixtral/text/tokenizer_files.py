@@ -1,4 +1,4 @@
-"""Reading and writing the files of a Hugging Face tokenizer: tokenizer.json and the settings beside it."""
+"""Tokenizer files: Mistral's tekken.json and SentencePiece files, Hugging Face's tokenizer.json and its settings."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
 from pixtral.errors import CheckpointError, PromptError
-from pixtral.hub import saving
+from pixtral.hub import listing, read_json, saving
 from pixtral.text.padding import NO_LIMIT, VERY_LARGE
 from pixtral.text.templates import find_template
 
@@ -20,14 +20,30 @@ if TYPE_CHECKING:
     from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 
 
-# FOLDED pixtral.text.tokenizer_files: Finding and opening Mistral's tokenizer files.
-
+FILES = (
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "processor_config.json",
+)
+_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
+_OPTIONS = (
+    "model_max_length",
+    "padding_side",
+    "truncation_side",
+    "model_input_names",
+    "clean_up_tokenization_spaces",
+    "add_bos_token",
+    "add_eos_token",
+)
 
 _SENTENCEPIECE = re.compile(r".*\.model(?:\.v(?P<version>\d+)(?:m(?P<multimodal>\d+))?)?")
 
 
 class MissingTokenizerFile(CheckpointError, FileNotFoundError):
-    """A tokenizer's file is not where it was."""
+    """A tokenizer's file does not exist, or no longer."""
 
 
 class NoTokenizer(CheckpointError, PromptError):
@@ -56,18 +72,11 @@ def find_tokenizer_file(folder: Path) -> Path:
     return max(found)[-1]
 
 
-def listing(folder: Path, limit: int = 20) -> str:
-    """The names of the files in a folder, for messages."""
-    names = sorted(path.name for path in folder.iterdir()) if folder.is_dir() else []
-    more = f" and {len(names) - limit} more" if len(names) > limit else ""
-    return (", ".join(names[:limit]) or "nothing") + more
-
-
 def load_tokenizer(path: Path, mode: object) -> MistralTokenizer[Any, Any, Any, Any, Any]:
-    """Open a tokenizer file with mistral-common and replace its image encoder, which needs OpenCV, by our own.
+    """Open a tokenizer file with mistral-common, with `NativeImageEncoder` in place of its encoder, which needs OpenCV.
 
     Args:
-        path: a tekken.json (any name with "tekken" in it and ".json" behind), or a SentencePiece file.
+        path: a tekken.json (any name that contains "tekken" and ends with ".json"), or a SentencePiece file.
         mode: "test", "finetuning", ... or a mistral-common ValidationMode.
 
     Raises:
@@ -119,26 +128,6 @@ def _sentencepiece_files(folder: Path) -> list[tuple[int, int, str, Path]]:
     return found
 
 
-FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "chat_template.json",
-    "processor_config.json",
-)
-_NAMED = ("bos_token", "eos_token", "unk_token", "pad_token")
-_OPTIONS = (
-    "model_max_length",
-    "padding_side",
-    "truncation_side",
-    "model_input_names",
-    "clean_up_tokenization_spaces",
-    "add_bos_token",
-    "add_eos_token",
-)
-
-
 @dataclass(frozen=True)
 class TokenizerFiles:
     """What the files say: the tokenizer, its named special tokens, and its settings (constructor arguments)."""
@@ -149,7 +138,7 @@ class TokenizerFiles:
 
 
 def read_files(folder: Path) -> TokenizerFiles:
-    """The tokenizer of a folder.
+    """Read tokenizer.json and the settings beside it.
 
     Raises:
         NoTokenizer: there is no tokenizer.json.
@@ -168,8 +157,11 @@ def read_files(folder: Path) -> TokenizerFiles:
         if type(error) is not Exception:  # `tokenizers` raises exactly this class for every fault of the file
             raise
         raise CheckpointError(f"{path} cannot be read as a tokenizer ({error}); fetch the file again") from error
-    config = read_json(folder / "tokenizer_config.json")
-    named = {**config, **read_json(folder / "special_tokens_map.json")}
+    config, special_map = (
+        read_json(folder / name, error=CheckpointError, missing_ok=True)
+        for name in ("tokenizer_config.json", "special_tokens_map.json")
+    )
+    named = {**config, **special_map}
     special = {name: _content(named.get(name)) for name in _NAMED}
     _add_missing(backend, config, named, special)
     options = {name: config[name] for name in _OPTIONS if config.get(name) is not None}
@@ -192,19 +184,6 @@ def write_files(files: TokenizerFiles, folder: Path) -> tuple[str, ...]:
             paths.append(folder / "chat_template.jinja")
             paths[-1].write_text(template, encoding="utf-8")
     return tuple(map(str, paths))
-
-
-def read_json(path: Path) -> dict[str, Any]:
-    """The object in a JSON file; empty if there is no such file."""
-    if not path.is_file():
-        return {}
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise CheckpointError(f"{path} is not valid JSON ({error}); fetch the file again") from error
-    if not isinstance(value, dict):
-        raise CheckpointError(f"{path} holds a {type(value).__name__}; expected a JSON object")
-    return value
 
 
 def _content(token: Any) -> str | None:

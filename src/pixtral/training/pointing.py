@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import torch
 
-from pixtral.models.layers import Rotation, rotate
+from pixtral.layers.blocks import Rotation, rotate
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralAttention, MistralDecoderLayer
 from pixtral.training.questions import Question

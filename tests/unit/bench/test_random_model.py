@@ -15,7 +15,7 @@ from pixtral.bench.random_model import empty_model, fill_random, resident_bytes
 from pixtral.bench.work import weight_bytes
 from pixtral.configuration.shapes import NAMES, shape_config, with_layers
 from pixtral.errors import ConfigError
-from pixtral.models.linear import PackedLinear
+from pixtral.layers.linear import QuantizedLinear
 from pixtral.quantization import Asked
 
 
@@ -51,10 +51,12 @@ def test_it_is_the_public_class_with_numbers_of_order_one(asked):
     model = random_model(asked=asked)
     assert isinstance(model, pixtral.LlavaForConditionalGeneration)
     assert not model.training
-    packed = [module for module in model.modules() if isinstance(module, PackedLinear)]
-    assert {module.bits for module in packed} == ({4, 8} if asked.quantization == "int4" else {8} if packed else set())
-    assert bool(packed) == (asked.quantization is not None)
-    assert any(name.startswith("model.vision_tower") for name, one in model.named_modules() if one in packed) == (
+    quantized = [module for module in model.modules() if isinstance(module, QuantizedLinear)]
+    assert {module.bits for module in quantized} == (
+        {4, 8} if asked.quantization == "int4" else {8} if quantized else set()
+    )
+    assert bool(quantized) == (asked.quantization is not None)
+    assert any(name.startswith("model.vision_tower") for name, one in model.named_modules() if one in quantized) == (
         asked.quantize_vision
     )
     assert (model.config.quantization_config is None) == (asked.quantization is None)

@@ -39,16 +39,16 @@ def test_the_idle_part_of_the_last_layer():
     assert idle_share(empty_model(shape_config("tiny"), Asked())) == idle / LAYER_WEIGHTS
 
 
-def test_packed_layers_count_as_int8_unless_activations_are_bf16():
-    plain, packed, unpacked = (
+def test_quantized_layers_count_as_int8_unless_activations_are_bf16():
+    plain, quantized, dequantized = (
         decoder_work(empty_model(shape_config("tiny"), asked), 1, 100, 0)
         for asked in (Asked(), Asked("int4"), Asked("int4", activations="bf16"))
     )
-    assert packed.operations == plain.operations == unpacked.bf16
-    assert packed.int8 == 2 * (LAYERS * LAYER_WEIGHTS + WIDTH * VOCABULARY)
+    assert quantized.operations == plain.operations == dequantized.bf16
+    assert quantized.int8 == 2 * (LAYERS * LAYER_WEIGHTS + WIDTH * VOCABULARY)
     four, eight = LAYERS * LAYER_WEIGHTS, WIDTH * VOCABULARY
     rows = LAYERS * (256 + 2 * 128 + WIDTH + 2 * WIDE + WIDTH) + VOCABULARY
-    assert packed.bytes == four / 2 + eight + (four + eight) / 64 + 4 * rows
+    assert quantized.bytes == four / 2 + eight + (four + eight) / 64 + 4 * rows
 
 
 def test_the_cache_of_a_token():

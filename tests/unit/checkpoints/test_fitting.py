@@ -147,7 +147,7 @@ def test_several_gpus(pixtral_12b: Path, available: dict[str, int], monkeypatch:
         found[size] = set(placed[-1].devices.values())
     assert found == {40: {0}, 20: {0, 1}, 10: {0, 1, "cpu"}}
     assert refusal(pixtral_12b, device_map="auto", quantization="int4") == "far enough"
-    assert placed[-1].devices == {"": "cpu"}  # packed layers compute there
+    assert placed[-1].devices == {"": "cpu"}  # quantized layers compute there
     assert 'device_map="cpu"' not in refusal(pixtral_12b, device_map=1)
     available["cpu"] = 30 * GB
     assert '10.0 GB are available on cuda:1; quantization="int4"' in refusal(pixtral_12b, device_map=1)

@@ -87,7 +87,7 @@ def test_an_empty_folder(tmp_path: Path) -> None:
 def test_a_folder_of_other_things_lists_them(tmp_path: Path) -> None:
     for number in range(12):
         (tmp_path / f"{number:02}.txt").write_text("")
-    with pytest.raises(CheckpointError, match=r"Found there: 00.txt, .*07.txt, and 4 more"):
+    with pytest.raises(CheckpointError, match=r"Found there: 00.txt, .*07.txt and 4 more"):
         find(tmp_path)
 
 

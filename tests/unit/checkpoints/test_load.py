@@ -1,4 +1,4 @@
-"""Loading: the same tensors from every layout, every parameter once, and what does not fit refused by name."""
+"""Loading: the same tensors from every layout, every parameter once, refusals by name, and the progress bar."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from checkpoint_files import assert_same, native_state, params_json, prefixed, w
 from random_models import VARIANTS, llava_dict, random_llava
 
 from pixtral.checkpoints import load_model
+from pixtral.checkpoints.fill import byte_bar
 from pixtral.checkpoints.names import HF
 from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig
@@ -422,3 +423,14 @@ def test_peak_memory_is_the_model_and_one_tensor(layout: str, dtype: str, tmp_pa
     slack = 12e6
     assert result["grown"] <= result["model"] + (largest if dtype == "float32" else 0) + slack, (result, largest)
     assert not result["compiler"]  # importing it would cost every load a second
+
+
+def test_the_bar_is_shown_on_terminals_only(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for terminal, wanted in [(True, True), (False, True), (True, False)]:
+        monkeypatch.setattr(sys.stderr, "isatty", lambda terminal=terminal: terminal)
+        with byte_bar(wanted, 100, "Loading weights (hf layout)") as advance:
+            advance(60)
+            advance(40)
+        assert ("Loading weights (hf layout)" in capsys.readouterr().err) == (terminal and wanted)

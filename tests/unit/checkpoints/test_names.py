@@ -37,7 +37,7 @@ def all_names(model: str) -> list[str]:
         ),
         multimodal_projector_bias=bias,
     )  # fmt: skip
-    return [name for name, _ in build_empty(LLAVA.model, config).named_parameters()]
+    return [name for name, _ in build_empty(LLAVA.network(), config).named_parameters()]
 
 
 @pytest.mark.parametrize("scheme", SCHEMES, ids=TITLES)

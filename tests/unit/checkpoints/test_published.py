@@ -117,7 +117,7 @@ def matched(layout: str, raw: dict[str, Any], tensors: dict[str, tuple[int, ...]
     contents = Contents(files, scheme, {c: infos[n] for n, c in canonical.items() if c is not None}, unknown, ())
     config = whole_config(files, raw, contents.tensors)
     kind = next(kind for kind in KINDS if isinstance(config, kind.config))
-    wanted = wanted_by(build_empty(kind.model, config), torch.bfloat16, None)
+    wanted = wanted_by(build_empty(kind.network(), config), torch.bfloat16, None)
     return config, problems(make_plan(wanted, kind, contents), contents), contents
 
 

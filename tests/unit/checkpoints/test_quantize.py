@@ -1,4 +1,4 @@
-"""`quantize_checkpoint`: what a load would have packed, written beside its other files, whole or not at all."""
+"""`quantize_checkpoint`: what a load would have quantized, written beside its other files, whole or not at all."""
 
 from __future__ import annotations
 
@@ -59,7 +59,7 @@ SOURCES: dict[str, tuple[Callable[[Path, dict[str, Any]], object], dict[str, Any
 
 @pytest.mark.parametrize("name", SOURCES)
 @pytest.mark.parametrize("config", [INT4, QuantizationConfig(8, 32, 16, True)])
-def test_it_is_what_a_load_packs(name: str, config: QuantizationConfig, tmp_path: Path) -> None:
+def test_it_is_what_a_load_quantizes(name: str, config: QuantizationConfig, tmp_path: Path) -> None:
     write, change = SOURCES[name]
     write(tmp_path / "plain", packable_dict(**change))
     made = quantize(tmp_path / "plain", tmp_path / "out", config)
@@ -126,7 +126,7 @@ def test_what_is_refused_before_anything_is_written(tmp_path: Path, monkeypatch:
         quantize(tmp_path / "plain", tmp_path / "new", max_shard_size="5 parsecs")
     usage = type("Usage", (), {"free": 1000})
     monkeypatch.setattr("pixtral.checkpoints.quantize.shutil.disk_usage", lambda path: usage)
-    with pytest.raises(CheckpointError, match=r"has 0.0 MB free, the quantized model takes 0.\d MB; make room"):
+    with pytest.raises(CheckpointError, match=r"has 0.0 MB free, the model takes 0.\d MB; make room"):
         quantize(tmp_path / "plain", tmp_path / "new")
     assert listing(tmp_path) == before
     assert {path.name for path in tmp_path.iterdir()} == {"plain", "out"}

@@ -1,4 +1,4 @@
-"""Weights in 4 and 8 bits: packed while they stream from every layout, stored and read back, and refused by name."""
+"""Weights in 4 and 8 bits: quantized while they stream from every layout, stored and read back, and refused by name."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ from pixtral.checkpoints import load_model, save_model
 from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig, QuantizationConfig
 from pixtral.errors import CheckpointError, ConfigError
-from pixtral.models.linear import PackedLinear
+from pixtral.layers.linear import QuantizedLinear
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
 from pixtral.models.vision import PixtralVisionModel
-from pixtral.ops.linear import pack, unpack
+from pixtral.ops.quantized_weight import dequantize_weight, quantize_weight
 from pixtral.quantization import Asked
 
 INT4, ALL = Asked("int4"), Asked("int4", quantize_vision=True)
@@ -40,24 +40,26 @@ def load(folder: Path, asked: Asked | None = None, **arguments: Any) -> LlavaFor
     return load_model(LlavaForConditionalGeneration, folder, asked=asked, **arguments)
 
 
-def packed_state(state: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """What a model's state_dict must be when its packed layers are made from these weights."""
+def quantized_state(state: dict[str, torch.Tensor], model: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """What a model's state_dict must be when its quantized layers are made from these weights."""
     expected = dict(state)
     for name, layer in model.named_modules():
-        if isinstance(layer, PackedLinear):
-            made = pack(expected.pop(f"{name}.weight"), layer.bits, layer.group_size)
+        if isinstance(layer, QuantizedLinear):
+            made = quantize_weight(expected.pop(f"{name}.weight"), layer.bits, layer.group_size)
             expected |= {f"{name}.{part}": getattr(made, part) for part in ("codes", "scales", "row_scales")}
     return expected
 
 
 @pytest.mark.parametrize("name", LAYOUTS)
-def test_every_layout_gives_the_same_packed_weights(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Rows of q and k are put into our order before they are packed, whole heads to a block."""
+def test_every_layout_gives_the_same_quantized_weights(
+    name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows of q and k are put into our order before they are quantized, whole heads to a block."""
     monkeypatch.setattr("pixtral.quantization.base.BLOCK_BYTES", 4000)
     state = LAYOUTS[name](tmp_path, packable_dict())
     model = load(tmp_path, ALL)
-    assert_same(model.state_dict(), packed_state(state, model))
-    assert sum(isinstance(layer, PackedLinear) for layer in model.modules()) == 3 * 7 * 2 + 3
+    assert_same(model.state_dict(), quantized_state(state, model))
+    assert sum(isinstance(layer, QuantizedLinear) for layer in model.modules()) == 3 * 7 * 2 + 3
     assert not model.training
     assert model.quantizer.config == QuantizationConfig(quantize_vision=True)  # type: ignore[union-attr]
     assert model.config.quantization_config == QuantizationConfig(quantize_vision=True).to_dict()
@@ -70,8 +72,8 @@ def test_it_computes_with_the_weights_that_it_holds(quantization: str, tmp_path:
     ids, pixels = torch.tensor([[20, 10, 10, 12, 10, 10, 13, 33, 50]]), torch.randn(1, 3, 8, 8)
     with torch.no_grad():
         for name, layer in model.named_modules():
-            if isinstance(layer, PackedLinear):
-                plain.get_submodule(name).weight.copy_(unpack(layer.packed, torch.float32))  # type: ignore[operator, union-attr]
+            if isinstance(layer, QuantizedLinear):
+                plain.get_submodule(name).weight.copy_(dequantize_weight(layer.quantized_weight, torch.float32))  # type: ignore[operator, union-attr]
         expected = plain(input_ids=ids, pixel_values=pixels).logits
         assert (model(input_ids=ids, pixel_values=pixels).logits - expected).norm() < 1e-4 * expected.norm()
         fast = load(tmp_path, Asked(quantization, True))(input_ids=ids, pixel_values=pixels).logits
@@ -80,7 +82,7 @@ def test_it_computes_with_the_weights_that_it_holds(quantization: str, tmp_path:
 
 @pytest.mark.parametrize("files", ["the embeddings", "the output layer", "both"])
 @pytest.mark.parametrize("stored", [False, True])
-def test_tied_embeddings_become_a_packed_copy(files: str, stored: bool, tmp_path: Path) -> None:
+def test_tied_embeddings_become_a_quantized_copy(files: str, stored: bool, tmp_path: Path) -> None:
     config = packable_dict(tie_word_embeddings=True)
     state = write_hf(tmp_path, config=config)
     embeddings = state["model.language_model.embed_tokens.weight"]
@@ -91,12 +93,12 @@ def test_tied_embeddings_become_a_packed_copy(files: str, stored: bool, tmp_path
     write_weights(tmp_path, {prefixed(n, "classic"): v for n, v in state.items()}, "model")
     model = load(tmp_path, INT4)
     if stored:
-        save_model(model, tmp_path / "packed")
-        model = load(tmp_path / "packed")
+        save_model(model, tmp_path / "quantized")
+        model = load(tmp_path / "quantized")
     assert model.config.tie_word_embeddings
     assert torch.equal(model.model.language_model.embed_tokens.weight, embeddings)
-    assert isinstance(model.lm_head, PackedLinear)
-    assert torch.equal(model.lm_head.codes, pack(embeddings, 8, 64).codes)
+    assert isinstance(model.lm_head, QuantizedLinear)
+    assert torch.equal(model.lm_head.codes, quantize_weight(embeddings, 8, 64).codes)
 
 
 def test_tied_embeddings_that_differ_are_refused(tmp_path: Path) -> None:
@@ -111,8 +113,8 @@ def test_an_output_layer_that_is_left_alone_stays_tied(tmp_path: Path) -> None:
     write_hf(tmp_path, config=packable_dict(tie_word_embeddings=True))
     model = load(tmp_path, Asked(config=QuantizationConfig(lm_head_bits=16)))
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
-    save_model(model, tmp_path / "packed")
-    again = load(tmp_path / "packed")
+    save_model(model, tmp_path / "quantized")
+    again = load(tmp_path / "quantized")
     assert again.lm_head.weight is again.model.language_model.embed_tokens.weight
     assert_same(again.state_dict(), model.state_dict())
 
@@ -122,8 +124,8 @@ def test_an_output_layer_that_is_left_alone_stays_tied(tmp_path: Path) -> None:
 def test_a_part_of_a_whole_model(cls: Any, vision: bool, tmp_path: Path) -> None:
     write_hf(tmp_path, config=packable_dict())
     whole = load(tmp_path, Asked("int4", vision))
-    save_model(whole, tmp_path / "packed")
-    part = load_model(cls, tmp_path / "packed")
+    save_model(whole, tmp_path / "quantized")
+    part = load_model(cls, tmp_path / "quantized")
     inside = whole.model.vision_tower if cls is PixtralVisionModel else None
     if inside is not None:
         assert_same(part.state_dict(), inside.state_dict())
@@ -142,9 +144,9 @@ def test_a_part_of_a_whole_model(cls: Any, vision: bool, tmp_path: Path) -> None
 def test_stored_and_read_back(dtype: str, shard: str, tmp_path: Path) -> None:
     write_hf(tmp_path, config=packable_dict())
     model = load(tmp_path, ALL, dtype=dtype)
-    written = save_model(model, tmp_path / "packed", max_shard_size=shard)
+    written = save_model(model, tmp_path / "quantized", max_shard_size=shard)
     assert (len([path for path in written if path.suffix == ".safetensors"]) > 3) == (shard == "30KB")
-    again = load(tmp_path / "packed")
+    again = load(tmp_path / "quantized")
     assert_same(again.state_dict(), model.state_dict())
     assert again.dtype == model.dtype
     assert again.quantizer.stored  # type: ignore[union-attr]
@@ -152,18 +154,18 @@ def test_stored_and_read_back(dtype: str, shard: str, tmp_path: Path) -> None:
     with torch.no_grad():
         assert torch.equal(again(input_ids=ids).logits, model(input_ids=ids).logits)
     save_model(again, tmp_path / "again", max_shard_size=shard)
-    for path in (tmp_path / "packed").iterdir():
+    for path in (tmp_path / "quantized").iterdir():
         assert path.read_bytes() == (tmp_path / "again" / path.name).read_bytes()
 
 
 def test_names_and_places_in_the_file(tmp_path: Path) -> None:
     write_hf(tmp_path, config=packable_dict())
     model = load(tmp_path, INT4, dtype="bfloat16")
-    save_model(model, tmp_path / "packed")
-    values = json.loads((tmp_path / "packed" / "config.json").read_text())
+    save_model(model, tmp_path / "quantized")
+    values = json.loads((tmp_path / "quantized" / "config.json").read_text())
     assert values["quantization_config"] == QuantizationConfig().to_dict()
     assert values["dtype"] == "bfloat16"
-    file = tmp_path / "packed" / "model.safetensors"
+    file = tmp_path / "quantized" / "model.safetensors"
     stored = load_file(file)
     assert_same(stored, {prefixed(n, "classic"): v for n, v in model.state_dict().items()})
     with file.open("rb") as stream:
@@ -178,26 +180,26 @@ def test_names_and_places_in_the_file(tmp_path: Path) -> None:
 
 def test_a_stored_model_is_mapped_and_keeps_its_file_as_it_is(tmp_path: Path) -> None:
     write_hf(tmp_path, config=packable_dict())
-    save_model(load(tmp_path, ALL), tmp_path / "packed")
-    before = (tmp_path / "packed" / "model.safetensors").read_bytes()
-    model = load(tmp_path / "packed")
+    save_model(load(tmp_path, ALL), tmp_path / "quantized")
+    before = (tmp_path / "quantized" / "model.safetensors").read_bytes()
+    model = load(tmp_path / "quantized")
     maps = Path("/proc/self/maps")
     if maps.exists():
-        found = [line for line in maps.read_text().splitlines() if str(tmp_path / "packed") in line]
+        found = [line for line in maps.read_text().splitlines() if str(tmp_path / "quantized") in line]
         assert found
     with torch.no_grad():
         for tensor in (*model.parameters(), *model.buffers()):
             tensor.zero_()
-    assert (tmp_path / "packed" / "model.safetensors").read_bytes() == before
-    save_model(load(tmp_path / "packed"), tmp_path / "packed")  # over the file that it is mapped from
-    assert (tmp_path / "packed" / "model.safetensors").read_bytes() == before
+    assert (tmp_path / "quantized" / "model.safetensors").read_bytes() == before
+    save_model(load(tmp_path / "quantized"), tmp_path / "quantized")  # over the file that it is mapped from
+    assert (tmp_path / "quantized" / "model.safetensors").read_bytes() == before
 
 
 def test_a_stored_model_in_another_dtype(tmp_path: Path) -> None:
-    """What is packed stays; the rest is converted and computes in that dtype."""
+    """What is quantized stays; the rest is converted and computes in that dtype."""
     write_hf(tmp_path, config=packable_dict())
-    save_model(load(tmp_path, INT4), tmp_path / "packed")
-    plain, other = load(tmp_path / "packed"), load(tmp_path / "packed", dtype="bfloat16")
+    save_model(load(tmp_path, INT4), tmp_path / "quantized")
+    plain, other = load(tmp_path / "quantized"), load(tmp_path / "quantized", dtype="bfloat16")
     assert {p.dtype for p in other.parameters()} == {torch.bfloat16}
     for name, value in plain.named_buffers():
         assert torch.equal(other.get_buffer(name), value), name
@@ -207,7 +209,7 @@ def test_a_stored_model_in_another_dtype(tmp_path: Path) -> None:
         assert other.config.dtype == "bfloat16"
 
 
-def test_mistrals_layout_holds_no_packed_weights(tmp_path: Path) -> None:
+def test_mistrals_layout_holds_no_quantized_weights(tmp_path: Path) -> None:
     write_hf(tmp_path, config=packable_dict())
     model = load(tmp_path, INT4)
     with pytest.raises(
@@ -254,38 +256,38 @@ MISFITS: dict[str, tuple[Change, str]] = {
 
 
 @pytest.fixture
-def packed(tmp_path: Path) -> Path:
+def quantized(tmp_path: Path) -> Path:
     """A stored model in 4 bits, the tower and the projector in 8."""
     write_hf(tmp_path / "plain", config=packable_dict())
-    save_model(load(tmp_path / "plain", ALL), tmp_path / "packed")
-    return tmp_path / "packed"
+    save_model(load(tmp_path / "plain", ALL), tmp_path / "quantized")
+    return tmp_path / "quantized"
 
 
 @pytest.mark.parametrize("name", MISFITS)
-def test_what_does_not_fit_is_named(name: str, packed: Path) -> None:
+def test_what_does_not_fit_is_named(name: str, quantized: Path) -> None:
     change, says = MISFITS[name]
-    state = load_file(packed / "model.safetensors")
+    state = load_file(quantized / "model.safetensors")
     change(state)
-    save_file(state, packed / "model.safetensors")
+    save_file(state, quantized / "model.safetensors")
     with pytest.raises(CheckpointError, match=says):
-        load(packed)
+        load(quantized)
 
 
-def test_files_of_other_programs_need_not_be_aligned(packed: Path) -> None:
-    expected = load(packed).state_dict()
-    save_file(load_file(packed / "model.safetensors"), packed / "model.safetensors", {"format": "pt", "x": "y"})
-    assert_same(load(packed).state_dict(), expected)
+def test_files_of_other_programs_need_not_be_aligned(quantized: Path) -> None:
+    expected = load(quantized).state_dict()
+    save_file(load_file(quantized / "model.safetensors"), quantized / "model.safetensors", {"format": "pt", "x": "y"})
+    assert_same(load(quantized).state_dict(), expected)
 
 
-def test_a_truncated_file(packed: Path) -> None:
-    file = packed / "model.safetensors"
+def test_a_truncated_file(quantized: Path) -> None:
+    file = quantized / "model.safetensors"
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(CheckpointError, match=r"model.safetensors is cut short: \d+ bytes of \d+"):
-        load(packed)
+        load(quantized)
 
 
-def test_a_newer_version_and_another_configuration(packed: Path) -> None:
-    file = packed / "config.json"
+def test_a_newer_version_and_another_configuration(quantized: Path) -> None:
+    file = quantized / "config.json"
     values = json.loads(file.read_text())
 
     def with_(**change: Any) -> None:
@@ -293,29 +295,29 @@ def test_a_newer_version_and_another_configuration(packed: Path) -> None:
 
     with_(version=3)
     with pytest.raises(ConfigError, match="version 3 of pixtral's format; this release reads version 2: upgrade"):
-        load(packed)
+        load(quantized)
     with_(version=1)
     with pytest.raises(ConfigError, match="version 1 of pixtral's format; this release reads version 2: quantize the"):
-        load(packed)
+        load(quantized)
     with_(bits=8)
     with pytest.raises(CheckpointError, match=r"q_proj.codes: found \[6, 8, 64\] uint8, expected \[6, 16, 64\] uint8"):
-        load(packed)
+        load(quantized)
     with_(group_size=32)
     with pytest.raises(CheckpointError, match=r"q_proj.scales: found \[4, 1, 16\] int8, expected \[4, 2, 16\] int8"):
-        load(packed)
+        load(quantized)
     file.write_text(json.dumps(values | {"quantization_config": "int4"}))
     with pytest.raises(ConfigError, match="has quantization_config 'int4'; expected an object"):
-        load(packed)
+        load(quantized)
     del values["quantization_config"]
     file.write_text(json.dumps(values))
     with pytest.raises(CheckpointError, match=r"unexpected names .*The extra names look like a quantized checkpoint"):
-        load(packed)
+        load(quantized)
 
 
-def test_to_something_else_than_it_is(packed: Path) -> None:
+def test_to_something_else_than_it_is(quantized: Path) -> None:
     with pytest.raises(ConfigError, match=r"config.json says the weights are quantized already, as .*bits=4"):
-        load(packed, Asked("int8"))
-    assert load(packed, ALL).quantizer.stored  # type: ignore[union-attr]
+        load(quantized, Asked("int8"))
+    assert load(quantized, ALL).quantizer.stored  # type: ignore[union-attr]
 
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
@@ -328,17 +330,17 @@ def test_weights_that_are_no_numbers(value: float, tmp_path: Path) -> None:
         load(tmp_path, INT4)
 
 
-def test_memory_is_that_of_the_packed_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Refused by what packed weights take; what would fit is named."""
+def test_memory_is_that_of_the_quantized_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refused by what quantized weights take; what would fit is named."""
     write_hf(tmp_path, config=packable_dict())
-    plain, packed = load(tmp_path), load(tmp_path, INT4)
-    assert packed.num_parameters() == plain.num_parameters()
+    plain, quantized = load(tmp_path), load(tmp_path, INT4)
+    assert quantized.num_parameters() == plain.num_parameters()
     assert plain.get_memory_footprint() == 4 * plain.num_parameters()
-    state = packed.state_dict()
-    assert packed.get_memory_footprint() == sum(value.nbytes for value in state.values())
+    state = quantized.state_dict()
+    assert quantized.get_memory_footprint() == sum(value.nbytes for value in state.values())
     embeddings = state["model.language_model.embed_tokens.weight"].nbytes  # mapped: only rows in use take memory
-    room = packed.get_memory_footprint() - embeddings
-    monkeypatch.setattr("pixtral.quantization.packed.PackedQuantizer.work_bytes", lambda *_: 0)
+    room = quantized.get_memory_footprint() - embeddings
+    monkeypatch.setattr("pixtral.quantization.groupwise.GroupwiseQuantizer.work_bytes", lambda *_: 0)
     monkeypatch.setattr("pixtral.checkpoints.fill._block_bytes", lambda info: 0)
     monkeypatch.setattr("pixtral.checkpoints.memory.available_memory", lambda device: room)
     assert_same(load(tmp_path, INT4).state_dict(), state)
@@ -354,19 +356,19 @@ from pixtral.checkpoints.layout import find
 from pixtral.checkpoints.quantize import quantize_checkpoint
 from pixtral.configuration import QuantizationConfig
 from pixtral.models.llava import LlavaForConditionalGeneration as Model
-from pixtral.ops.linear import PackedWeight, packed_shapes
-from pixtral.quantization import Asked, base, packed
+from pixtral.ops.quantized_weight import QuantizedWeight, quantized_shapes
+from pixtral.quantization import Asked, base, groupwise
 
 def status(field):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
     return next(int(line.split()[1]) * 1024 for line in lines if line.startswith(field))
 
-def pack(rows, bits, group_size):  # the loader's memory is looked at, not the search for scales
-    shapes = packed_shapes(bits, group_size, *rows.shape)
-    return PackedWeight(bits, group_size, *rows.shape, *(torch.zeros(s, dtype=d) for d, s in shapes.values()))
+def quantize_weight(rows, bits, group_size):  # the loader's memory is looked at, not the search for scales
+    shapes = quantized_shapes(bits, group_size, *rows.shape)
+    return QuantizedWeight(bits, group_size, *rows.shape, *(torch.zeros(s, dtype=d) for d, s in shapes.values()))
 
 what, small, large, out = sys.argv[1:]
-packed.pack = pack
+groupwise.quantize_weight = quantize_weight
 base.BLOCK_BYTES = 4_000_000
 asked = None if what == "stored" else Asked("int4")
 if what != "quantize":
@@ -389,7 +391,7 @@ print(json.dumps({"grown": grown, "model": size}))
 
 
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="peak memory is read from Linux's /proc")
-def test_peak_memory_is_the_packed_model_and_a_block(tmp_path: Path) -> None:
+def test_peak_memory_is_the_quantized_model_and_a_block(tmp_path: Path) -> None:
     """Also with an output layer that is most of the model; a stored model takes no memory before it is used."""
     config = packable_dict(
         text={"vocab_size": 65536, "hidden_size": 1024, "intermediate_size": 2048, "num_hidden_layers": 2}

@@ -136,16 +136,18 @@ def test_no_such_place_is_an_error() -> None:
 
 
 @pytest.fixture
-def packed(tmp_path: Path) -> Path:
+def quantized(tmp_path: Path) -> Path:
     """A stored model in 4 bits, the output layer in 8."""
     write_hf(tmp_path / "plain", config=packable_dict())
-    save_model(load_model(LlavaForConditionalGeneration, tmp_path / "plain", asked=Asked("int4")), tmp_path / "packed")
-    return tmp_path / "packed"
+    save_model(
+        load_model(LlavaForConditionalGeneration, tmp_path / "plain", asked=Asked("int4")), tmp_path / "quantized"
+    )
+    return tmp_path / "quantized"
 
 
-def test_what_is_quantized(packed: Path) -> None:
+def test_what_is_quantized(quantized: Path) -> None:
     """Counted as the weights that it stands for, and measured as it is."""
-    plain, report = inspect_checkpoint(packed.parent / "plain"), inspect_checkpoint(packed)
+    plain, report = inspect_checkpoint(quantized.parent / "plain"), inspect_checkpoint(quantized)
     assert report.ok and plain.quantization == ()
     assert report.parameters == plain.parameters
     assert report.nbytes < plain.nbytes
@@ -156,31 +158,31 @@ def test_what_is_quantized(packed: Path) -> None:
     assert head.parameters == 100 * 64
     assert head.nbytes == 112 * 64 + 112 + 112 * 4  # in tiles of 16 rows
     assert head.bits == 8 * head.nbytes / 6400
-    packed_weights = sum(one.parameters for one in report.quantization)
+    quantized_weights = sum(one.parameters for one in report.quantization)
     by_format = {"4 bits, groups of 64": decoder.parameters, "4 bits, groups of 32": down.parameters}
-    by_format |= {"8 bits, groups of 64": head.parameters, "float32": report.total - packed_weights}
+    by_format |= {"8 bits, groups of 64": head.parameters, "float32": report.total - quantized_weights}
     assert report.dtypes == by_format
     assert list(report.dtypes.values()) == sorted(report.dtypes.values(), reverse=True)
     assert "quantized    decoder: 15 layers in 4 bits, groups of 64, 4." in str(report)
     assert report.quantization_facts()[0]["bits"] == round(decoder.bits, 3)
 
 
-def test_a_broken_quantized_checkpoint_is_reported(packed: Path) -> None:
-    state = load_file(packed / "model.safetensors")
+def test_a_broken_quantized_checkpoint_is_reported(quantized: Path) -> None:
+    state = load_file(quantized / "model.safetensors")
     del state["language_model.model.layers.1.mlp.up_proj.scales"]
-    save_file(state, packed / "model.safetensors")
-    report = inspect_checkpoint(packed)
+    save_file(state, quantized / "model.safetensors")
+    report = inspect_checkpoint(quantized)
     assert report.missing == ("model.language_model.layers.1.mlp.up_proj.scales",)
     assert "The quantized weights are not whole" in str(report)
-    file = packed / "config.json"
+    file = quantized / "config.json"
     values = json.loads(file.read_text())
     values["quantization_config"]["version"] = 9
     file.write_text(json.dumps(values))
-    (problem,) = inspect_checkpoint(packed).problems
+    (problem,) = inspect_checkpoint(quantized).problems
     assert "in version 9 of pixtral's format" in problem
     values["quantization_config"] = {"quant_method": "gptq"}
     file.write_text(json.dumps(values))
-    (problem,) = inspect_checkpoint(packed).problems
+    (problem,) = inspect_checkpoint(quantized).problems
     assert "the weights are quantized (gptq)" in problem
 
 
@@ -192,8 +194,8 @@ def test_what_bitsandbytes_quantized(bits: int, tmp_path: Path) -> None:
     model = load_model(
         LlavaForConditionalGeneration, tmp_path / "plain", asked=Asked(config=config), dtype=torch.bfloat16
     )
-    save_model(model, tmp_path / "packed")
-    plain, report = inspect_checkpoint(tmp_path / "plain"), inspect_checkpoint(tmp_path / "packed")
+    save_model(model, tmp_path / "quantized")
+    plain, report = inspect_checkpoint(tmp_path / "plain"), inspect_checkpoint(tmp_path / "quantized")
     assert report.ok
     assert report.parameters == plain.parameters
     assert [(one.part, one.layers) for one in report.quantization] == [

@@ -1,4 +1,4 @@
-"""Saving: bit for bit back in both layouts, in shards, and nothing half-written when it fails."""
+"""Saving: bit for bit back in both layouts, shards, and nothing half-written after a failure or a kill."""
 
 from __future__ import annotations
 
@@ -17,6 +17,7 @@ from torch import nn
 from pixtral.checkpoints import load_model, save_model
 from pixtral.checkpoints import safetensors_io as tensors_module
 from pixtral.checkpoints.opening import build_empty
+from pixtral.checkpoints.save import plan_shards, staging, total_bytes, write_index
 from pixtral.configuration import GenerationConfig, LlavaConfig
 from pixtral.errors import CheckpointError, ConfigError
 from pixtral.models.llava import LlavaForConditionalGeneration
@@ -32,7 +33,8 @@ def listing(folder: Path) -> dict[str, bytes]:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_hugging_face_and_back(name: str, dtype: torch.dtype, tmp_path: Path) -> None:
     model = random_llava(VARIANTS[name]).to(dtype)
-    assert save_model(model, tmp_path) == (tmp_path / "model.safetensors", tmp_path / "config.json")
+    names = ("model.safetensors", "config.json", "generation_config.json")
+    assert save_model(model, tmp_path) == tuple(tmp_path / name for name in names)
     again = load_model(LlavaForConditionalGeneration, tmp_path)
     assert_same(again.state_dict(), model.state_dict())
     expected, found = model.config.to_dict(), again.config.to_dict()
@@ -47,7 +49,8 @@ def test_mistral_and_back(bias: bool, dtype: torch.dtype, tmp_path: Path) -> Non
     config = llava_dict(multimodal_projector_bias=bias, image_token_index=77)
     model = random_llava(config).to(dtype)
     written = save_model(model, tmp_path, layout="mistral")
-    assert written == (tmp_path / "consolidated.safetensors", tmp_path / "params.json")
+    names = ("consolidated.safetensors", "params.json", "generation_config.json")
+    assert written == tuple(tmp_path / name for name in names)
     again = load_model(LlavaForConditionalGeneration, tmp_path)
     assert_same(again.state_dict(), model.state_dict())
     assert again.loaded_from.layout == "mistral"  # type: ignore[union-attr]
@@ -234,3 +237,97 @@ def test_sizes_that_are_none(size: int | str, tmp_path: Path) -> None:
 def test_unknown_layouts_are_refused(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="layout is 'gguf'; expected 'hf' or 'mistral'"):
         save_model(random_llava(), tmp_path, layout="gguf")
+
+
+SHAPES = {
+    "a": (torch.float32, (10,)),
+    "b": (torch.uint8, (25,)),
+    "c": (torch.bfloat16, (100,)),
+    "d": (torch.int8, (0, 4)),
+    "e": (torch.float32, ()),
+}
+
+
+@pytest.mark.parametrize(
+    ("limit", "groups"),
+    [
+        (1000, ["abcde"]),
+        (100, ["ab", "c", "de"]),
+        (65, ["ab", "c", "de"]),
+        (64, ["a", "b", "c", "de"]),
+        (1, ["a", "b", "c", "d", "e"]),
+    ],
+)
+def test_groups(limit: int, groups: list[str]) -> None:
+    assert total_bytes(SHAPES) == 40 + 25 + 200 + 0 + 4
+    found = plan_shards(SHAPES, "model", limit)
+    assert ["".join(group) for group in found.values()] == groups
+    names = list(found)
+    assert names == (
+        ["model.safetensors"]
+        if len(groups) == 1
+        else [f"model-{i:05d}-of-{len(groups):05d}.safetensors" for i in range(1, len(groups) + 1)]
+    )
+
+
+def test_the_index(tmp_path: Path) -> None:
+    assert write_index(tmp_path, "model", plan_shards(SHAPES, "model", 1000), SHAPES) == []
+    assert list(tmp_path.iterdir()) == []
+    shards = plan_shards(SHAPES, "model", 100)
+    assert write_index(tmp_path, "model", shards, SHAPES) == ["model.safetensors.index.json"]
+    index = json.loads((tmp_path / "model.safetensors.index.json").read_text())
+    assert index["metadata"] == {"total_size": 269}
+    assert index["weight_map"] == {name: file for file, group in shards.items() for name in group}
+
+
+def test_it_becomes_the_target_at_once(tmp_path: Path) -> None:
+    with staging(tmp_path / ".making") as place:
+        (place.folder / "a").write_text("1")
+        (place.folder / "b").write_text("2")
+        assert not (tmp_path / "out").exists()
+        place.become(tmp_path / "out")
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["a", "b"]
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_an_empty_folder_may_be_in_its_place(tmp_path: Path) -> None:
+    (tmp_path / "out").mkdir()
+    with staging(tmp_path / ".making") as place:
+        (place.folder / "a").write_text("1")
+        place.become(tmp_path / "out")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a"]
+
+
+@pytest.mark.parametrize("error", [OSError, KeyboardInterrupt, None])
+def test_otherwise_nothing_is_left(error: type[BaseException] | None, tmp_path: Path) -> None:
+    def run() -> None:
+        with staging(tmp_path / ".making") as place:
+            (place.folder / "a").write_text("1")
+            if error is not None:
+                raise error
+
+    if error is None:
+        run()
+    else:
+        with pytest.raises(error):
+            run()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_what_a_killed_run_left_is_removed_first(tmp_path: Path) -> None:
+    (tmp_path / ".making").mkdir()
+    (tmp_path / ".making" / "half").write_text("x")
+    (tmp_path / ".making" / ".lock").write_text("")
+    with staging(tmp_path / ".making") as place:
+        assert [path.name for path in place.folder.iterdir()] == [".lock"]
+
+
+def test_a_second_writer_is_refused_and_harms_nothing(tmp_path: Path) -> None:
+    with staging(tmp_path / ".making") as place:
+        (place.folder / "a").write_text("1")
+        with (
+            pytest.raises(CheckpointError, match=r"another process is writing into .*\.making; wait for it"),
+            staging(tmp_path / ".making"),
+        ):
+            pytest.fail("entered")
+        assert (place.folder / "a").read_text() == "1"

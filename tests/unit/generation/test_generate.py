@@ -11,29 +11,18 @@ import torch
 from oracle import greedy
 from random_models import IMG, MIXED, PATCH, llava_dict, random_batch, random_llava
 
-from pixtral import pretrained
 from pixtral.configuration import GenerationConfig
 from pixtral.errors import ConfigError, GenerationError, ImageError, PromptError, UnknownArgument
-from pixtral.generation import GenerationMixin
+from pixtral.images.pixels import crop_images
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
-from pixtral.models.vision import crop_images
 
 NEW = 10
-
-
-class Model(GenerationMixin, LlavaForConditionalGeneration):
-    pass
-
-
-class TextModel(GenerationMixin, MistralForCausalLM):
-    pass
 
 
 @pytest.fixture(scope="module")
 def model():
     model = random_llava(llava_dict(text={"eos_token_id": None, "pad_token_id": 0, "bos_token_id": None}))
-    model.__class__ = Model
     return model
 
 
@@ -322,7 +311,6 @@ def test_refused_inputs(model, batch, name):
 
 def test_prompt_longer_than_the_context(batch):
     small = random_llava(llava_dict(text={"max_position_embeddings": 32}))
-    small.__class__ = Model
     with pytest.raises(PromptError, match=r"prompt 2 has 37 tokens, the context of the model is 32"):
         small.generate(**batch.inputs(), max_new_tokens=2)
     ids = torch.arange(20, 48)[None]
@@ -343,19 +331,18 @@ def test_pixels_of_another_dtype_as_a_list_and_without_sizes(model, batch):
 
 
 def test_text_model(batch):
-    text = TextModel(random_llava().config.text_config).eval()
+    text = MistralForCausalLM(random_llava().config.text_config).eval()
     ids = batch.input_ids[:1]
     assert text.generate(inputs=ids, max_new_tokens=3, eos_token_id=[]).shape == (1, ids.shape[1] + 3)
     with pytest.raises(UnknownArgument, match="reads text only"):
         text.generate(ids, pixel_values=batch.pixel_values, max_new_tokens=3)
 
 
-def test_public_classes(model, batch):
-    public = pretrained.LlavaForConditionalGeneration(model.config).eval()
+def test_defaults_of_a_model(model, batch):
+    public = LlavaForConditionalGeneration(model.config).eval()
     public.load_state_dict(model.state_dict())
     public.generation_config = GenerationConfig(max_new_tokens=3, pad_token_id=0)
     assert public.generate(**batch.inputs()).equal(model.generate(**batch.inputs(), max_new_tokens=3))
-    assert issubclass(pretrained.MistralForCausalLM, GenerationMixin)
 
 
 # --- outputs
@@ -445,7 +432,6 @@ def test_criteria_end_rows_or_everything(model, batch):
     )
     assert stop.shape[1] == length + 3
     bare = random_llava(llava_dict(text={"eos_token_id": None, "pad_token_id": None}))
-    bare.__class__ = Model
     with pytest.raises(GenerationError, match="pad_token_id"):
         bare.generate(**batch.inputs(), max_new_tokens=6, stopping_criteria=[rows])
 

@@ -308,7 +308,7 @@ def test_files_that_are_missing_or_broken(kind: Any, tmp_path: pathlib.Path) -> 
         kind.from_pretrained(tmp_path)
     with pytest.raises(CheckpointError):
         kind.from_pretrained(tmp_path / "no-such-folder")
-    for text, message in (("{", "cannot be read as JSON"), ("[1]", "holds a list"), ('{"size": 0}', "size is 0")):
+    for text, message in (("{", "not valid JSON"), ("[1]", "holds a list"), ('{"size": 0}', "size is 0")):
         (tmp_path / "preprocessor_config.json").write_text(text)
         with pytest.raises(ConfigError, match=message):
             kind.from_pretrained(tmp_path)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from pixtral.configuration import ACTIVATIONS
-from pixtral.models.layers import MLP, RMSNorm, activation
+from pixtral.layers.blocks import MLP, RMSNorm, activation
 
 TANH = math.sqrt(2 / math.pi)
 FORMULAS = {

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from random_models import IMG, VARIANTS, llava_dict, random_batch, random_llava
 
-from pixtral.errors import ConfigError, ImageError, PromptError
-from pixtral.models.outputs import BaseModelOutputWithPooling
+import pixtral
+from pixtral.errors import CheckpointError, ConfigError, ImageError, PromptError
+from pixtral.layers.outputs import BaseModelOutputWithPooling
 
 
 def test_features_replace_exactly_the_image_tokens() -> None:
@@ -158,3 +160,28 @@ def test_names_of_parts_and_facts() -> None:
     assert model.main_input_name == "input_ids" and model.supports_gradient_checkpointing
     bias = random_llava(VARIANTS["one_kv_head"]).model.multi_modal_projector.linear_1.bias
     assert bias is None and model.model.multi_modal_projector.linear_1.bias is not None
+
+
+def test_one_class_for_each_network() -> None:
+    model = random_llava()
+    assert type(model.model) is pixtral.LlavaModel and type(model.model.vision_tower) is pixtral.PixtralVisionModel
+    assert type(model) is pixtral.LlavaForConditionalGeneration
+    assert model.model.vision_tower.config is model.config.vision_config
+
+
+def test_the_body_alone(tmp_path: Path) -> None:
+    """LlavaModel gives the hidden states from which the whole makes its logits; also when it is read by itself."""
+    model = random_llava()
+    batch = random_batch(model.config, [[(2, 3)], []])
+    whole, body = model(**batch.inputs()), model.model(**batch.inputs())
+    torch.testing.assert_close(
+        model.lm_head(body.last_hidden_state)[batch.attention_mask.bool()], whole.logits[batch.attention_mask.bool()]
+    )
+    assert torch.equal(body.image_hidden_states, whole.image_hidden_states)
+    assert body.past_key_values.lengths == whole.past_key_values.lengths
+    model.save_pretrained(tmp_path)
+    alone = pixtral.LlavaModel.from_pretrained(tmp_path)
+    assert torch.equal(alone(**batch.inputs()).last_hidden_state, body.last_hidden_state)
+    assert alone.name_or_path == str(tmp_path)
+    with pytest.raises(CheckpointError, match="LlavaForConditionalGeneration"):
+        alone.save_pretrained(tmp_path / "body")

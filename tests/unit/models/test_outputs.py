@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 import torch
 
-from pixtral.models.outputs import (
+from pixtral.layers.outputs import (
     BaseModelOutputWithPooling,
     CausalLMOutputWithPast,
     LlavaCausalLMOutputWithPast,

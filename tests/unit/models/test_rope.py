@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from pixtral.models.layers import frequencies, grid_rotation, line_rotation, rotate
+from pixtral.layers.blocks import frequencies, grid_rotation, line_rotation, rotate
 
 
 def turned(vector: list[float], angles: list[float]) -> list[float]:

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pixtral.models.file_embedding import FileEmbedding, RowFile
+from pixtral.layers.file_embedding import FileEmbedding, RowFile
 
 
 @pytest.fixture

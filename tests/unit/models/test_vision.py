@@ -14,9 +14,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from pixtral.configuration import PixtralVisionConfig
 from pixtral.errors import ImageError
+from pixtral.images.pixels import crop_images
+from pixtral.layers.outputs import Trace
 from pixtral.models import vision
-from pixtral.models.outputs import Trace
-from pixtral.models.vision import PixtralVisionModel, crop_images
+from pixtral.models.vision import PixtralVisionModel
 from pixtral.ops.native.library import kernels_if_built
 
 KERNELS = kernels_if_built()
@@ -212,7 +213,7 @@ def test_the_kernels_way_and_pytorchs(monkeypatch: pytest.MonkeyPatch) -> None:
         vision, "AttentionStep", lambda *call, native: taken.append(native) or real(*call, native=native)
     )
     native = rounded.encode(images)
-    monkeypatch.setattr("pixtral.models.linear.runs_dense", lambda *_: False)
+    monkeypatch.setattr("pixtral.layers.linear.runs_dense", lambda *_: False)
     plain = rounded.encode(images)
     assert taken == [True, False]
     errors = [(out.float() - expected).square().mean().sqrt() for out in (native, plain)]

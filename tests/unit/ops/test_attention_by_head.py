@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from pixtral.models import layers
+from pixtral.layers import blocks
 from pixtral.ops import attention as ops
 from pixtral.ops.attention import Packing, attention, attention_eager
 
@@ -40,9 +40,9 @@ def test_not_by_head_where_gradients_or_float32_are_wanted(monkeypatch: pytest.M
 
 
 def test_feed_forward_by_rows_equals_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    block = layers.MLP(24, 40, "silu")
+    block = blocks.MLP(24, 40, "silu")
     x = torch.randn(3 * 50 + 7, 24)
     whole = block(x)  # gradients are on: one piece
-    monkeypatch.setattr(layers, "MLP_ROWS", 50)
+    monkeypatch.setattr("pixtral.layers.blocks.MLP_ROWS", 50)
     with torch.no_grad():
         torch.testing.assert_close(block(x), whole, atol=1e-6, rtol=1e-6)

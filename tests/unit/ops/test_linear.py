@@ -10,21 +10,21 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixtral.errors import ConfigError, QuantizationError
-from pixtral.ops.linear import PackedWeight, gated_linear, linear, pack, unpack
+from pixtral.ops.linear import gated_linear, linear
 from pixtral.ops.linear_reference import gated_linear_reference, linear_reference, quantize_activations
-from pixtral.ops.quantized_weight import packed_shapes
+from pixtral.ops.quantized_weight import QuantizedWeight, dequantize_weight, quantize_weight, quantized_shapes
 
 HALVES = (torch.bfloat16, torch.float16)
 # of silu(gate) * up: exponentials differ in their last bit, and results in the last bit of the type
 GATED = {torch.float32: 2e-6, torch.bfloat16: 2**-7, torch.float16: 2**-10}
 
 
-def random_weight(bits: int, group: int, rows: int, width: int) -> PackedWeight:
+def random_weight(bits: int, group: int, rows: int, width: int) -> QuantizedWeight:
     """Any bytes that the format allows."""
-    shapes = packed_shapes(bits, group, rows, width)
+    shapes = quantized_shapes(bits, group, rows, width)
     codes = torch.randint(0 if bits == 4 else 1, 256, shapes["codes"][1], dtype=torch.uint8)
     scales = torch.randint(-127 if bits == 4 else 0, 128, shapes["scales"][1], dtype=torch.int8)
-    return PackedWeight(bits, group, rows, width, codes, scales, torch.rand(shapes["row_scales"][1]) * 1e-3)
+    return QuantizedWeight(bits, group, rows, width, codes, scales, torch.rand(shapes["row_scales"][1]) * 1e-3)
 
 
 ROWS = (1, 2, 3, 4, 5, 6, 7, 8, 9, 13, 64, 300)
@@ -139,10 +139,10 @@ def test_several_threads_at_once(isa: str) -> None:
 
 
 @pytest.mark.parametrize("activations", ["int8", "bf16"])
-def test_the_product_is_that_of_the_unpacked_weights(activations: str) -> None:
-    gate, up = (pack(torch.randn(40, 256), 4, 64) for _ in range(2))
+def test_the_product_is_that_of_the_dequantized_weights(activations: str) -> None:
+    gate, up = (quantize_weight(torch.randn(40, 256), 4, 64) for _ in range(2))
     x = torch.randn(6, 256)
-    weights = [unpack(weight, torch.float32) for weight in (gate, up)]
+    weights = [dequantize_weight(weight, torch.float32) for weight in (gate, up)]
     limit = 0.02 if activations == "int8" else 1e-6  # squared, 8 bits of activations cost about 1e-4
 
     def distance(found: Tensor, expected: Tensor) -> float:
@@ -156,9 +156,9 @@ def test_the_product_is_that_of_the_unpacked_weights(activations: str) -> None:
     assert distance(found, F.silu(x @ weights[0].t()) * (x @ weights[1].t())) < limit
 
 
-def test_gradients_are_those_of_the_unpacked_weights() -> None:
-    gate, up = (pack(torch.randn(40, 256), 4, 64) for _ in range(2))
-    dense = [unpack(weight, torch.float32) for weight in (gate, up)]
+def test_gradients_are_those_of_the_dequantized_weights() -> None:
+    gate, up = (quantize_weight(torch.randn(40, 256), 4, 64) for _ in range(2))
+    dense = [dequantize_weight(weight, torch.float32) for weight in (gate, up)]
     bias = torch.randn(40, requires_grad=True)
     x = torch.randn(6, 256, requires_grad=True)
 
@@ -205,8 +205,8 @@ def test_operators() -> None:
     biases = [torch.randn(20, requires_grad=True), torch.empty(0)]
     torch.library.opcheck(operators.linear.default, (x, biases, *lists, *numbers, "int8"))
     tensors = (gate.codes, gate.scales, gate.row_scales)
-    torch.library.opcheck(operators.unpack.default, (*tensors, 4, 32, 20, torch.bfloat16))
-    torch.library.opcheck(operators.pack.default, (torch.randn(20, 64), 4, 32))
+    torch.library.opcheck(operators.dequantize_weight.default, (*tensors, 4, 32, 20, torch.bfloat16))
+    torch.library.opcheck(operators.quantize_weight.default, (torch.randn(20, 64), 4, 32))
 
 
 def test_a_call_that_is_traced_reaches_the_operator() -> None:
@@ -223,17 +223,17 @@ def test_outliers_in_the_activations_cost_less_than_a_third_of_what_the_weights_
     x[:, outliers] *= 50
     weight = torch.randn(128, 4096)
     exact = x @ weight.t()
-    packed = pack(weight, 4, 64)
+    quantized = quantize_weight(weight, 4, 64)
 
     def error(out: Tensor) -> float:
         return float((out - exact).square().sum() / exact.square().sum())
 
-    of_weights = error(x @ unpack(packed, torch.float32).t())
+    of_weights = error(x @ dequantize_weight(quantized, torch.float32).t())
     levels, scales = quantize_activations(x)
     rounded = levels.float() * scales.repeat_interleave(128, dim=1)
     of_activations = error(rounded @ weight.t())
     assert of_activations < of_weights / 3
-    assert error(linear(x, [packed])[0]) < of_weights * 4 / 3
+    assert error(linear(x, [quantized])[0]) < of_weights * 4 / 3
 
 
 def test_what_does_not_fit_is_refused(isa: str) -> None:
@@ -244,10 +244,10 @@ def test_what_does_not_fit_is_refused(isa: str) -> None:
         gated_linear(torch.randn(2, 64), weight, random_weight(4, 32, 36, 64))
     with pytest.raises(QuantizationError, match="bias has shape"):
         linear(torch.randn(2, 64), [weight], [torch.randn(21)])
-    fewer = PackedWeight(4, 32, 40, 64, weight.codes, weight.scales, weight.row_scales)
+    fewer = QuantizedWeight(4, 32, 40, 64, weight.codes, weight.scales, weight.row_scales)
     with pytest.raises(QuantizationError, match=r"codes is torch.uint8 \(2, 8, 64\)"):
         linear(torch.randn(2, 64), [fewer])
-    apart = PackedWeight(4, 32, 20, 64, weight.codes.repeat(1, 1, 2)[..., ::2], weight.scales, weight.row_scales)
+    apart = QuantizedWeight(4, 32, 20, 64, weight.codes.repeat(1, 1, 2)[..., ::2], weight.scales, weight.row_scales)
     with pytest.raises(QuantizationError, match="contiguous"):
         linear(torch.randn(2, 64), [apart])
     with pytest.raises(ConfigError, match="activations is 'fp8'"):

@@ -46,16 +46,16 @@ def test_the_weights_are_those_that_loading_makes(layout: str, quantization: str
 
 
 @pytest.mark.parametrize("quantize_vision", [False, True])
-def test_a_packed_checkpoint_is_seen_as_it_is(quantize_vision: bool, tmp_path: Path) -> None:
+def test_a_quantized_checkpoint_is_seen_as_it_is(quantize_vision: bool, tmp_path: Path) -> None:
     write_hf(tmp_path / "full", config=WIDE)
     model = LlavaForConditionalGeneration.from_pretrained(
         tmp_path / "full", dtype="bfloat16", quantization="int4", quantize_vision=quantize_vision
     )
-    model.save_pretrained(tmp_path / "packed")
+    model.save_pretrained(tmp_path / "quantized")
     asked = pixtral.estimate(
         tmp_path / "full", dtype="bfloat16", quantization="int4", quantize_vision=quantize_vision, context=9
     )
-    found = pixtral.estimate(tmp_path / "packed", context=9)
+    found = pixtral.estimate(tmp_path / "quantized", context=9)
     assert {name: one[:2] for name, one in weights(found).items()} == {
         name: one[:2] for name, one in weights(asked).items()
     }
@@ -65,11 +65,11 @@ def test_a_packed_checkpoint_is_seen_as_it_is(quantize_vision: bool, tmp_path: P
 
 
 def test_rows_of_a_table_that_is_mapped() -> None:
-    plain, packed = (pixtral.estimate(shape="pixtral-12b", quantization=q, context=256) for q in (None, "int4"))
+    plain, quantized = (pixtral.estimate(shape="pixtral-12b", quantization=q, context=256) for q in (None, "int4"))
     _, size, resident = weights(plain)["embeddings"]
     assert size == resident == 131072 * 5120 * 2
-    assert weights(packed)["embeddings"][1] == size
-    assert weights(packed)["embeddings"][2] == 0  # rows are read one by one
+    assert weights(quantized)["embeddings"][1] == size
+    assert weights(quantized)["embeddings"][2] == 0  # rows are read one by one
     wider = pixtral.estimate(shape="pixtral-12b", quantization="int4", context=256, dtype="float32")
     assert weights(wider)["embeddings"][2] == 2 * size  # the file holds it in another dtype: it is read
 
@@ -94,7 +94,9 @@ def test_bitsandbytes(quantization: str, bits: float) -> None:
     assert found.quantization == quantization
     count, size, _ = weights(found)["decoder"]
     assert abs(8 * size / count - bits) < 0.02
-    assert found.prompt_work > pixtral.estimate(shape="pixtral-12b", context=64).prompt_work + 100e6  # unpacked weights
+    assert (
+        found.prompt_work > pixtral.estimate(shape="pixtral-12b", context=64).prompt_work + 100e6
+    )  # dequantized weights
     with pytest.raises(ConfigError, match=f"quantization='{quantization}' is bitsandbytes' and says it all"):
         pixtral.estimate(quantization=quantization, quantize_vision=True)
 

@@ -119,7 +119,7 @@ def test_where_templates_are_found(tmp_path: Path) -> None:
     with pytest.raises(PromptError, match="tool_use and none called 'default'"):
         find_template(tmp_path)
     (tmp_path / "chat_template.json").write_text("{")
-    with pytest.raises(PromptError, match="not a JSON object"):
+    with pytest.raises(PromptError, match="not valid JSON"):
         find_template(tmp_path)
     (tmp_path / "chat_template.jinja").write_bytes(b"\xff\xfe{")
     with pytest.raises(PromptError, match=r"chat_template.jinja is not UTF-8 text .*; fetch the file again"):

@@ -1,7 +1,7 @@
 // The quantized linear layer: what the driver (linear.cpp) and the code for each instruction set tell one another.
 //
 // Activations are brought to 8 bits and laid out as they are read: in blocks of some columns, a block in tiles of a few
-// rows, a tile in quads of columns: 4 bytes of row 0, 4 bytes of row 1, ... Weights come in tiles of 16 rows (packing.py).
+// rows, a tile in quads of columns: 4 bytes of row 0, 4 bytes of row 1, ... Weights come in tiles of 16 rows (quantized_weight.py).
 // A strip is some tiles of weights against all rows of activations; one thread does a strip from start to end.
 #pragma once
 

@@ -1,4 +1,4 @@
-// The search for a group's scale and codes (scale_search.py says what it does and why), the same for every instruction
+// The search for a group's scale and codes (quantized_weight.py says what it does and why), the same for every instruction
 // set; F is what differs: 16 floats, in an unnamed namespace of the file that includes this.
 //
 // Everything is computed in the order of the Python version, so that both give the same bytes.

@@ -1,4 +1,4 @@
-// One answer, from the request to its end, however it ends.
+// The stream of one answer, and the errors that can end it.
 
 import { ApiError, chatChunks } from "./api.js";
 

@@ -1,4 +1,4 @@
-// The answers that are under way, at most one to a conversation; they go on when another conversation is shown.
+// The running answers, at most one in each conversation; they go on while another conversation is shown.
 
 import { ApiError } from "./api.js";
 import { fail, stream } from "./answering.js";
@@ -27,7 +27,7 @@ export class Answers {
     return run !== undefined;
   }
 
-  /** Keeps what has come, before the page goes away. */
+  /** Saves what has been received, before the page is closed. */
   saveAll() {
     for (const { conversation } of this.#running.values()) this.library.save(conversation);
   }

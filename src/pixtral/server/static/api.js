@@ -1,4 +1,4 @@
-// What this page asks of the server, and what it understands of errors. All addresses are relative to the page's own,
+// Requests to the server, and its errors. All addresses are relative to the page's own,
 // so that a proxy may put it under a path.
 
 import { events } from "./sse.js";
@@ -11,7 +11,7 @@ export class ApiError extends Error {
     Object.assign(this, { status, code, param, retryAfter });
   }
 
-  /** What a person reads above the server's own words. */
+  /** The heading above the server's message. */
   get heading() {
     if (this.status === 0) return "The server cannot be reached";
     if (this.status === 401 || this.status === 403) return "The server wants a valid API key";
@@ -27,7 +27,7 @@ export class ApiError extends Error {
 /** Limits of the server; see server/page.py. */
 export const facts = () => json("page/facts");
 
-/** The models it serves. */
+/** The models of the server. */
 export const models = async () => (await json("v1/models")).data;
 
 /** Patches and tokens of an image of width x height pixels. */
@@ -74,7 +74,7 @@ async function ask(path, options = {}) {
   try {
     body = await response.json();
   } catch {
-    // a proxy in between answers in HTML: the status has to do
+    // a proxy answers in HTML: only the status is usable
   }
   throw fromBody(body, response);
 }

@@ -1,4 +1,4 @@
-// The page: one conversation shown, any number of answers under way.
+// The page: one conversation is shown, any number of answers may be running.
 
 import * as api from "./api.js";
 import { Answers } from "./answers.js";
@@ -119,7 +119,7 @@ class App {
     return newConversation(this.usual(lastSettings()));
   }
 
-  /** The embedded model answers best with its likeliest words. */
+  /** The embedded model answers best with greedy sampling. */
   usual(settings) {
     if (this.facts.demo) settings.numbers.temperature ??= 0;
     return settings;
@@ -154,7 +154,7 @@ class App {
     }
   }
 
-  /** Another tab has written. */
+  /** Handles a change by another tab. */
   async reload() {
     await this.library.reload(this.answers.busy);
     const found = this.library.find(this.current.id);
@@ -167,7 +167,7 @@ class App {
     this.refresh();
   }
 
-  /** Those before a message, or all where it is not among them. */
+  /** The messages before a message, or all where it is not among them. */
   messagesBefore(message) {
     const { messages } = this.current;
     const at = messages.findIndex(({ id }) => id === message?.id);
@@ -205,7 +205,7 @@ class App {
       announce(answer.error ? `${answer.error.heading}. ${answer.error.message}` : `Answer: ${answer.text}`);
     }
     this.refresh();
-    if (answer.error?.status === 404) this.connect(); // the server was started anew, with another model
+    if (answer.error?.status === 404) this.connect(); // the server was restarted with another model
     if (answer.error?.status === 401)
       this.askForKey(answer.error.message, () => this.connect().then(() => this.retry(answer)));
   }

@@ -1,9 +1,9 @@
-// Copying, with a word when it is done.
+// Copying to the clipboard, with feedback.
 
 import { announce, h } from "./dom.js";
 import { iconButton, setIcon } from "./icons.js";
 
-/** A button that copies what `text()` says. */
+/** A button that copies the result of `text()`. */
 export function copyButton(text, label) {
   const button = iconButton("copy", label, () => copyFrom(button, text()));
   return button;

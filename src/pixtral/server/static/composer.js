@@ -1,4 +1,4 @@
-// Where a message is written: text, images by button, paste and drop, what they cost, send and stop.
+// The composer: text, images by button, paste and drop, their tokens, send and stop.
 
 import { imageCount, imageTokens } from "./conversation.js";
 import { announce, byId, count, h, plural } from "./dom.js";
@@ -72,7 +72,7 @@ export class Composer {
     }
   }
 
-  /** Measures the images that wait for another level of detail. */
+  /** Measures the attached images again for another level of detail. */
   async measureAgain(detail) {
     this.#images = await Promise.all(
       this.#images.map((p) => (p.id && p.detail !== detail ? remeasured(p, detail) : p)),
@@ -80,7 +80,7 @@ export class Composer {
     this.refresh();
   }
 
-  /** Puts a message back to be changed; null ends that. */
+  /** Edits an earlier message; null ends editing. */
   edit(message, images) {
     if (this.#editing) this.clear();
     this.#editing = message;
@@ -100,7 +100,7 @@ export class Composer {
     this.refresh();
   }
 
-  /** The ids of the images that wait. */
+  /** The ids of the attached images. */
   get imageIds() {
     return this.#images.map((image) => image.id).filter(Boolean);
   }
@@ -110,7 +110,7 @@ export class Composer {
     this.refresh();
   }
 
-  /** Puts the cursor at the end; not where a keyboard would cover the page. */
+  /** Focuses the field, except where an on-screen keyboard would cover the page. */
   focus() {
     if (isTouch()) return;
     this.field.focus();
@@ -225,7 +225,7 @@ export class Composer {
   }
 }
 
-/** What an image costs, in a line. */
+/** Tokens and grid of an image, in a line. */
 function captionOf({ pages, grid }) {
   const shape = pages ? plural(pages, "page") : `${grid.rows} × ${grid.cols}`;
   return h("p", { class: "caption" }, h("b", {}, count(grid.tokens)), ` tokens · ${shape}`);

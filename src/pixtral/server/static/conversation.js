@@ -1,16 +1,16 @@
-// A conversation as it is kept, and as it is sent.
+// A conversation: its stored form, and the request made of it.
 
 import { newId } from "./dom.js";
 import { dataUrl, ImageError } from "./images.js";
 import { requestFields } from "./settings.js";
 
-/** An empty one. */
+/** An empty conversation. */
 export function newConversation(settings) {
   const now = Date.now();
   return { id: newId(), title: "", created: now, updated: now, settings, messages: [] };
 }
 
-/** What a user says; images without their bytes, which the store has. */
+/** A message of the user; images are without their bytes, which the store has. */
 export function userMessage(text, images) {
   return {
     id: newId(),
@@ -20,7 +20,7 @@ export function userMessage(text, images) {
   };
 }
 
-/** An answer that is about to come: state is "streaming", then "done", "stopped", "length" or "failed". */
+/** An answer before its first token: state is "streaming", then "done", "stopped", "length" or "failed". */
 export function emptyAnswer() {
   return {
     id: newId(),
@@ -43,7 +43,7 @@ export function titleOf(conversation) {
   return text.length > 60 ? `${text.slice(0, 58).trimEnd()}…` : text;
 }
 
-/** The ids of all images in it. */
+/** The ids of all images of a conversation. */
 export function imageIds(conversation) {
   return conversation.messages.flatMap((message) => message.images.map((image) => image.id));
 }

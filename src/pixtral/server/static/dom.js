@@ -1,4 +1,4 @@
-// Building elements without ever parsing HTML: whatever text comes in stays text.
+// Builds elements without parsing HTML: text stays text.
 
 /** An element with attributes, listeners (onclick: function) and children (nodes or text). */
 export function h(tag, attributes = {}, ...children) {
@@ -19,7 +19,7 @@ export function byId(id) {
   return element;
 }
 
-/** Says something to screen readers alone. */
+/** Announces a text to screen readers only. */
 export function announce(text) {
   byId("announce").textContent = text;
 }
@@ -39,7 +39,7 @@ export function bytes(number) {
   return number < 1e6 ? `${Math.max(1, Math.round(number / 1e3))} kB` : `${(number / 1e6).toFixed(1)} MB`;
 }
 
-/** A name that nothing else has; crypto.randomUUID is missing where the page came over plain HTTP. */
+/** A unique id; crypto.randomUUID is missing where the page came over plain HTTP. */
 export function newId() {
   return Array.from(crypto.getRandomValues(new Uint8Array(12)), (byte) => byte.toString(16).padStart(2, "0")).join("");
 }

@@ -13,7 +13,7 @@ export function gridded(img, { width: across, height: down, grid }, width) {
   return frame;
 }
 
-/** What stands for a PDF. */
+/** The placeholder of a PDF. */
 export function sheet({ name }) {
   return h("span", { class: "sheet" }, icon("document"), h("span", {}, name));
 }

@@ -47,7 +47,7 @@ export function iconButton(name, label, onclick, kind = "icon-button small") {
   return button;
 }
 
-/** Puts the icons where the page says data-icon="name". */
+/** Adds the icons of elements with data-icon="name". */
 export function placeIcons(root) {
   for (const element of root.querySelectorAll("[data-icon]")) setIcon(element, element.dataset.icon);
 }

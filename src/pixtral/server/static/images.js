@@ -1,4 +1,4 @@
-// Files become images: looked at by the browser, measured by the server, kept as they are where that is possible.
+// Images of files: decoded by the browser, measured by the server, sent unchanged where that is possible.
 
 import { grid, pages } from "./api.js";
 import { bytes, count, newId, plural } from "./dom.js";
@@ -56,7 +56,7 @@ export function describe(image) {
   return `${image.width} × ${image.height}${seen} pixels, ${g.rows} × ${g.cols} patches, ${count(g.tokens)} tokens`;
 }
 
-/** What an image is sent as. */
+/** In which form an image is sent. */
 export function sentAs(image) {
   const size = bytes(image.blob.size);
   return image.scaled ? `scaled down here to what the model sees, ${size}` : size;

@@ -2,7 +2,7 @@
 
 import { byId } from "./dom.js";
 
-/** Calls `add(files)` for each lot that comes in. */
+/** Calls `add(files)` for each set of files. */
 export function listenForFiles(add) {
   byId("attach").addEventListener("click", () => byId("files").click());
   byId("files").addEventListener("change", () => {
@@ -19,7 +19,7 @@ export function listenForFiles(add) {
 }
 
 function listenForDrops(add) {
-  let depth = 0; // enter and leave come for every element on the way
+  let depth = 0; // enter and leave events come from every element inside
   const enter = (change) => {
     depth = Math.max(0, depth + change);
     byId("drop").hidden = depth === 0;

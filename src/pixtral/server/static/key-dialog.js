@@ -1,4 +1,4 @@
-// Asks for the API key.
+// The dialog for the API key.
 
 import { h } from "./dom.js";
 import { openDialog } from "./dialog.js";

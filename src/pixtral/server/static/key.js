@@ -1,4 +1,4 @@
-// The API key: for this tab, or kept on this device where the user says so.
+// The API key: kept for this tab, or on this device if the user chooses that.
 
 const NAME = "pixtral.key";
 
@@ -10,7 +10,7 @@ export function apiKey() {
 /** Whether the key outlives this tab. */
 export const keyIsKept = () => read(() => localStorage) !== "";
 
-let held = ""; // where the browser keeps nothing, the page does
+let held = ""; // for browsers without storage
 
 /** Takes a key; "" forgets the one there is. */
 export function setApiKey(key, keep) {

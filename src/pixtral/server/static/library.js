@@ -1,4 +1,4 @@
-// All conversations of this browser, and what happens when it cannot keep them.
+// All conversations of this browser, and errors of its storage.
 
 import { imageIds } from "./conversation.js";
 import { notify } from "./notices.js";
@@ -6,7 +6,7 @@ import { openStore, QuotaError } from "./store.js";
 
 export class Library {
   conversations = [];
-  #gone = new Set(); // ids of those that were deleted; an answer may still be on its way into them
+  #gone = new Set(); // ids of those that were deleted; an answer to them may still be running
   #held = new Map(); // bytes of images that the store does not have
   #channel = "BroadcastChannel" in globalThis ? new BroadcastChannel("pixtral") : null;
 
@@ -37,7 +37,7 @@ export class Library {
     return this.conversations.find((conversation) => conversation.id === id) ?? null;
   }
 
-  /** Keeps a conversation and new images. A full store is said once; the page goes on with what it has. */
+  /** Saves a conversation and new images. A full store is reported once; the page goes on from memory. */
   async save(conversation, images = [], dropped = []) {
     if (this.#gone.has(conversation.id)) return;
     if (!this.conversations.includes(conversation)) this.conversations.push(conversation);
@@ -69,7 +69,7 @@ export class Library {
     return this.#held.get(id) ?? (await this.store.blob(id).catch(() => null));
   }
 
-  /** Forgets a conversation; returns what brings it back. */
+  /** Deletes a conversation; returns a function that restores it. */
   async remove(conversation) {
     const ids = imageIds(conversation);
     const images = await Promise.all(ids.map(async (id) => ({ id, blob: await this.blob(id) })));
@@ -88,7 +88,7 @@ export class Library {
   }
 }
 
-/** Answers that were coming when the page was left came no further. */
+/** Marks answers that were running when the page was closed as stopped. */
 function interrupted(conversation) {
   for (const message of conversation.messages) {
     if (message.state === "streaming") message.state = "stopped";

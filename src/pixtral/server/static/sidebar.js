@@ -36,7 +36,7 @@ export class Sidebar {
 
   /** Lists the conversations under the days they were last used; `current` is marked, those in `busy` are answering. */
   show(conversations, current, busy) {
-    if (document.activeElement?.matches("#conversations .rename")) return; // somebody is writing there
+    if (document.activeElement?.matches("#conversations .rename")) return; // a title is being edited
     const focused = document.activeElement?.closest?.("#conversations li")?.dataset.id;
     const items = [];
     let heading = null;

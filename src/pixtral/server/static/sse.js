@@ -1,4 +1,4 @@
-// Server-sent events out of a response body, however its bytes are cut.
+// Parses server-sent events of a response body.
 
 /** The data of each event; ends with the body or at "[DONE]". Throws what reading throws. */
 export async function* events(body) {

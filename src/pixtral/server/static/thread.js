@@ -133,13 +133,13 @@ export class Thread {
   }
 }
 
-/** Words of a server as a sentence. */
+/** A message of the server as a sentence. */
 function sentence(text) {
   const whole = text.trim();
   return whole.charAt(0).toUpperCase() + whole.slice(1) + (/[.!?…)\]}]$/.test(whole) ? "" : ".");
 }
 
-/** What an answer cost, and how it ended. */
+/** Tokens, times and end of an answer. */
 function metaOf(answer) {
   const parts = [];
   if (answer.state === "stopped") parts.push("Stopped");

@@ -20,7 +20,7 @@ export class ImageUrls {
     if (!this.#urls.has(image.id)) this.#urls.set(image.id, URL.createObjectURL(image.blob));
   }
 
-  /** Lets go of all but these. */
+  /** Revokes all URLs but these. */
   keepOnly(ids) {
     const kept = new Set(ids);
     for (const [id, url] of this.#urls) {

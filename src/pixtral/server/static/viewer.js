@@ -26,7 +26,7 @@ export function view(image, urls) {
   );
 }
 
-/** As wide as fits; small images are enlarged so that their patches can be told apart. */
+/** As wide as fits; small images are enlarged so that their patches are distinguishable. */
 function shownWidth({ width, height }) {
   const room = { width: Math.min(innerWidth - 72, 1200), height: innerHeight - 220 };
   return Math.round(Math.min(room.width, (room.height * width) / height, width * 5));

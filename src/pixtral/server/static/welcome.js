@@ -1,10 +1,10 @@
-// What stands on an empty page.
+// The content of an empty page.
 
 import { byId, h } from "./dom.js";
 
 const QUESTIONS = ["What is in the picture?", "What colour is the star?", "How many shapes are there?"];
 
-/** Fills the welcome; with the embedded model it offers the packaged image: `ask(file, question)`. */
+/** Fills the welcome section; with the embedded model it offers the packaged image: `ask(file, question)`. */
 export function fillWelcome(demo, ask) {
   const address = new URL("demo.png", import.meta.url);
   const offer =

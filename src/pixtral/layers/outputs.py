@@ -70,6 +70,23 @@ class BaseModelOutputWithPooling(ModelOutput):
 
 
 @dataclasses.dataclass
+class LlavaModelOutputWithPast(ModelOutput):
+    """Of the network without its output layer.
+
+    Attributes:
+        last_hidden_state: (B, S, C) after the final norm, zero where the input is padding.
+        past_key_values, hidden_states, attentions: as of `CausalLMOutputWithPast`.
+        image_hidden_states: (all patches, C), the features put into the prompt.
+    """
+
+    last_hidden_state: Tensor | None = None
+    past_key_values: KVCache | None = None
+    hidden_states: tuple[Tensor, ...] | None = None
+    attentions: tuple[Tensor, ...] | None = None
+    image_hidden_states: Tensor | None = None
+
+
+@dataclasses.dataclass
 class CausalLMOutputWithPast(ModelOutput):
     """Of the decoder.
 

@@ -8,8 +8,8 @@ import pytest
 import torch
 from torch import nn
 
-from pixtral.models import linear
-from pixtral.models.linear import applied, project
+from pixtral.layers import linear
+from pixtral.layers.linear import applied, project
 from pixtral.ops.native.library import kernels_if_built
 
 AVX512 = torch.backends.cpu.get_cpu_capability() == "AVX512"

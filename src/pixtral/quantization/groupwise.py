@@ -11,23 +11,18 @@ from torch import Tensor, nn
 
 from pixtral.configuration.quantization import QuantizationConfig
 from pixtral.errors import ConfigError
-from pixtral.models.linear import PackedLinear
-from pixtral.models.llava import LlavaMultiModalProjector
-from pixtral.models.mistral import MistralDecoderLayer
-from pixtral.models.vision import PixtralVisionModel
-from pixtral.ops.linear import choose_group_size, pack, packed_shapes
-from pixtral.ops.quantized_weight import CHUNK
+from pixtral.layers.linear import QuantizedLinear
+from pixtral.ops.quantized_weight import SEARCH_CHUNK, TILE, choose_group_size, quantize_weight, quantized_shapes
 from pixtral.ops.runtime import empty_huge
 from pixtral.quantization.base import BLOCK_BYTES, Quantizer, Slot, WeightSource, replace_module
 
-TILE = 16  # rows that are packed together: blocks of a weight are cut between them
 VISION_BITS = 8
 GROUP_SIZES: tuple[int, ...] = (64, 32)  # the first that divides a width is taken
 VISION_GROUP_SIZES: tuple[int, ...] = (128, 64, 32)  # an image is many rows, for each of which a scale costs time
 _PARTS = ("codes", "scales", "row_scales")
 
 
-class PackedQuantizer(Quantizer):
+class GroupwiseQuantizer(Quantizer):
     """Our own format, see `ops.linear`.
 
     The decoder's projections are packed into `bits`, the output layer into `lm_head_bits`; tower and projector stay as
@@ -58,7 +53,7 @@ class PackedQuantizer(Quantizer):
             old = model.get_submodule(name)
             assert isinstance(old, nn.Linear)
             with torch.device("meta"):
-                new = PackedLinear(
+                new = QuantizedLinear(
                     old.in_features, old.out_features, bits=bits,
                     group_size=self._group_size(name, old.in_features, sizes), activations=self._config.activations,
                 )  # fmt: skip
@@ -74,30 +69,30 @@ class PackedQuantizer(Quantizer):
 
     def slots(self, layer: nn.Module) -> dict[str, Slot]:
         """The full-precision weight, or the three packed tensors."""
-        assert isinstance(layer, PackedLinear)
+        assert isinstance(layer, QuantizedLinear)
         if not self.stored:
             return {"weight": Slot((layer.out_features, layer.in_features))}
         return {name: Slot(shape, dtype) for name, (dtype, shape) in _shapes(layer).items()}
 
     def nbytes(self, layer: nn.Module) -> int:
         """See Quantizer.nbytes."""
-        assert isinstance(layer, PackedLinear)
+        assert isinstance(layer, QuantizedLinear)
         return sum(math.prod(shape) * dtype.itemsize for dtype, shape in _shapes(layer).values())
 
     def work_bytes(self, layer: nn.Module) -> int:
         """The search for scales without the native kernels: 24 bytes for each weight that it looks at together
         (measured), and 3 for each of the block: codes before and while they are packed.
         """
-        assert isinstance(layer, PackedLinear)
+        assert isinstance(layer, QuantizedLinear)
         weights = layer.in_features * layer.out_features
-        return 24 * min(weights, CHUNK) + 3 * min(weights, BLOCK_BYTES // 2)
+        return 24 * min(weights, SEARCH_CHUNK) + 3 * min(weights, BLOCK_BYTES // 2)
 
     def quantize(self, layer: nn.Module, source: WeightSource, device: torch.device) -> None:
         """Pack block after block, so that no second copy of a large weight is ever held."""
-        assert isinstance(layer, PackedLinear)
+        assert isinstance(layer, QuantizedLinear)
         whole = {name: empty_huge(shape, dtype) for name, (dtype, shape) in _shapes(layer).items()}
         for start, rows in source.blocks(TILE):
-            packed = pack(rows, layer.bits, layer.group_size)
+            packed = quantize_weight(rows, layer.bits, layer.group_size)
             tiles = slice(start // TILE, start // TILE + len(packed.codes))
             whole["codes"][tiles] = packed.codes
             whole["scales"][tiles] = packed.scales
@@ -119,7 +114,7 @@ class PackedQuantizer(Quantizer):
 
     def describe(self, layer: nn.Module) -> str:
         """See Quantizer.describe."""
-        assert isinstance(layer, PackedLinear)
+        assert isinstance(layer, QuantizedLinear)
         return f"{layer.bits} bits, groups of {layer.group_size}"
 
     def maps(self, name: str) -> bool:
@@ -131,9 +126,10 @@ class PackedQuantizer(Quantizer):
         config = self._config
         chosen: dict[str, tuple[int, tuple[int, ...]]] = {}
         for path, module in model.named_modules():
-            if isinstance(module, MistralDecoderLayer):
+            part = getattr(module, "quantized_as", None)  # what the classes of `models` say of themselves
+            if part == "decoder":
                 choice = config.bits, GROUP_SIZES
-            elif isinstance(module, (PixtralVisionModel, LlavaMultiModalProjector)) and config.quantize_vision:
+            elif part == "vision" and config.quantize_vision:
                 choice = VISION_BITS, VISION_GROUP_SIZES
             else:
                 continue
@@ -154,5 +150,5 @@ class PackedQuantizer(Quantizer):
         return size
 
 
-def _shapes(layer: PackedLinear) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
-    return packed_shapes(layer.bits, layer.group_size, layer.out_features, layer.in_features)
+def _shapes(layer: QuantizedLinear) -> dict[str, tuple[torch.dtype, tuple[int, ...]]]:
+    return quantized_shapes(layer.bits, layer.group_size, layer.out_features, layer.in_features)

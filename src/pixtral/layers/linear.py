@@ -8,15 +8,16 @@ import torch
 from torch import Tensor, nn
 
 from pixtral.ops.dense import dense_gated_linear, dense_linear, runs_dense
-from pixtral.ops.linear import PackedWeight, gated_linear, linear, packed_shapes
+from pixtral.ops.linear import gated_linear, linear
+from pixtral.ops.quantized_weight import QuantizedWeight, quantized_shapes
 
-# FOLDED pixtral.models.linear: A linear layer that holds its weights in 4 or 8 bits; the computation is `ops.linear`'s.
+# FOLDED pixtral.layers.linear: A linear layer that holds its weights in 4 or 8 bits; the computation is `ops.linear`'s.
 
 
-class PackedLinear(nn.Module):
+class QuantizedLinear(nn.Module):
     """y = x W^T + b, with W in groups of few bits (the format is described in `ops.linear`).
 
-    The packed tensors are buffers: they are saved and moved with the model, never trained, and keep their data types
+    The quantized tensors are buffers: they are saved and moved with the model, never trained, and keep their data types
     when the model is cast. What goes in and out, and the bias, are of the model's dtype.
     """
 
@@ -40,7 +41,7 @@ class PackedLinear(nn.Module):
             in_features, out_features, bias: as of nn.Linear.
             bits: 4 or 8.
             group_size: columns that share a scale; divides `in_features`.
-            activations: "int8" (quantized on the fly) or "bf16" (the weights are unpacked instead).
+            activations: "int8" (quantized on the fly) or "bf16" (the weights are dequantized instead).
             dtype: of the bias.
         """
         super().__init__()
@@ -49,30 +50,30 @@ class PackedLinear(nn.Module):
         self.bits = bits
         self.group_size = group_size
         self.activations = activations
-        for name, (kind, shape) in packed_shapes(bits, group_size, out_features, in_features).items():
+        for name, (kind, shape) in quantized_shapes(bits, group_size, out_features, in_features).items():
             self.register_buffer(name, torch.zeros(shape, dtype=kind))
         self.bias = nn.Parameter(torch.zeros(out_features, dtype=dtype)) if bias else None
 
     @property
-    def packed(self) -> PackedWeight:
+    def quantized_weight(self) -> QuantizedWeight:
         """The weight as the operations take it."""
-        return PackedWeight(
+        return QuantizedWeight(
             self.bits, self.group_size, self.out_features, self.in_features, self.codes, self.scales, self.row_scales
         )
 
-    def fill(self, packed: PackedWeight) -> None:
-        """Take a packed weight of this layer's shape, without copying it."""
-        assert (packed.bits, packed.group_size) == (self.bits, self.group_size)
-        assert (packed.out_features, packed.in_features) == (self.out_features, self.in_features)
-        self.codes, self.scales, self.row_scales = packed.codes, packed.scales, packed.row_scales
+    def fill(self, quantized: QuantizedWeight) -> None:
+        """Take a quantized weight of this layer's shape, without copying it."""
+        assert (quantized.bits, quantized.group_size) == (self.bits, self.group_size)
+        assert (quantized.out_features, quantized.in_features) == (self.out_features, self.in_features)
+        self.codes, self.scales, self.row_scales = quantized.codes, quantized.scales, quantized.row_scales
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N), in the dtype of x."""
         rows = x.reshape(-1, self.in_features)
-        (out,) = linear(rows, [self.packed], [self.bias], activations=self.activations)
+        (out,) = linear(rows, [self.quantized_weight], [self.bias], activations=self.activations)
         return out.view(*x.shape[:-1], self.out_features)
 
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> PackedLinear:
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> QuantizedLinear:
         """Move or cast; scales stay float32 whatever the model is cast to: they belong to the codes."""
         exact = self.row_scales
         super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # PyTorch leaves it without annotations
@@ -89,12 +90,13 @@ class PackedLinear(nn.Module):
 def project(x: Tensor, *layers: nn.Module) -> list[Tensor]:
     """What each layer makes of x (N, C), a row's result having the same bits alone as among others.
 
-    Packed layers quantize x once for all of them; bfloat16 on a CPU goes through kernels of ours, where they are built.
+    Quantized layers quantize x once for all of them; bfloat16 on a CPU goes through the native kernels,
+    where they are built.
     """
-    packed = _packed(*layers)
-    if packed is not None:
-        biases = [p.bias for p in packed]
-        return linear(x, [p.packed for p in packed], biases, activations=packed[0].activations)
+    quantized = _quantized(*layers)
+    if quantized is not None:
+        biases = [p.bias for p in quantized]
+        return linear(x, [p.quantized_weight for p in quantized], biases, activations=quantized[0].activations)
     plain = _plain(x, *layers)
     if plain is not None:
         return dense_linear(x, [layer.weight for layer in plain], [layer.bias for layer in plain])
@@ -128,9 +130,10 @@ def _is_single_row(layer: nn.Module, x: Tensor) -> bool:
 
 def gated(x: Tensor, gate: nn.Module, up: nn.Module) -> Tensor | None:
     """silu(gate(x)) * up(x) for x (N, C) in one operation, or None when there is none for these layers."""
-    packed = _packed(gate, up)
-    if packed is not None and all(p.bias is None for p in packed):
-        return gated_linear(x, packed[0].packed, packed[1].packed, activations=packed[0].activations)
+    quantized = _quantized(gate, up)
+    if quantized is not None and all(p.bias is None for p in quantized):
+        weights = [layer.quantized_weight for layer in quantized]
+        return gated_linear(x, *weights, activations=quantized[0].activations)
     plain = _plain(x, gate, up)
     if plain is not None and all(layer.bias is None for layer in plain):
         return dense_gated_linear(x, plain[0].weight, plain[1].weight)
@@ -142,12 +145,12 @@ def takes_kernels(x: Tensor, *layers: nn.Module) -> bool:
     return _plain(x, *layers) is not None
 
 
-def _packed(*layers: nn.Module) -> list[PackedLinear] | None:
-    """The layers, when all are packed and none is hooked, wrapped or to be differentiated through."""
-    packed = [layer for layer in layers if type(layer) is PackedLinear and not _is_hooked(layer)]
-    if len(packed) < len(layers) or torch.is_grad_enabled() or len({p.activations for p in packed}) > 1:
+def _quantized(*layers: nn.Module) -> list[QuantizedLinear] | None:
+    """The layers, when all are quantized and none is hooked, wrapped or to be differentiated through."""
+    quantized = [layer for layer in layers if type(layer) is QuantizedLinear and not _is_hooked(layer)]
+    if len(quantized) < len(layers) or torch.is_grad_enabled() or len({p.activations for p in quantized}) > 1:
         return None
-    return packed
+    return quantized
 
 
 def _plain(x: Tensor, *layers: nn.Module) -> list[nn.Linear] | None:

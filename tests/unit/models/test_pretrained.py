@@ -13,13 +13,13 @@ from torch import nn
 
 from pixtral.configuration import LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.errors import ConfigError
-from pixtral.models.base import PixtralModule
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
+from pixtral.models.pretrained import PreTrainedModel
 from pixtral.models.vision import PixtralVisionModel
 
 VALUES = llava_dict()
-BUILDERS: list[Callable[[], PixtralModule]] = [
+BUILDERS: list[Callable[[], PreTrainedModel]] = [
     lambda: PixtralVisionModel(PixtralVisionConfig.from_dict(VALUES["vision_config"])),
     lambda: MistralForCausalLM(MistralConfig.from_dict(VALUES["text_config"])),
     lambda: LlavaForConditionalGeneration(LlavaConfig.from_dict(VALUES)),
@@ -27,7 +27,7 @@ BUILDERS: list[Callable[[], PixtralModule]] = [
 
 
 @pytest.mark.parametrize("build", BUILDERS)
-def test_facts(build: Callable[[], PixtralModule]) -> None:
+def test_facts(build: Callable[[], PreTrainedModel]) -> None:
     model = build()
     assert model.dtype == torch.float32 and model.device.type == "cpu"
     assert model.to(torch.bfloat16).dtype == torch.bfloat16
@@ -49,7 +49,7 @@ def test_tied_embeddings_are_one_parameter_counted_once() -> None:
 
 
 @pytest.mark.parametrize("build", BUILDERS)
-def test_on_the_meta_device(build: Callable[[], PixtralModule]) -> None:
+def test_on_the_meta_device(build: Callable[[], PreTrainedModel]) -> None:
     """Nothing is allocated, and real weights can be put in afterwards: no table was computed in between."""
     with torch.device("meta"):
         model = build()
@@ -64,7 +64,7 @@ def test_on_the_meta_device(build: Callable[[], PixtralModule]) -> None:
 
 
 @pytest.mark.parametrize("build", BUILDERS)
-def test_first_weights(build: Callable[[], PixtralModule]) -> None:
+def test_first_weights(build: Callable[[], PreTrainedModel]) -> None:
     model = build()
     for name, parameter in model.named_parameters():
         if parameter.dim() > 1:

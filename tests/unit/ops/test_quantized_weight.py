@@ -12,18 +12,29 @@ from torch import Tensor
 
 from pixtral.errors import QuantizationError
 from pixtral.ops import linear_native, quantized_weight
-from pixtral.ops.linear import PackedWeight, choose_group_size, linear, pack, packed_shapes, unpack
+from pixtral.ops.linear import linear
 from pixtral.ops.linear_reference import linear_reference
 from pixtral.ops.native import library as native_library
 from pixtral.ops.native.library import ISAS, kernels
-from pixtral.ops.quantized_weight import LEVELS4, pack_codes, pack_reference, unpack_codes, unpack_reference
+from pixtral.ops.quantized_weight import (
+    LEVELS4,
+    QuantizedWeight,
+    choose_group_size,
+    dequantize_reference,
+    dequantize_weight,
+    pack_codes,
+    quantize_reference,
+    quantize_weight,
+    quantized_shapes,
+    unpack_codes,
+)
 
 TENSORS = ("codes", "scales", "row_scales")
 
 
 def error(weight: Tensor, bits: int, group: int) -> float:
     """Squared, relative to the weights'."""
-    found = unpack(pack(weight, bits, group), torch.float32)
+    found = dequantize_weight(quantize_weight(weight, bits, group), torch.float32)
     return float((found - weight).square().sum() / weight.square().sum())
 
 
@@ -45,20 +56,20 @@ def kinds(rows: int, width: int) -> Iterator[Tensor]:
 @pytest.mark.parametrize("group", [32, 64, 128])
 def test_native_gives_the_bytes_of_the_twin(isa: str, bits: int, group: int) -> None:
     for index, weight in enumerate(kinds(37, 5 * group)):
-        found, expected = pack(weight, bits, group), pack_reference(weight, bits, group)
+        found, expected = quantize_weight(weight, bits, group), quantize_reference(weight, bits, group)
         found.check()
         for name in TENSORS:
             assert torch.equal(getattr(found, name), getattr(expected, name)), (index, name)
         for dtype in (torch.float32, torch.bfloat16, torch.float16):
-            assert torch.equal(unpack(found, dtype), unpack_reference(expected, dtype)), (index, dtype)
+            assert torch.equal(dequantize_weight(found, dtype), dequantize_reference(expected, dtype)), (index, dtype)
 
 
 def test_threads_and_strides_do_not_change_the_result(isa: str) -> None:
     weight = torch.randn(100, 128)
-    expected = pack(weight, 4, 64)
+    expected = quantize_weight(weight, 4, 64)
     torch.set_num_threads(2)
     for same in (weight, weight.t().contiguous().t(), torch.cat([weight, weight], dim=1)[:, :128], weight.double()):
-        found = pack(same, 4, 64)
+        found = quantize_weight(same, 4, 64)
         assert all(torch.equal(getattr(found, name), getattr(expected, name)) for name in TENSORS)
     torch.set_num_threads(1)
 
@@ -68,17 +79,17 @@ def test_a_weight_that_is_not_finite_is_named(isa: str, value: float) -> None:
     weight = torch.randn(70, 128, dtype=torch.bfloat16)
     weight[66, 3] = weight[40, 100] = weight[40, 120] = value
     with pytest.raises(QuantizationError, match=rf"weight\[40, 100\] is {value}"):
-        pack(weight, 4, 64)
+        quantize_weight(weight, 4, 64)
     with pytest.raises(QuantizationError, match=rf"weight\[40, 100\] is {value}"):
-        pack_reference(weight, 8, 64)
+        quantize_reference(weight, 8, 64)
 
 
 def test_zeros_stay_zeros(isa: str) -> None:
     weight = torch.randn(20, 128)
     weight[3], weight[7, 64:] = 0, 0
-    packed = pack(weight, 4, 64)
-    assert packed.row_scales[3] == 0 and not packed.row_scales[20:].any()
-    assert not unpack(packed, torch.float32)[weight == 0].any()
+    quantized = quantize_weight(weight, 4, 64)
+    assert quantized.row_scales[3] == 0 and not quantized.row_scales[20:].any()
+    assert not dequantize_weight(quantized, torch.float32)[weight == 0].any()
 
 
 def test_errors_are_as_small_as_documented() -> None:
@@ -95,42 +106,42 @@ def test_errors_are_as_small_as_documented() -> None:
 
 def test_scales_are_better_than_the_largest_weight_over_the_largest_level() -> None:
     weight = torch.randn(64, 64)
-    packed = pack(weight, 4, 64)
+    quantized = quantize_weight(weight, 4, 64)
     levels = torch.tensor(LEVELS4, dtype=torch.float32)
     naive = weight.abs().amax(1, keepdim=True) / 110
     nearest = (weight[..., None] / naive[..., None] - levels).abs().argmin(-1)
     plain = (levels[nearest] * naive - weight).square().sum()
-    assert (unpack(packed, torch.float32) - weight).square().sum() < 0.9 * plain
+    assert (dequantize_weight(quantized, torch.float32) - weight).square().sum() < 0.9 * plain
 
 
 def test_codes_lie_where_the_format_says() -> None:
     codes = torch.randint(0, 16, (32, 64), dtype=torch.uint8)
-    packed = pack_codes(codes, 4)
+    quantized = pack_codes(codes, 4)
     row, column = 21, 37  # tile 1, lane 5; step 4, high half, j = 1
-    assert int(packed[1, 4, 4 * 5 + 1]) >> 4 == codes[row, column]
-    assert torch.equal(unpack_codes(packed, 4), codes)
-    packed = pack_codes(codes, 8)
-    assert packed[1, 9, 4 * 5 + 1] == codes[row, column]
-    assert torch.equal(unpack_codes(packed, 8), codes)
+    assert int(quantized[1, 4, 4 * 5 + 1]) >> 4 == codes[row, column]
+    assert torch.equal(unpack_codes(quantized, 4), codes)
+    quantized = pack_codes(codes, 8)
+    assert quantized[1, 9, 4 * 5 + 1] == codes[row, column]
+    assert torch.equal(unpack_codes(quantized, 8), codes)
 
 
-def test_what_cannot_be_packed_is_refused() -> None:
+def test_what_cannot_be_quantized_is_refused() -> None:
     with pytest.raises(QuantizationError, match="weights in 3 bits are not supported"):
-        packed_shapes(3, 64, 16, 64)
+        quantized_shapes(3, 64, 16, 64)
     with pytest.raises(QuantizationError, match=r"groups of 48 .* 96 input features; choose one of \[32\]"):
-        packed_shapes(4, 48, 16, 96)
+        quantized_shapes(4, 48, 16, 96)
     with pytest.raises(QuantizationError, match="this layer cannot be quantized"):
-        pack(torch.randn(3, 40), 4, 64)
+        quantize_weight(torch.randn(3, 40), 4, 64)
     assert [choose_group_size(width) for width in (5120, 96, 40)] == [64, 32, None]
 
 
 def test_sizes() -> None:
-    packed = pack(torch.randn(160, 512), 4, 64)
-    bits = 8 * packed.nbytes() / (160 * 512)
+    quantized = quantize_weight(torch.randn(160, 512), 4, 64)
+    bits = 8 * quantized.nbytes() / (160 * 512)
     assert bits == 4 + 8 / 64 + 32 / 512
-    part = packed.tiles(2, 4)
-    assert torch.equal(unpack(part, torch.float32), unpack(packed, torch.float32)[32:64])
-    assert unpack(pack(torch.empty(0, 64), 4, 64), torch.float32).shape == (0, 64)
+    part = quantized.tiles(2, 4)
+    assert torch.equal(dequantize_weight(part, torch.float32), dequantize_weight(quantized, torch.float32)[32:64])
+    assert dequantize_weight(quantize_weight(torch.empty(0, 64), 4, 64), torch.float32).shape == (0, 64)
 
 
 @pytest.fixture
@@ -149,12 +160,12 @@ def test_without_the_library_there_is_one_warning_and_the_twin_runs(no_library: 
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         weight = torch.randn(20, 64)
-        packed = pack(weight, 4, 64)
-        expected = pack_reference(weight, 4, 64)
-        assert torch.equal(packed.codes, expected.codes)
+        quantized = quantize_weight(weight, 4, 64)
+        expected = quantize_reference(weight, 4, 64)
+        assert torch.equal(quantized.codes, expected.codes)
         x = torch.randn(2, 64)
-        assert torch.equal(linear(x, [packed])[0], linear_reference(x, packed))
-        assert torch.equal(unpack(packed, torch.float32), unpack_reference(packed, torch.float32))
+        assert torch.equal(linear(x, [quantized])[0], linear_reference(x, quantized))
+        assert torch.equal(dequantize_weight(quantized, torch.float32), dequantize_reference(quantized, torch.float32))
     assert [str(w.message).split(",")[0] for w in caught] == ["quantized layers run in plain PyTorch"]
 
 
@@ -162,8 +173,8 @@ def test_the_variable_chooses_the_instruction_set(monkeypatch: pytest.MonkeyPatc
     library = kernels()
     if library is None:
         pytest.skip("the kernels are not built")
-    weight = pack(torch.randn(20, 64), 4, 64)
-    assert isinstance(weight, PackedWeight)
+    weight = quantize_weight(torch.randn(20, 64), 4, 64)
+    assert isinstance(weight, QuantizedWeight)
     before = library.isa
     try:
         monkeypatch.setenv("PIXTRAL_ISA", "portable")

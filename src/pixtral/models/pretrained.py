@@ -1,4 +1,4 @@
-"""The public models: the networks of `models/` with `from_pretrained`, `save_pretrained` and `generate`."""
+"""PreTrainedModel: what all networks share; files in and out, quantization, and generate() under Transformers' names."""
 
 from __future__ import annotations
 
@@ -6,101 +6,46 @@ import inspect
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any, ClassVar, TypeVar
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from pixtral.checkpoints.layout import Layout
 from pixtral.checkpoints.load import LoadedFrom, load_model
 from pixtral.checkpoints.placement import DeviceMap, MaxMemory
 from pixtral.checkpoints.save import save_model
-from pixtral.configuration import Config, GenerationConfig, LlavaConfig, MistralConfig, PixtralVisionConfig
+from pixtral.configuration import Config, GenerationConfig, LlavaConfig, MistralConfig
 from pixtral.errors import ConfigError, refuse_unknown
 from pixtral.generation import GenerationMixin
-from pixtral.models import llava, mistral, vision
-from pixtral.models.base import PixtralModule
+from pixtral.layers.stack import LayerStack
 from pixtral.quantization import Asked
 from pixtral.quantization.base import Quantizer
 from pixtral.quantization.bitsandbytes import BitsAndBytesQuantizer
 
-# FOLDED pixtral.pretrained: What programs ask of a model that may be quantized, under Transformers' names.
+T = TypeVar("T", bound="PreTrainedModel")
 
 
-Q = TypeVar("Q", bound="QuantizedModel")
+class PreTrainedModel(nn.Module):
+    """Base of the networks.
 
+    Attributes:
+        config: of the network.
+        loaded_from: which files were read.
+        quantizer: how weights are quantized, None in full precision.
+        main_device: where a model computes whose weights are elsewhere.
+    """
 
-class QuantizedModel(nn.Module):
-    """A model with a `quantizer`, or None."""
-
+    config_class: type[Any]
+    config: Any
+    initializer_range: float
     quantizer: Quantizer | None = None
-
-    @property
-    def quantization_config(self) -> object:
-        """How the weights are quantized: a QuantizationConfig, a BitsAndBytesConfig, or None."""
-        return None if self.quantizer is None else self.quantizer.config
-
-    @property
-    def is_quantized(self) -> bool:
-        """Whether layers hold fewer bits."""
-        return self.quantizer is not None
-
-    @property
-    def quantization_method(self) -> str | None:
-        """The `quant_method` of config.json: "bitsandbytes", "pixtral", or None."""
-        return None if self.quantizer is None else self.quantizer.method
-
-    @property
-    def hf_quantizer(self) -> BitsAndBytesQuantizer | None:
-        """What peft and trainers ask about a model that bitsandbytes quantized."""
-        return self.quantizer if isinstance(self.quantizer, BitsAndBytesQuantizer) else None
-
-    @property
-    def is_loaded_in_8bit(self) -> bool:
-        """Whether bitsandbytes holds the weights in 8 bits."""
-        return self.hf_quantizer is not None and self.hf_quantizer.config.load_in_8bit
-
-    @property
-    def is_loaded_in_4bit(self) -> bool:
-        """Whether bitsandbytes holds the weights in 4 bits."""
-        return self.hf_quantizer is not None and self.hf_quantizer.config.load_in_4bit
-
-    def to(self: Q, *args: Any, **kwargs: Any) -> Q:
-        """As of nn.Module.
-
-        Raises:
-            ConfigError: a dtype, for a model that bitsandbytes quantized.
-        """
-        if torch._C._nn._parse_to(*args, **kwargs)[1] is not None:
-            self._refuse_cast("to(dtype)")
-        return super().to(*args, **kwargs)
-
-    def half(self: Q) -> Q:
-        """As of nn.Module, and refused like `to(dtype)`."""
-        self._refuse_cast("half()")
-        return super().half()
-
-    def float(self: Q) -> Q:
-        """As of nn.Module, and refused like `to(dtype)`."""
-        self._refuse_cast("float()")
-        return super().float()
-
-    def _refuse_cast(self, call: str) -> None:
-        if self.hf_quantizer is not None:
-            raise ConfigError(
-                f"{call} would change what a model quantized by bitsandbytes computes in; pass dtype to from_pretrained"
-            )
-
-
-T = TypeVar("T", bound="PretrainedModel")
-
-
-class PretrainedModel(QuantizedModel, PixtralModule):
-    """What the public models add to the networks: files in and out, and defaults of generation."""
-
-    config_class: type[Config]
     loaded_from: LoadedFrom | None = None
     name_or_path: str = ""
+    main_device: torch.device | None = None
+    supports_gradient_checkpointing = True
+    # blocks that add their input to their output, and so lie on one device
+    _no_split_modules: ClassVar[tuple[str, ...]] = ("MistralDecoderLayer", "PixtralAttentionLayer")
 
     def __init__(self, config: Config) -> None:
         if not isinstance(config, self.config_class):
@@ -109,7 +54,9 @@ class PretrainedModel(QuantizedModel, PixtralModule):
                 f"{type(self).__name__} got a {type(config).__module__}.{type(config).__name__}, expected a {wanted}; "
                 f"make one with {wanted}.from_dict(...) or from_pretrained(...)"
             )
-        super().__init__(config)
+        super().__init__()
+        self.config = config
+        self.initializer_range = getattr(config, "text_config", config).initializer_range
 
     @classmethod
     def from_pretrained(
@@ -158,10 +105,10 @@ class PretrainedModel(QuantizedModel, PixtralModule):
             offload_folder: allows "auto" to leave on the disk what finds no room. What the checkpoint stores as it is
                 used stays there; the rest is written here, and goes with the model.
             attn_implementation: None, "sdpa" or "eager", for programs written for Transformers; it is one and the same.
-            quantization: "int4" or "int8" packs the decoder's weights while they are read (output layer: 8 bits); None
-                leaves them as they are stored, which may be packed.
-            quantize_vision: also pack the vision tower's and the projector's, in 8 bits.
-            activations: "int8" (fast; the default) or "bf16": what goes into packed layers.
+            quantization: "int4" or "int8" quantizes the decoder's weights while they are read (output layer: 8 bits);
+                None leaves them as they are stored, which may be quantized.
+            quantize_vision: also quantize the vision tower's and the projector's, in 8 bits.
+            activations: "int8" (fast; the default) or "bf16": what goes into quantized layers.
             quantization_config: the same with every setting: a QuantizationConfig; or a BitsAndBytesConfig, for that
                 library; or the dict of one.
             layout: which layout to read when a folder holds both: "auto" (Hugging Face's), "hf", "mistral".
@@ -231,8 +178,123 @@ class PretrainedModel(QuantizedModel, PixtralModule):
     def _set_generation_config(self, config: GenerationConfig) -> None:
         """Take defaults of generation; a model that does not generate has none."""
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """Data type of the first floating-point parameter."""
+        return next(p.dtype for p in self.parameters() if p.is_floating_point())
 
-class GenerativeModel(GenerationMixin, PretrainedModel):
+    @property
+    def device(self) -> torch.device:
+        """Where inputs go: the device of the first parameter, or where it is brought when it waits on the disk."""
+        device = next(self.parameters()).device
+        return self.main_device if device.type == "meta" and self.main_device is not None else device
+
+    def num_parameters(self, only_trainable: bool = False) -> int:
+        """Number of parameters, tied ones once; weights in fewer bits count as what they stand for."""
+        count = sum(p.numel() for p in self.parameters() if p.requires_grad or not only_trainable)
+        return count if only_trainable else count + sum(_num_quantized(module) for module in self.modules())
+
+    def get_memory_footprint(self) -> int:
+        """Bytes of the parameters and of packed weights, tied ones once."""
+        return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
+
+    def init_weights(self, *parts: nn.Module) -> None:
+        """Normal weights of the configuration's `initializer_range`, zero biases; of all modules, or of some parts."""
+        for part in parts or (self,):
+            for module in part.modules():
+                if isinstance(module, (nn.Linear, nn.Conv2d, nn.Embedding)):
+                    nn.init.normal_(module.weight, std=self.initializer_range)
+                if isinstance(module, nn.Linear) and module.bias is not None:
+                    nn.init.zeros_(module.bias)
+
+    def gradient_checkpointing_enable(self, gradient_checkpointing_kwargs: dict[str, bool] | None = None) -> None:
+        """Recompute each layer in the backward pass of training, instead of keeping its activations.
+
+        Args:
+            gradient_checkpointing_kwargs: as Transformers takes it; `{"use_reentrant": False}` is what happens anyway.
+
+        Raises:
+            ConfigError: other arguments of checkpointing.
+        """
+        if (gradient_checkpointing_kwargs or {"use_reentrant": False}) != {"use_reentrant": False}:
+            raise ConfigError(
+                f"found gradient_checkpointing_kwargs {gradient_checkpointing_kwargs}; layers are recomputed without "
+                "re-entering autograd: leave it out, or pass {'use_reentrant': False}"
+            )
+        self._set_checkpointing(True)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Keep activations again."""
+        self._set_checkpointing(False)
+
+    @property
+    def is_gradient_checkpointing(self) -> bool:
+        """Whether layers are recomputed in the backward pass."""
+        return any(m.gradient_checkpointing for m in self.modules() if isinstance(m, LayerStack))
+
+    def _set_checkpointing(self, on: bool) -> None:
+        for module in self.modules():
+            if isinstance(module, LayerStack):
+                module.gradient_checkpointing = on
+
+    @property
+    def quantization_config(self) -> object:
+        """How the weights are quantized: a QuantizationConfig, a BitsAndBytesConfig, or None."""
+        return None if self.quantizer is None else self.quantizer.config
+
+    @property
+    def is_quantized(self) -> bool:
+        """Whether layers hold fewer bits."""
+        return self.quantizer is not None
+
+    @property
+    def quantization_method(self) -> str | None:
+        """The `quant_method` of config.json: "bitsandbytes", "pixtral", or None."""
+        return None if self.quantizer is None else self.quantizer.method
+
+    @property
+    def hf_quantizer(self) -> BitsAndBytesQuantizer | None:
+        """What peft and trainers ask about a model that bitsandbytes quantized."""
+        return self.quantizer if isinstance(self.quantizer, BitsAndBytesQuantizer) else None
+
+    @property
+    def is_loaded_in_8bit(self) -> bool:
+        """Whether bitsandbytes holds the weights in 8 bits."""
+        return self.hf_quantizer is not None and self.hf_quantizer.config.load_in_8bit
+
+    @property
+    def is_loaded_in_4bit(self) -> bool:
+        """Whether bitsandbytes holds the weights in 4 bits."""
+        return self.hf_quantizer is not None and self.hf_quantizer.config.load_in_4bit
+
+    def to(self: T, *args: Any, **kwargs: Any) -> T:
+        """As of nn.Module.
+
+        Raises:
+            ConfigError: a dtype, for a model that bitsandbytes quantized.
+        """
+        if torch._C._nn._parse_to(*args, **kwargs)[1] is not None:
+            self._refuse_cast("to(dtype)")
+        return super().to(*args, **kwargs)
+
+    def half(self: T) -> T:
+        """As of nn.Module, and refused like `to(dtype)`."""
+        self._refuse_cast("half()")
+        return super().half()
+
+    def float(self: T) -> T:
+        """As of nn.Module, and refused like `to(dtype)`."""
+        self._refuse_cast("float()")
+        return super().float()
+
+    def _refuse_cast(self, call: str) -> None:
+        if self.hf_quantizer is not None:
+            raise ConfigError(
+                f"{call} would change what a model quantized by bitsandbytes computes in; pass dtype to from_pretrained"
+            )
+
+
+class GenerativeModel(GenerationMixin, PreTrainedModel):
     """A public model that writes text; `generation_config` holds its defaults."""
 
     def __init__(self, config: LlavaConfig | MistralConfig) -> None:
@@ -249,43 +311,14 @@ class GenerativeModel(GenerationMixin, PretrainedModel):
         """True: it writes text."""
         return True
 
-    def get_decoder(self) -> mistral.MistralModel:
-        """The blocks of the decoder, with the token embeddings and the final norm."""
-        assert isinstance(self, (llava.LlavaForConditionalGeneration, mistral.MistralForCausalLM))
-        return self.decoder
 
-
-class PixtralVisionModel(PretrainedModel, vision.PixtralVisionModel):
-    """The vision tower; `from_pretrained` also reads it out of a whole Pixtral."""
-
-    config_class = PixtralVisionConfig
-
-
-class MistralForCausalLM(GenerativeModel, mistral.MistralForCausalLM):
-    """The decoder with its output layer; `from_pretrained` also reads it out of a whole Pixtral."""
-
-    config_class = MistralConfig
-
-
-class LlavaForConditionalGeneration(GenerativeModel, llava.LlavaForConditionalGeneration):
-    """Pixtral: images and text in, text out."""
-
-    config_class = LlavaConfig
-
-    @property
-    def vision_tower(self) -> vision.PixtralVisionModel:
-        """Short for `model.vision_tower`, as in Transformers 4."""
-        return self.model.vision_tower
-
-    @property
-    def multi_modal_projector(self) -> llava.LlavaMultiModalProjector:
-        """Short for `model.multi_modal_projector`, as in Transformers 4."""
-        return self.model.multi_modal_projector
-
-    @property
-    def language_model(self) -> mistral.MistralModel:
-        """Short for `model.language_model`, as in Transformers 4."""
-        return self.model.language_model
+def _num_quantized(module: nn.Module) -> int:
+    """How many weights a linear layer stands for beyond the numbers in its `weight`; 0 unless it is quantized."""
+    rows, columns = getattr(module, "out_features", None), getattr(module, "in_features", None)
+    if not isinstance(rows, int) or not isinstance(columns, int):
+        return 0
+    weight = getattr(module, "weight", None)
+    return rows * columns - (weight.numel() if isinstance(weight, Tensor) else 0)
 
 
 def _keywords(function: Callable[..., object]) -> list[str]:

@@ -1,4 +1,4 @@
-"""int4 and int8: which layers are packed, into what, and in how much memory."""
+"""int4 and int8: which layers are quantized, into what, and in how much memory."""
 
 from __future__ import annotations
 
@@ -13,30 +13,30 @@ from torch import nn
 from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig, QuantizationConfig
 from pixtral.errors import ConfigError
-from pixtral.models.linear import PackedLinear
+from pixtral.layers.linear import QuantizedLinear
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
 from pixtral.models.vision import PixtralVisionModel
-from pixtral.ops.linear import pack
+from pixtral.ops.quantized_weight import quantize_weight
 from pixtral.quantization import base
 from pixtral.quantization.base import Slot, TensorSource
-from pixtral.quantization.packed import PackedQuantizer
+from pixtral.quantization.groupwise import GroupwiseQuantizer
 
 CPU = torch.device("cpu")
 
 
 def swapped(
     config: QuantizationConfig, values: dict[str, Any] | None = None, *, stored: bool = False, cls: Any = None
-) -> tuple[nn.Module, PackedQuantizer, dict[str, nn.Module]]:
+) -> tuple[nn.Module, GroupwiseQuantizer, dict[str, nn.Module]]:
     network = LlavaConfig.from_dict(copy.deepcopy(values or packable_dict()))
     part = {MistralForCausalLM: network.text_config, PixtralVisionModel: network.vision_config}.get(cls, network)
     model = build_empty(cls or LlavaForConditionalGeneration, part)  # type: ignore[arg-type]
-    quantizer = PackedQuantizer(config, stored=stored)
+    quantizer = GroupwiseQuantizer(config, stored=stored)
     return model, quantizer, quantizer.swap(model, torch.bfloat16)
 
 
 def formats(layers: dict[str, nn.Module]) -> dict[str, tuple[int, int]]:
-    assert all(isinstance(layer, PackedLinear) for layer in layers.values())
+    assert all(isinstance(layer, QuantizedLinear) for layer in layers.values())
     return {name: (layer.bits, layer.group_size) for name, layer in layers.items()}  # type: ignore[misc]
 
 
@@ -67,7 +67,7 @@ def test_with_the_vision_tower_and_the_projector() -> None:
     assert set(vision.values()) == {8}
     assert not any(isinstance(one, nn.Linear) for one in model.modules())
     projector = model.get_submodule("model.multi_modal_projector.linear_1")
-    assert isinstance(projector, PackedLinear) and projector.bias is not None
+    assert isinstance(projector, QuantizedLinear) and projector.bias is not None
     assert isinstance(model.get_submodule("model.vision_tower.patch_conv"), nn.Conv2d)
 
 
@@ -109,20 +109,20 @@ def test_what_the_files_have_to_hold() -> None:
     _, quantizer, layers = swapped(QuantizationConfig())
     down = layers["model.language_model.layers.0.mlp.down_proj"]  # 64 x 96
     assert quantizer.slots(down) == {"weight": Slot((64, 96))}
-    stored = PackedQuantizer(QuantizationConfig(), stored=True)
+    stored = GroupwiseQuantizer(QuantizationConfig(), stored=True)
     assert stored.slots(down) == {
         "codes": Slot((4, 12, 64), torch.uint8),
         "scales": Slot((4, 3, 16), torch.int8),
         "row_scales": Slot((64,), torch.float32),
     }
-    assert set(stored.slots(down)) == set(PackedQuantizer.suffixes)
+    assert set(stored.slots(down)) == set(GroupwiseQuantizer.suffixes)
     assert quantizer.nbytes(down) == 4 * 12 * 64 + 4 * 3 * 16 + 64 * 4
     head = layers["lm_head"]  # 100 x 64: seven tiles of 16 rows
     assert quantizer.nbytes(head) == 7 * 16 * 64 + 7 * 16 + 7 * 16 * 4
     assert (quantizer.describe(down), quantizer.describe(head)) == ("4 bits, groups of 32", "8 bits, groups of 64")
 
 
-def test_a_weight_is_packed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_weight_is_quantized_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """The same as in one piece, and never more than a block at once."""
     monkeypatch.setattr(base, "BLOCK_BYTES", 3000)
     _, quantizer, layers = swapped(QuantizationConfig())
@@ -140,13 +140,13 @@ def test_a_weight_is_packed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
 
     quantizer.quantize(layer, Watched(weight), CPU)
     assert seen == [16] * 6 + [4]  # 11 rows would be 3000 bytes, and a tile is the least
-    expected = pack(weight, 8, 64)
-    assert isinstance(layer, PackedLinear)
+    expected = quantize_weight(weight, 8, 64)
+    assert isinstance(layer, QuantizedLinear)
     for name, value in quantizer.tensors(layer).items():
         assert torch.equal(value, getattr(expected, name)), name
 
 
 def test_what_may_be_mapped() -> None:
-    fresh, stored = PackedQuantizer(QuantizationConfig()), PackedQuantizer(QuantizationConfig(), stored=True)
+    fresh, stored = GroupwiseQuantizer(QuantizationConfig()), GroupwiseQuantizer(QuantizationConfig(), stored=True)
     embeddings, norm = "model.language_model.embed_tokens.weight", "model.language_model.norm.weight"
     assert [one.maps(name) for one in (fresh, stored) for name in (embeddings, norm)] == [True, False, True, True]

@@ -60,7 +60,7 @@ def test_the_whole_model(
     layout: str, dtype: str | None, devices: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     # the kernels leave layers with accelerate's hooks to PyTorch, so here they also leave the plain model's
-    monkeypatch.setattr("pixtral.models.linear.runs_dense", lambda *_: False)
+    monkeypatch.setattr("pixtral.layers.linear.runs_dense", lambda *_: False)
     WRITERS[layout](tmp_path)
     plain = LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype=dtype)
     model = LlavaForConditionalGeneration.from_pretrained(
@@ -215,7 +215,7 @@ def test_without_accelerate(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
             LlavaForConditionalGeneration.from_pretrained(tmp_path, **arguments)
 
 
-def test_packed_layers_stay_on_the_cpu(tmp_path: Path) -> None:
+def test_quantized_layers_stay_on_the_cpu(tmp_path: Path) -> None:
     wide = llava_dict(text={"hidden_size": 64, "intermediate_size": 64})
     write_hf(tmp_path, config=wide)
     with pytest.raises(ConfigError, match=r"int4 layers compute on the CPU alone, but .* on 'disk'; leave device_map"):

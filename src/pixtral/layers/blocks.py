@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from pixtral.models.linear import PackedLinear, applied, gated, takes_kernels
+from pixtral.layers.linear import QuantizedLinear, applied, gated, takes_kernels
 from pixtral.ops.rowwise import rms_norm, rotate_reference
 
 # Without gradients the feed-forward block runs on this many rows at a time: the wide activations of long inputs stay
@@ -62,7 +62,7 @@ class MLP(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(N, C) -> (N, C)."""
-        fused = isinstance(self.gate_proj, PackedLinear) or takes_kernels(x, self.gate_proj)
+        fused = isinstance(self.gate_proj, QuantizedLinear) or takes_kernels(x, self.gate_proj)
         most = FUSED_MLP_ROWS if fused else MLP_ROWS
         if torch.is_grad_enabled() or len(x) <= most:
             return self._rows(x)
@@ -77,7 +77,7 @@ class MLP(nn.Module):
         return applied(self.down_proj, fused)
 
 
-# FOLDED pixtral.models.layers: Rotary position embeddings, over a line for tokens and over a grid for patches (half-split pairing).
+# FOLDED pixtral.layers.blocks: Rotary position embeddings, over a line for tokens and over a grid for patches (half-split pairing).
 
 
 Rotation = tuple[Tensor, Tensor]
