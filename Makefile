@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 BIN := $(VENV)/bin
 SEED := $(shell date +%s)
+PYTHONS ?= python3.10 python3.11 python3.12 python3.13
 PIP := $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
 
 .PHONY: demo native sanitize test nightly pythons lint types layers check format wheel clean
@@ -31,10 +32,10 @@ nightly: $(VENV)/.installed-dev     ## what Hypothesis drives, with fresh seeds 
 	  { echo "the same examples again: make nightly SEED=$(SEED)"; exit 1; }
 
 pythons:                            ## compile all files with every Python that is found
-	for version in 3.10 3.11 3.12 3.13; do \
-	  python$$version -c "" 2> /dev/null || { echo "python$$version: not found"; continue; }; \
-	  PYTHONPYCACHEPREFIX=build/pycache python$$version -W error -m compileall -q src tests benchmarks examples || exit 1; \
-	  echo "python$$version: all files compile"; done
+	@for python in $(PYTHONS); do \
+	  $$python -c "" 2> /dev/null || { echo "$$python: not found"; continue; }; \
+	  PYTHONPYCACHEPREFIX=build/pycache $$python -W error -m compileall -q src tests benchmarks examples || exit 1; \
+	  echo "$$python: all files compile"; done
 
 lint: $(VENV)/.installed-dev        ## style
 	$(BIN)/ruff check .

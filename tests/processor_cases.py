@@ -12,8 +12,11 @@ SMALL = {"images_kwargs": {"size": {"longest_edge": 128}}}  # 130 x 136: floor a
 CALLS: list[dict[str, Any]] = [
     {"text": "<s>[INST][IMG]What?[/INST]", "images": A},
     {"text": "<s>[INST]a[IMG] b [IMG]\n[/INST]", "images": [A, C]},
-    {"text": ["<s>[INST]none[/INST]", "<s>[INST][IMG]one[/INST]", "<s>[INST][IMG]x[IMG][IMG]three Wörld 🐕[/INST]"],
-     "images": [A, B, C, A], "padding": True},
+    {
+        "text": ["<s>[INST]none[/INST]", "<s>[INST][IMG]one[/INST]", "<s>[INST][IMG]x[IMG][IMG]three Wörld 🐕[/INST]"],
+        "images": [A, B, C, A],
+        "padding": True,
+    },
     {"text": ["<s>[INST]none[/INST]", "<s>[INST][IMG]one[/INST]"], "images": [[], [B]], "padding": True},
     {"text": ["<s>[INST][IMG][/INST]", "<s>[INST][IMG][/INST]"], "images": [[A], [C]], "padding": True},
     {"text": "<s>[INST][IMG][/INST]", "images": BIG, **SMALL},
@@ -23,27 +26,66 @@ CALLS: list[dict[str, Any]] = [
     {"text": "[IMG]trailing words that go", "images": B, "truncation": True, "max_length": 4},
     {"text": "[IMG]x", "images": A, "return_mm_token_type_ids": True},
     {"images": [A, C]},
-]  # fmt: skip
+]
 
 CHATS: list[dict[str, Any]] = [
-    {"conversation": [{"role": "user", "content": [{"type": "text", "text": "Can this animal"},
-                                                   {"type": "image", "image": A},
-                                                   {"type": "text", "text": "live here?"},
-                                                   {"type": "image", "image": C}]}], "add_generation_prompt": True},
-    {"conversation": [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hi"},
-                      {"role": "assistant", "content": "Hello!"},
-                      {"role": "user", "content": [{"type": "image", "image": B}, {"type": "text", "text": "?"}]}]},
-    {"conversation": [[{"role": "user", "content": "none"}],
-                      [{"role": "user", "content": [{"type": "image", "image": A}]}],
-                      [{"role": "user", "content": [{"type": "image", "image": A}, {"type": "image", "image": B},
-                                                    {"type": "text", "text": "3"}, {"type": "image", "image": C}]}]],
-     "processor_kwargs": {"padding": True}},
-    {"conversation": [{"role": "user", "content": "go"}, {"role": "assistant", "content": "Once upon"}],
-     "continue_final_message": True},
+    {
+        "conversation": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "Can this animal"},
+                    {"type": "image", "image": A},
+                    {"type": "text", "text": "live here?"},
+                    {"type": "image", "image": C},
+                ],
+            }
+        ],
+        "add_generation_prompt": True,
+    },
+    {
+        "conversation": [
+            {"role": "system", "content": "Be brief."},
+            {"role": "user", "content": "Hi"},
+            {"role": "assistant", "content": "Hello!"},
+            {"role": "user", "content": [{"type": "image", "image": B}, {"type": "text", "text": "?"}]},
+        ]
+    },
+    {
+        "conversation": [
+            [{"role": "user", "content": "none"}],
+            [{"role": "user", "content": [{"type": "image", "image": A}]}],
+            [
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "image", "image": A},
+                        {"type": "image", "image": B},
+                        {"type": "text", "text": "3"},
+                        {"type": "image", "image": C},
+                    ],
+                }
+            ],
+        ],
+        "processor_kwargs": {"padding": True},
+    },
+    {
+        "conversation": [{"role": "user", "content": "go"}, {"role": "assistant", "content": "Once upon"}],
+        "continue_final_message": True,
+    },
     {"conversation": [{"role": "user", "content": "Weather in Graz?"}], "tools": [WEATHER]},
-    {"conversation": [{"role": "user", "content": [{"type": "image_url", "image_url": {"url": ("uri", 40, 20)}},
-                                                   {"type": "text", "text": "?"}]}]},
-]  # fmt: skip
+    {
+        "conversation": [
+            {
+                "role": "user",
+                "content": [
+                    {"type": "image_url", "image_url": {"url": ("uri", 40, 20)}},
+                    {"type": "text", "text": "?"},
+                ],
+            }
+        ]
+    },
+]
 
 REFUSED: list[dict[str, Any]] = [
     {},

@@ -186,6 +186,4 @@ def packable_dict(**top: Any) -> dict[str, Any]:
     """As `llava_dict`, with widths that groups of 64 or 32 divide, and rows that tiles of 16 do not."""
     text = {"hidden_size": 64, "intermediate_size": 96, "vocab_size": 100, "num_attention_heads": 4, "head_dim": 24}
     vision = {"hidden_size": 64, "intermediate_size": 160}
-    return llava_dict(
-        text={**text, **top.pop("text", {})}, vision={**vision, **top.pop("vision", {})}, **top
-    )  # fmt: skip
+    return llava_dict(text={**text, **top.pop("text", {})}, vision={**vision, **top.pop("vision", {})}, **top)

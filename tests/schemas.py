@@ -10,9 +10,12 @@ Schema = dict[str, Any]
 def obj(properties: dict[str, Schema], required: list[str] | None = None, **more: Any) -> Schema:
     """An object that has no other properties."""
     return {
-        "type": "object", "properties": properties, "required": list(properties) if required is None else required,
-        "additionalProperties": False, **more,
-    }  # fmt: skip
+        "type": "object",
+        "properties": properties,
+        "required": list(properties) if required is None else required,
+        "additionalProperties": False,
+        **more,
+    }
 
 
 def arr(items: Schema, low: int | None = None, high: int | None = None, **more: Any) -> Schema:
@@ -27,10 +30,21 @@ ALPHABETS = ["абвгд", "αβγδ", "你好世界", "日本語", "한국어",
 
 def strings() -> list[Schema]:
     patterns = [
-        "^[a-z]+$", "^[A-Z]{2,4}$", r"^\d{3}-\d{4}$", "^(red|green|blue)$", r"^#[0-9a-f]{6}$", "^[а-я]{1,8}$",
-        r"^\w+ \w+$", "^a*b+c?$", r"^[^0-9]{5}$", r"^\+?[1-9][0-9]{4,11}$", "^(https?)://[a-z]{1,9}\\.(com|org)$",
-        "^[一-龥]{2,3}$", r"^[A-Z][a-z]{1,9}( [A-Z][a-z]{1,9}){0,2}$", r"^v[0-9]+(\.[0-9]+){2}$",
-    ]  # fmt: skip
+        "^[a-z]+$",
+        "^[A-Z]{2,4}$",
+        r"^\d{3}-\d{4}$",
+        "^(red|green|blue)$",
+        r"^#[0-9a-f]{6}$",
+        "^[а-я]{1,8}$",
+        r"^\w+ \w+$",
+        "^a*b+c?$",
+        r"^[^0-9]{5}$",
+        r"^\+?[1-9][0-9]{4,11}$",
+        "^(https?)://[a-z]{1,9}\\.(com|org)$",
+        "^[一-龥]{2,3}$",
+        r"^[A-Z][a-z]{1,9}( [A-Z][a-z]{1,9}){0,2}$",
+        r"^v[0-9]+(\.[0-9]+){2}$",
+    ]
     formats = ["date", "date-time", "time", "email", "uuid", "ipv4", "ipv6", "uri", "hostname", "duration"]
     return [
         TEXT,
@@ -129,7 +143,7 @@ def objects() -> list[Schema]:
         {"type": "object", "properties": {"a": True, "b": INT}, "required": ["a", "b"], "additionalProperties": False},
         {"type": "object", "title": "Titled", "description": "Words", "default": {}, **obj({"t": TEXT})},
         obj({"café": INT, "naïve": {"const": "çà"}, "日付": {"type": "string", "format": "date"}}),
-    ]  # fmt: skip
+    ]
 
 
 def unions() -> list[Schema]:
@@ -161,17 +175,32 @@ def references() -> list[Schema]:
         {**node, "$defs": {"node": obj({"value": INT, "next": {"anyOf": [node, NULL]}})}},
         {**node, "$defs": {"node": obj({"name": TEXT, "children": arr(node, 0, 2)})}},
         {**node, "$defs": {"node": obj({"leaf": INT, "left": node, "right": node}, ["leaf"])}},
-        {"type": "object", "properties": {"self": {"$ref": "#"}, "n": INT}, "required": ["n"],
-         "additionalProperties": False},
-        {"$ref": "#/$defs/a", "$defs": {"a": obj({"b": arr({"$ref": "#/$defs/b"}, 0, 1)}),
-                                        "b": obj({"a": {"anyOf": [NULL, {"$ref": "#/$defs/a"}]}})}},
-        {"$ref": "#/$defs/expr", "$defs": {"expr": {"anyOf": [
-            INT, obj({"op": {"enum": ["+", "-", "×"]}, "of": arr({"$ref": "#/$defs/expr"}, 2, 2)})]}}},
+        {
+            "type": "object",
+            "properties": {"self": {"$ref": "#"}, "n": INT},
+            "required": ["n"],
+            "additionalProperties": False,
+        },
+        {
+            "$ref": "#/$defs/a",
+            "$defs": {
+                "a": obj({"b": arr({"$ref": "#/$defs/b"}, 0, 1)}),
+                "b": obj({"a": {"anyOf": [NULL, {"$ref": "#/$defs/a"}]}}),
+            },
+        },
+        {
+            "$ref": "#/$defs/expr",
+            "$defs": {
+                "expr": {
+                    "anyOf": [INT, obj({"op": {"enum": ["+", "-", "×"]}, "of": arr({"$ref": "#/$defs/expr"}, 2, 2)})]
+                }
+            },
+        },
         {"$ref": "#/definitions/old", "definitions": {"old": obj({"style": TEXT})}},
         {**obj({"a": {"$ref": "#/properties/b"}, "b": {"enum": ["one", "two"]}})},
         {"$ref": "#/$defs/a~1b", "$defs": {"a/b": BOOL}},
         {"anyOf": [{"$ref": "#/$defs/u"}, {"$ref": "#/$defs/v"}], "$defs": {"u": arr(INT, 1, 1), "v": obj({"v": {}})}},
-    ]  # fmt: skip
+    ]
 
 
 def documents() -> list[Schema]:
@@ -180,8 +209,14 @@ def documents() -> list[Schema]:
     person = obj({"name": TEXT, "age": {"type": "integer", "minimum": 0, "maximum": 150}, "email": {"type": "string"}})
     return [
         person,
-        obj({"invoice": TEXT, "date": {"type": "string", "format": "date"}, "lines": arr(
-            obj({"item": TEXT, "quantity": {"type": "integer", "minimum": 1}, "price": money}), 1, 3), "total": money}),
+        obj(
+            {
+                "invoice": TEXT,
+                "date": {"type": "string", "format": "date"},
+                "lines": arr(obj({"item": TEXT, "quantity": {"type": "integer", "minimum": 1}, "price": money}), 1, 3),
+                "total": money,
+            }
+        ),
         obj({"shop": TEXT, "currency": {"enum": ["EUR", "USD", "₽", "¥"]}, "total": NUM, "paid": BOOL}),
         obj({"objects": arr(obj({"label": {"enum": ["circle", "square", "star"]}, "box": box}), 1, 3)}),
         obj({"answer": TEXT, "confidence": {"type": "number", "minimum": 0, "maximum": 1}}),
@@ -190,8 +225,12 @@ def documents() -> list[Schema]:
         obj({"title": TEXT, "authors": arr(person, 1, 2), "year": {"type": "integer", "minimum": 1450}}),
         obj({"table": obj({"columns": arr(TEXT, 2, 2), "rows": arr(arr(TEXT, 2, 2), 1, 2)})}),
         obj({"sku": {"type": "string", "pattern": "^[A-Z]{3}[0-9]{4}$"}, "stock": {"type": "integer", "minimum": 0}}),
-        obj({"latitude": {"type": "number", "minimum": -90, "maximum": 90},
-             "longitude": {"type": "number", "minimum": -180, "maximum": 180}}),
+        obj(
+            {
+                "latitude": {"type": "number", "minimum": -90, "maximum": 90},
+                "longitude": {"type": "number", "minimum": -180, "maximum": 180},
+            }
+        ),
         obj({"from": {"type": "string", "format": "date-time"}, "to": {"type": "string", "format": "date-time"}}),
         obj({"is_document": BOOL, "language": {"type": "string", "pattern": "^[a-z]{2}$"}, "text": TEXT}),
         obj({"colours": arr({"type": "string", "pattern": "^#[0-9A-F]{6}$"}, 1, 4)}),
@@ -205,7 +244,7 @@ def documents() -> list[Schema]:
         obj({"meta": {"type": "object"}, "data": arr({}, 0, 2)}, ["data"]),
         obj({"schedule": arr(obj({"day": {"enum": ["mo", "tu", "we"]}, "hours": arr(INT, 2, 2)}), 0, 3)}),
         obj({"verdict": {"enum": ["ja", "nein", "vielleicht"]}, "grund": {"type": "string", "maxLength": 80}}),
-    ]  # fmt: skip
+    ]
 
 
 def lengths() -> list[Schema]:

@@ -16,16 +16,53 @@ import mistral_common
 DATA = pathlib.Path(mistral_common.__file__).parent / "data"
 TEKKEN = DATA / "tekken_240911.json"  # Pixtral-12B
 LARGE = DATA / "mistral_instruct_tokenizer_241114.model.v7m1"  # Pixtral-Large
-SPECIAL = ("<unk>", "<s>", "</s>", "[INST]", "[/INST]", "[AVAILABLE_TOOLS]", "[/AVAILABLE_TOOLS]", "[TOOL_RESULTS]",
-           "[/TOOL_RESULTS]", "[TOOL_CALLS]", "[IMG]", "<pad>", "[IMG_BREAK]", "[IMG_END]", "[PREFIX]", "[MIDDLE]",
-           "[SUFFIX]", "[SYSTEM_PROMPT]", "[/SYSTEM_PROMPT]", "[TOOL_CONTENT]")  # fmt: skip
+SPECIAL = (
+    "<unk>",
+    "<s>",
+    "</s>",
+    "[INST]",
+    "[/INST]",
+    "[AVAILABLE_TOOLS]",
+    "[/AVAILABLE_TOOLS]",
+    "[TOOL_RESULTS]",
+    "[/TOOL_RESULTS]",
+    "[TOOL_CALLS]",
+    "[IMG]",
+    "<pad>",
+    "[IMG_BREAK]",
+    "[IMG_END]",
+    "[PREFIX]",
+    "[MIDDLE]",
+    "[SUFFIX]",
+    "[SYSTEM_PROMPT]",
+    "[/SYSTEM_PROMPT]",
+    "[TOOL_CONTENT]",
+)
 NAMED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 TEXTS = (
-    "hello", "  two  blanks ", "", "a\nb\n\n", "Wörld — ça va ?", "日本語のテキスト", "🐕‍🦺 🇫🇷 e\u0301", "x" * 200,
-    "def f(x):\n\treturn x**2  # €", "Ⅷ ﬁ ǅ", "\u200b\ufeff", "\x00\x01\t", "1234567890 3.14", "[IMG]", "</s>",
-    "<s>[INST]hi[/INST]", "[IM", "it's  isn't 'll", "مرحبا بالعالم", "\ufffd", "A" * 50 + "[IMG_BREAK]",
-)  # fmt: skip
+    "hello",
+    "  two  blanks ",
+    "",
+    "a\nb\n\n",
+    "Wörld — ça va ?",
+    "日本語のテキスト",
+    "🐕‍🦺 🇫🇷 e\u0301",
+    "x" * 200,
+    "def f(x):\n\treturn x**2  # €",
+    "Ⅷ ﬁ ǅ",
+    "\u200b\ufeff",
+    "\x00\x01\t",
+    "1234567890 3.14",
+    "[IMG]",
+    "</s>",
+    "<s>[INST]hi[/INST]",
+    "[IM",
+    "it's  isn't 'll",
+    "مرحبا بالعالم",
+    "\ufffd",
+    "A" * 50 + "[IMG_BREAK]",
+)
 
 _folders = tempfile.TemporaryDirectory(prefix="pixtral-tests-")
 

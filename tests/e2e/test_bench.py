@@ -61,14 +61,21 @@ def report():
 
 
 def test_the_report_of_a_random_model(report):
-    assert set(report) == {
-        "benchmark", "schema", "date", "machine", "model", "settings", "ceilings", "figures"
-    }  # fmt: skip
+    assert set(report) == {"benchmark", "schema", "date", "machine", "model", "settings", "ceilings", "figures"}
     assert report["schema"] == 1
     machine = report["machine"]
     assert set(machine) == {
-        "cpu", "features", "cores", "threads", "kernels", "memory_gb", "system", "python", "torch", "pixtral"
-    }  # fmt: skip
+        "cpu",
+        "features",
+        "cores",
+        "threads",
+        "kernels",
+        "memory_gb",
+        "system",
+        "python",
+        "torch",
+        "pixtral",
+    }
     assert machine["threads"] == 1
     assert machine["pixtral"] == pixtral.__version__
     model = report["model"]
@@ -171,9 +178,18 @@ def test_refusals_are_one_line(words, message, monkeypatch):
 
 @pytest.mark.parametrize(
     "words",
-    [["--shape", "tiny"], ["--random"], ["--layers", 2], [*RANDOM, "model"], [*RANDOM, "--compare", "gpt"],
-     [*RANDOM, "--prompt", 0], [*RANDOM, "--new", 0], [*RANDOM, "--repeat", 0], [*RANDOM, "--image", -1]],
-)  # fmt: skip
+    [
+        ["--shape", "tiny"],
+        ["--random"],
+        ["--layers", 2],
+        [*RANDOM, "model"],
+        [*RANDOM, "--compare", "gpt"],
+        [*RANDOM, "--prompt", 0],
+        [*RANDOM, "--new", 0],
+        [*RANDOM, "--repeat", 0],
+        [*RANDOM, "--image", -1],
+    ],
+)
 def test_wrong_usage_is_exit_code_2(words):
     assert "Usage: " in refusal(command("bench", *words), code=2)
 
@@ -182,8 +198,10 @@ def doctor(**environment):
     """In a process of its own: what is broken must not break these tests."""
     done = subprocess.run(
         [sys.executable, "-m", "pixtral.cli", "doctor", "--json"],
-        capture_output=True, text=True, env={**os.environ, **environment},
-    )  # fmt: skip
+        capture_output=True,
+        text=True,
+        env={**os.environ, **environment},
+    )
     assert done.stderr == ""
     return done.returncode, json.loads(done.stdout)
 
@@ -193,8 +211,16 @@ def test_the_doctor_of_a_sound_installation():
     assert result.exit_code == 0
     names = [line[2:16].strip() for line in result.stdout.splitlines() if line[0] in "+!x"]
     assert names == [
-        "pixtral", "torch", "processor", "kernels", "memory", "devices", "packages", "hub cache", "embedded model"
-    ]  # fmt: skip
+        "pixtral",
+        "torch",
+        "processor",
+        "kernels",
+        "memory",
+        "devices",
+        "packages",
+        "hub cache",
+        "embedded model",
+    ]
     made = json.loads(command("doctor", "--json").stdout)
     assert made["ok"] is True
     assert made["problems"] == []

@@ -74,9 +74,13 @@ def test_a_quantized_folder_is_complete(cli, quantized, expected):
     assert facts["total_parameters"] == json.loads(cli("inspect", TINY, "--json").stdout)["total_parameters"]
     decoder = next(one for one in facts["quantization"] if one["part"] == "decoder")
     assert decoder == {
-        "part": "decoder", "format": "4 bits, groups of 64", "layers": 28, "parameters": 1130496,
-        "nbytes": 604416, "bits": 4.277,
-    }  # fmt: skip
+        "part": "decoder",
+        "format": "4 bits, groups of 64",
+        "layers": 28,
+        "parameters": 1130496,
+        "nbytes": 604416,
+        "bits": 4.277,
+    }
     assert "4 bits, groups of 64" in cli("inspect", folder).stdout
 
 
@@ -248,9 +252,16 @@ def test_broken_files_are_one_line(cli, tmp_path):
 
 @pytest.mark.parametrize(
     "words",
-    [["what"], ["chat", "a", "b", "c"], ["chat", "--nothing"], ["chat", "-m", TINY, "a", "b"],
-     ["chat", "--json"], ["chat", QUESTION, "--top-p", "2"], ["chat", QUESTION, "-n", "none"]],
-)  # fmt: skip
+    [
+        ["what"],
+        ["chat", "a", "b", "c"],
+        ["chat", "--nothing"],
+        ["chat", "-m", TINY, "a", "b"],
+        ["chat", "--json"],
+        ["chat", QUESTION, "--top-p", "2"],
+        ["chat", QUESTION, "-n", "none"],
+    ],
+)
 def test_wrong_usage_is_exit_code_2(cli, words):
     result = cli(*words)
     assert result.exit_code == 2
@@ -292,9 +303,15 @@ def test_inspecting_images(cli, tmp_path):
     assert rows[3][1:] == ["1030 x 1080", "992 x 1024", "64 rows x 62", "4,032", "mistral"]
     facts = json.loads(cli("inspect", IMAGE, other, "--json").stdout)
     assert facts[0] == {
-        "image": IMAGE, "width": 144, "height": 112, "resized_width": 144, "resized_height": 112,
-        "rows": 7, "cols": 9, "tokens": 70,
-    }  # fmt: skip
+        "image": IMAGE,
+        "width": 144,
+        "height": 112,
+        "resized_width": 144,
+        "resized_height": 112,
+        "rows": 7,
+        "cols": 9,
+        "tokens": 70,
+    }
     assert facts[1]["rounding"]["mistral"]["tokens"] == 4032
     small = json.loads(cli("inspect", IMAGE, "--max-image-size", 64, "--patch-size", 8, "--json").stdout)
     assert (small["rows"], small["cols"], small["resized_width"]) == (7, 8, 64)

@@ -19,11 +19,20 @@ REPORT = {
     "date": "2026-01-31T10:00:00+00:00",
     "machine": {"cpu": "a CPU", "features": ["AVX2"], "threads": 2, "kernels": "avx2", "torch": "2.13.0"},
     "model": {
-        "name": "mid", "weights": "random", "dtype": "bfloat16", "layers": 4, "of_layers": 16,
+        "name": "mid",
+        "weights": "random",
+        "dtype": "bfloat16",
+        "layers": 4,
+        "of_layers": 16,
         "quantization": {"bits": 4, "quantize_vision": True, "activations": "int8"},
     },
     "settings": {
-        "images": [512], "prompt": 1056, "new": 4, "contexts": [1100], "memory_context": 4096, "repeat": 1,
+        "images": [512],
+        "prompt": 1056,
+        "new": 4,
+        "contexts": [1100],
+        "memory_context": 4096,
+        "repeat": 1,
         "kv_cache": "int8",
     },
     "ceilings": {"read_gb_s": 40.0, "int8_top_s": 0.9, "bf16_top_s": 0.45, "measured_with": "avx2"},
@@ -35,7 +44,7 @@ REPORT = {
         "new": [{"context": 1100, "tokens": 1, "tokens_per_second": 4.56, "limit": "read", **PHASE}],
         "memory": {"context": 4096, "peak_gb": 3.0, "own_gb": 2.0, "mapped_gb": 1.0, "all_layers_peak_gb": 8.25},
     },
-}  # fmt: skip
+}
 
 
 def make(monkeypatch, *words):
@@ -74,18 +83,23 @@ def test_a_comparison_is_judged_by_the_median_of_the_rounds():
 
     def peer(prompt):
         return {
-            "prompt": {"tokens_per_second": prompt}, "new": {"tokens_per_second": 4.2}, "image": {"seconds": 8.0},
+            "prompt": {"tokens_per_second": prompt},
+            "new": {"tokens_per_second": 4.2},
+            "image": {"seconds": 8.0},
             "first_token": {"seconds": 100.0},
-        }  # fmt: skip
+        }
 
     rows = {row["phase"]: row for row in compare([REPORT] * 3, [REPORT] * 3, [peer(10.0), peer(20.0), peer(9.0)])}
     assert rows["prompt"]["ratio"] == pytest.approx(2.844)
     assert rows["prompt"]["theirs"] == 10.0
     verdicts = {phase: row["verdict"] for phase, row in rows.items()}
     assert verdicts == {
-        "prompt": "reached", "new": "reached", "image": "aim reached", "image_8bit": "reached",
+        "prompt": "reached",
+        "new": "reached",
+        "image": "aim reached",
+        "image_8bit": "reached",
         "first_token": "aim reached",
-    }  # fmt: skip
+    }
     figures: Any = REPORT["figures"]
     slow = [{**REPORT, "figures": {**figures, "first_token": [{"seconds": 43.0}]}}]
     assert compare(slow, slow, [peer(10.0)])[-1]["verdict"] == "MISSED"

@@ -49,10 +49,15 @@ SCHEMES: dict[str, dict[str, Any]] = {
 VALUES = llava_dict(
     vision={"hidden_size": 64, "intermediate_size": 128, "num_attention_heads": 2, "num_hidden_layers": 2},
     text={
-        "hidden_size": 128, "intermediate_size": 192, "head_dim": 32, "num_hidden_layers": 2, "eos_token_id": None,
-        "pad_token_id": 0, "bos_token_id": 1,
+        "hidden_size": 128,
+        "intermediate_size": 192,
+        "head_dim": 32,
+        "num_hidden_layers": 2,
+        "eos_token_id": None,
+        "pad_token_id": 0,
+        "bos_token_id": 1,
     },
-)  # fmt: skip
+)
 
 
 @pytest.fixture(scope="module")
@@ -258,8 +263,13 @@ def test_attributes_that_programs_ask_for(folder: Path) -> None:
         assert model.hf_quantizer is not None
         assert model.hf_quantizer.is_serializable() == reference.hf_quantizer.is_serializable()
         assert model.hf_quantizer.quantization_config.to_dict() == reference.hf_quantizer.quantization_config.to_dict()
-        for cast in (lambda m: m.to(torch.float16), lambda m: m.to("cpu", torch.float16), lambda m: m.half(),
-                     lambda m: m.float(), lambda m: m.to(dtype=torch.bfloat16)):  # fmt: skip
+        for cast in (
+            lambda m: m.to(torch.float16),
+            lambda m: m.to("cpu", torch.float16),
+            lambda m: m.half(),
+            lambda m: m.float(),
+            lambda m: m.to(dtype=torch.bfloat16),
+        ):
             for one in (reference, model):
                 with pytest.raises(ValueError):
                     cast(one)

@@ -91,9 +91,11 @@ def test_refusals_of_the_template(source: str) -> None:
         [{"role": "assistant", "content": "first"}],
         [{"role": "user", "content": "a"}, {"role": "tool", "content": "b", "tool_call_id": "123456789"}],
         [{"role": "user", "content": "a"}, {"role": "assistant", "content": ""}],
-        [{"role": "user", "content": "a"},
-         {"role": "assistant", "tool_calls": [{"id": "short", "function": {"name": "f", "arguments": "{}"}}]}],
-    ]  # fmt: skip
+        [
+            {"role": "user", "content": "a"},
+            {"role": "assistant", "tool_calls": [{"id": "short", "function": {"name": "f", "arguments": "{}"}}]},
+        ],
+    ]
     for chat in refused:
         with pytest.raises(Exception):  # noqa: B017  jinja2's TemplateError, whose module transformers imports lazily
             theirs(source, chat)

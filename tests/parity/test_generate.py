@@ -231,9 +231,14 @@ def test_custom_processors_and_criteria(two):
         [note, NoRepeatNGramLogitsProcessor(2), SuppressTokensLogitsProcessor([7, 8, 9], device="cpu")]
     )
     ours, theirs = two(
-        batch, max_new_tokens=12, logits_processor=processors, stopping_criteria=StoppingCriteriaList([stop]),
-        do_sample=True, temperature=1.4, eos_token_id=EOS,
-    )  # fmt: skip
+        batch,
+        max_new_tokens=12,
+        logits_processor=processors,
+        stopping_criteria=StoppingCriteriaList([stop]),
+        do_sample=True,
+        temperature=1.4,
+        eos_token_id=EOS,
+    )
     assert ours.tolist() == theirs.tolist()
     half = len(seen) // 2
     assert seen[:half] == seen[half:]

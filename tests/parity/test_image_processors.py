@@ -21,7 +21,7 @@ from pixtral.images.processors import NativeImageProcessor, PixtralImageProcesso
 
 RECORDER = runpy.run_path(str(Path(__file__).with_name("record_images.py")))
 GOLDEN: Path = RECORDER["GOLDEN"]
-IMAGES: dict[str, Image.Image] = RECORDER["images"]()
+IMAGES: dict[str, Image.Image] = RECORDER["make_images"]()
 VARIANTS: dict[str, dict[str, Any]] = RECORDER["VARIANTS"]
 BATCH: list[str] = RECORDER["BATCH"]
 OURS = {"pil": PixtralImageProcessor, "fast": PixtralImageProcessorFast}

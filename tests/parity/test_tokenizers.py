@@ -203,8 +203,10 @@ def test_whole_vocabulary_of_a_cut_tekken() -> None:
 def test_padding_of_rows_and_tensors(ours: Any, theirs: Any) -> None:
     rows = [{"input_ids": [5, 6, 7]}, {"input_ids": [8]}]
     same(ours.pad(rows), theirs.pad([dict(row) for row in rows]))
-    same(ours.pad(rows, padding="max_length", max_length=6, return_tensors="pt"),
-         theirs.pad([dict(row) for row in rows], padding="max_length", max_length=6, return_tensors="pt"))  # fmt: skip
+    same(
+        ours.pad(rows, padding="max_length", max_length=6, return_tensors="pt"),
+        theirs.pad([dict(row) for row in rows], padding="max_length", max_length=6, return_tensors="pt"),
+    )
     columns = {"input_ids": [[1, 2], [3]], "special_tokens_mask": [[0, 1], [0]]}
     same(
         ours.pad(columns, pad_to_multiple_of=4),
@@ -242,10 +244,21 @@ REFUSED_CALLS: list[tuple[str, dict[str, Any]]] = [
     ("convert_ids_to_tokens", {"ids": 1, "skip_special_tokens": True}),
     ("pad", {"encoded_inputs": {"attention_mask": [1]}}),
     ("apply_chat_template", {"conversation": [{"role": "user", "content": "a"}], "truncation": "longest_first"}),
-    ("apply_chat_template", {"conversation": [{"role": "user", "content": "a"}], "add_generation_prompt": True,
-                             "continue_final_message": True}),
-    ("apply_chat_template", {"conversation": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
-                             "add_generation_prompt": True}),
+    (
+        "apply_chat_template",
+        {
+            "conversation": [{"role": "user", "content": "a"}],
+            "add_generation_prompt": True,
+            "continue_final_message": True,
+        },
+    ),
+    (
+        "apply_chat_template",
+        {
+            "conversation": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}],
+            "add_generation_prompt": True,
+        },
+    ),
     ("apply_chat_template", {"conversation": [{"role": "user", "content": [{"type": "image"}]}]}),
     ("apply_chat_template", {"conversation": [{"role": "user", "content": "a"}], "continue_final_message": True}),
     ("apply_chat_template", {"conversation": [{"role": "nobody", "content": "a"}]}),
@@ -255,12 +268,14 @@ REFUSED_CALLS: list[tuple[str, dict[str, Any]]] = [
     ("added_tokens_decoder", {}),
     ("convert_added_tokens", {"obj": 1}),
     ("get_chat_template", {}),
-    ("save_chat_templates", {"save_directory": "x", "tokenizer_config": {}, "filename_prefix": None,
-                             "save_jinja_files": True}),
+    (
+        "save_chat_templates",
+        {"save_directory": "x", "tokenizer_config": {}, "filename_prefix": None, "save_jinja_files": True},
+    ),
     ("save_vocabulary", {"save_directory": "x"}),
     ("save_pretrained", {"save_directory": "x", "unknown": 1}),
     ("save_pretrained", {"save_directory": "x", "save_format": "zip"}),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("method", "arguments"), REFUSED_CALLS, ids=[f"{m}-{list(a)[-1:]}" for m, a in REFUSED_CALLS])
@@ -362,8 +377,16 @@ def test_text_conversations_equal_transformers(ours: Any, theirs: Any) -> None:
 
 def test_images_of_different_sizes_come_padded(ours: MistralCommonTokenizer) -> None:
     """What transformers cannot do: np.stack of unequal images fails there."""
-    chat = [{"role": "user", "content": [{"type": "image", "image": make_image(20, 40)}, {"type": "text", "text": "x"},
-                                         {"type": "image", "image": make_image(70, 20)}]}]  # fmt: skip
+    chat = [
+        {
+            "role": "user",
+            "content": [
+                {"type": "image", "image": make_image(20, 40)},
+                {"type": "text", "text": "x"},
+                {"type": "image", "image": make_image(70, 20)},
+            ],
+        }
+    ]
     found = ours.apply_chat_template(chat, return_tensors="pt")
     assert found["image_sizes"].tolist() == [[48, 32], [32, 80]]
     assert found["pixel_values"].shape == (2, 3, 48, 80)

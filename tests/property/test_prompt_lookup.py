@@ -93,9 +93,17 @@ def test_with_is_without(batch, copies, prompt_lookup, use_cache, edited, shared
             return forbid(scores, seen[-1][1])
 
         generation = Generation(
-            model, prompts, [params for _, params in batch], copies=copies, tokenizer=Letters(), generator=generator,
-            edit=edit if edited else None, use_cache=use_cache, kv_cache=kv_cache, prompt_lookup=lookup,
-        )  # fmt: skip
+            model,
+            prompts,
+            [params for _, params in batch],
+            copies=copies,
+            tokenizer=Letters(),
+            generator=generator,
+            edit=edit if edited else None,
+            use_cache=use_cache,
+            kv_cache=kv_cache,
+            prompt_lookup=lookup,
+        )
         steps = []
         for step in generation:
             steps.append(step)

@@ -51,9 +51,13 @@ class Machine(RuleBasedStateMachine):
     """Requests come, run, end and are aborted in any order."""
 
     @initialize(
-        seqs=st.integers(1, 4), tokens=st.integers(1, 12), patches=st.integers(1, 8), room=st.integers(1, 12),
-        caching=st.booleans(), drafts=st.booleans(),
-    )  # fmt: skip
+        seqs=st.integers(1, 4),
+        tokens=st.integers(1, 12),
+        patches=st.integers(1, 8),
+        room=st.integers(1, 12),
+        caching=st.booleans(),
+        drafts=st.booleans(),
+    )
     def start(self, seqs, tokens, patches, room, caching, drafts):
         budget = SchedulerConfig(seqs, tokens, max_encoder_tokens=patches, feature_bytes=1, prefix_caching=caching)
         self.scheduler = Scheduler(budget, BlockManager(BLOCKS, SIZE), EncoderCache(room))

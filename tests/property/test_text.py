@@ -81,11 +81,17 @@ def test_control_tokens_come_from_structure_only(kind: str, first: str, second: 
     def control(texts: list[str]) -> list[int]:
         chat = [
             {"role": "system", "content": "s" + texts[0]},
-            {"role": "user", "content": [{"type": "text", "text": "f" + texts[1]}, {"type": "image"},
-                                         {"type": "text", "text": texts[2] + "q"}]},
+            {
+                "role": "user",
+                "content": [
+                    {"type": "text", "text": "f" + texts[1]},
+                    {"type": "image"},
+                    {"type": "text", "text": texts[2] + "q"},
+                ],
+            },
             {"role": "assistant", "content": "a" + texts[3] + "."},
             {"role": "user", "content": "u" + texts[1]},
-        ]  # fmt: skip
+        ]
         ids = processor(kind).apply_chat_template(chat, tokenize=True, images=[make_image(8, 8)], return_tensors=None)[
             0
         ]

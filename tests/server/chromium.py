@@ -59,7 +59,7 @@ def opened(browser: Any, url: str, *, trouble: tuple[str, ...] = (), script: str
     """
     complaints: list[str] = []
     context = browser.new_context(**options)
-    context.set_default_timeout(5000)
+    context.set_default_timeout(60_000)
     if script:
         context.add_init_script(script)
 

@@ -115,9 +115,11 @@ def test_log_probabilities(ask):
         assert one.top_logprobs[0].token == one.token, "the likeliest token was taken"
         assert sum(math.exp(other.logprob) for other in one.top_logprobs) <= 1 + 1e-4
     streamed = [
-        one for chunk in ask(logprobs=True, top_logprobs=3, stream=True) if chunk.choices[0].logprobs
+        one
+        for chunk in ask(logprobs=True, top_logprobs=3, stream=True)
+        if chunk.choices[0].logprobs
         for one in chunk.choices[0].logprobs.content
-    ]  # fmt: skip
+    ]
     assert [one.token for one in streamed] == [one.token for one in content]
 
 
@@ -153,9 +155,14 @@ def test_an_answer_that_has_begun(client, expected):
 
 def test_harmless_fields_change_nothing(ask, expected):
     answer = ask(
-        user="somebody", metadata={"a": "b"}, store=False, service_tier="auto", safety_identifier="x",
-        prompt_cache_key="y", extra_body={"audio": None, "modalities": ["text"]},
-    )  # fmt: skip
+        user="somebody",
+        metadata={"a": "b"},
+        store=False,
+        service_tier="auto",
+        safety_identifier="x",
+        prompt_cache_key="y",
+        extra_body={"audio": None, "modalities": ["text"]},
+    )
     assert answer.choices[0].message.content == expected.text
 
 

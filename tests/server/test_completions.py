@@ -53,9 +53,13 @@ def test_several_prompts_with_several_choices(client):
     texts = ["", "", "", ""]
     last = None
     for chunk in client.completions.create(
-        model=MODEL, prompt=["A red", "The blue circle"], n=2, stream=True, stream_options={"include_usage": True},
+        model=MODEL,
+        prompt=["A red", "The blue circle"],
+        n=2,
+        stream=True,
+        stream_options={"include_usage": True},
         **options,
-    ):  # fmt: skip
+    ):
         for choice in chunk.choices:
             texts[choice.index] += choice.text
         last = chunk.usage

@@ -70,7 +70,7 @@ def refused(http):
         ({"messages": [{"role": "assistant"}]}, "messages[0]"),
         ({"max_tokens": 5, "max_completion_tokens": 5}, None),
     ],
-)  # fmt: skip
+)
 def test_the_place_of_the_fault(refused, fields, param):
     assert refused(**fields)["param"] == param
 
@@ -95,12 +95,18 @@ def test_unknown_fields_are_refused(refused):
 @pytest.mark.parametrize(
     "content",
     [
-        b"", b"{", b"[]", b'"text"', b"nul", b"\xff\xfe", b"[" * 100_000,
+        b"",
+        b"{",
+        b"[]",
+        b'"text"',
+        b"nul",
+        b"\xff\xfe",
+        b"[" * 100_000,
         b'{"messages": [{"role": "user", "content": "\\ud800"}]}',
         b'{"messages": [{"role": "user", "content": "a"}], "temperature": NaN}',
         b'{"messages": [{"role": "user", "content": "a"}], "temperature": 1e999}',
     ],
-)  # fmt: skip
+)
 def test_bodies_that_are_no_request(http, content):
     answer = http.post("/v1/chat/completions", content=content, headers={"content-type": "application/json"})
     assert answer.status_code == 400, answer.text
@@ -126,8 +132,10 @@ def test_no_such_place(http):
     missing, wrong = http.get("/v2/chat"), http.get("/v1/chat/completions")
     assert (missing.status_code, missing.json()["error"]["code"]) == (404, "not_found")
     assert (wrong.status_code, wrong.json()["error"]["code"], wrong.headers["allow"]) == (
-        405, "method_not_allowed", "POST",
-    )  # fmt: skip
+        405,
+        "method_not_allowed",
+        "POST",
+    )
 
 
 @pytest.mark.parametrize(

@@ -155,10 +155,22 @@ def test_a_public_address_is_fetched_with_its_name(public: int) -> None:
 @pytest.mark.parametrize(
     "host",
     [
-        "127.0.0.1", "127.1", "0x7f000001", "2130706433", "10.0.0.1", "169.254.169.254", "[::1]", "[::ffff:127.0.0.1]",
-        "[64:ff9b::7f00:1]", "[2002:7f00:1::]", "[fd00:ec2::254]", "[::127.0.0.1]", "[fe80::1]", "0.0.0.0",
+        "127.0.0.1",
+        "127.1",
+        "0x7f000001",
+        "2130706433",
+        "10.0.0.1",
+        "169.254.169.254",
+        "[::1]",
+        "[::ffff:127.0.0.1]",
+        "[64:ff9b::7f00:1]",
+        "[2002:7f00:1::]",
+        "[fd00:ec2::254]",
+        "[::127.0.0.1]",
+        "[fe80::1]",
+        "0.0.0.0",
     ],
-)  # fmt: skip
+)
 def test_addresses_that_are_not_public(host: str, server: int) -> None:
     """With the system's own resolver, which also knows the short forms of IPv4."""
     before = len(Handler.seen)

@@ -39,22 +39,38 @@ GOOD: dict[str, list[dict[str, Any]]] = {
         {
             "messages": [
                 {"role": "system", "content": "Be brief."},
-                {"role": "user", "content": [
-                    {"type": "text", "text": "Hello."},
-                    {"type": "image_url", "image_url": {"url": IMAGE, "detail": "low"}},
-                ]},
-                {"role": "assistant", "content": None, "tool_calls": [
-                    {"id": "abcdefghi", "type": "function", "function": {"name": "look", "arguments": "{}"}}
-                ]},
+                {
+                    "role": "user",
+                    "content": [
+                        {"type": "text", "text": "Hello."},
+                        {"type": "image_url", "image_url": {"url": IMAGE, "detail": "low"}},
+                    ],
+                },
+                {
+                    "role": "assistant",
+                    "content": None,
+                    "tool_calls": [
+                        {"id": "abcdefghi", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+                    ],
+                },
                 {"role": "tool", "content": "nothing", "tool_call_id": "abcdefghi"},
             ],
-            "tools": [{"type": "function", "function": FUNCTION}], "tool_choice": "auto", "max_tokens": 2,
+            "tools": [{"type": "function", "function": FUNCTION}],
+            "tool_choice": "auto",
+            "max_tokens": 2,
             "stream_options": {"include_usage": True},
         },
         {
-            "messages": [{"role": "user", "content": "Hello."}], "max_tokens": 4, "temperature": 0.5, "seed": 1,
+            "messages": [{"role": "user", "content": "Hello."}],
+            "max_tokens": 4,
+            "temperature": 0.5,
+            "seed": 1,
             "response_format": {"type": "json_schema", "json_schema": {"name": "a", "strict": True, "schema": SCHEMA}},
-            "stop": ["x"], "logprobs": True, "top_logprobs": 2, "logit_bias": {"40": 1.0}, "metadata": {"a": "b"},
+            "stop": ["x"],
+            "logprobs": True,
+            "top_logprobs": 2,
+            "logit_bias": {"40": 1.0},
+            "metadata": {"a": "b"},
         },
         {"messages": [{"role": "user", "content": "Hi."}], "max_tokens": 4, "structured_outputs": {"regex": "[ab]+"}},
     ],
@@ -65,15 +81,48 @@ GOOD: dict[str, list[dict[str, Any]]] = {
     ],
     "/tokenize": [{"prompt": "Hello."}, {"messages": [{"role": "user", "content": "Hello."}]}],
     "/detokenize": [{"tokens": [40, 41, 42]}],
-}  # fmt: skip
+}
 ODD = st.one_of(
-    st.none(), st.booleans(), st.integers(), st.floats(), st.text(max_size=20), st.binary(max_size=20).map(str),
-    st.sampled_from([
-        "", "\0", "\ud800", "\u202e", "NaN", "1e400", -1, 0, 2**31, 2**63, -(2**63) - 1, 10**30, 0.0, -0.0, 1e308,
-        "file:///etc/passwd", "data:image/png;base64,", "http://169.254.169.254/", "[IMG]", "[TOOL_CALLS]", "</s>",
-        "(", "(a+)+$", ".*", "a{1000000}", "start: start", "{{7*7}}", "%s%n", "../../etc/passwd",
-    ]),
-)  # fmt: skip
+    st.none(),
+    st.booleans(),
+    st.integers(),
+    st.floats(),
+    st.text(max_size=20),
+    st.binary(max_size=20).map(str),
+    st.sampled_from(
+        [
+            "",
+            "\0",
+            "\ud800",
+            "\u202e",
+            "NaN",
+            "1e400",
+            -1,
+            0,
+            2**31,
+            2**63,
+            -(2**63) - 1,
+            10**30,
+            0.0,
+            -0.0,
+            1e308,
+            "file:///etc/passwd",
+            "data:image/png;base64,",
+            "http://169.254.169.254/",
+            "[IMG]",
+            "[TOOL_CALLS]",
+            "</s>",
+            "(",
+            "(a+)+$",
+            ".*",
+            "a{1000000}",
+            "start: start",
+            "{{7*7}}",
+            "%s%n",
+            "../../etc/passwd",
+        ]
+    ),
+)
 ANY = st.recursive(
     ODD,
     lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=8), inner, max_size=4),

@@ -21,9 +21,12 @@ from pixtral.server.errors import validation_error
 CHAT = "/v1/chat/completions"
 HOSTILE = hostile()
 STREAMED = {
-    "messages": [{"role": "user", "content": "Tell me something long."}], "temperature": 0, "max_tokens": 40,
-    "ignore_eos": True, "stream": True,
-}  # fmt: skip
+    "messages": [{"role": "user", "content": "Tell me something long."}],
+    "temperature": 0,
+    "max_tokens": 40,
+    "ignore_eos": True,
+    "stream": True,
+}
 
 
 @pytest.fixture(scope="module")
@@ -276,12 +279,24 @@ def test_another_type_of_body(client: httpx.Client, kind: str) -> None:
 @pytest.mark.parametrize(
     "path",
     [
-        "/../../etc/passwd", "/..%2f..%2fetc/passwd", "/%2e%2e/%2e%2e/etc/passwd", "/page/../../../../etc/passwd",
-        "/page/x/..%2f..%2f..%2fsettings.py", "/page/x/%2e%2e%2fpage.py", "//etc/passwd", "/static/../app.py",
-        "/page/x/....//....//app.py", "/page/x/%00", "/page/x/index.html%00.js", "/page/" + "a" * 20_000,
-        "/v1/../../../etc/passwd", "/docs/../../etc/passwd", "/file:///etc/passwd", "/\\..\\..\\windows\\win.ini",
+        "/../../etc/passwd",
+        "/..%2f..%2fetc/passwd",
+        "/%2e%2e/%2e%2e/etc/passwd",
+        "/page/../../../../etc/passwd",
+        "/page/x/..%2f..%2f..%2fsettings.py",
+        "/page/x/%2e%2e%2fpage.py",
+        "//etc/passwd",
+        "/static/../app.py",
+        "/page/x/....//....//app.py",
+        "/page/x/%00",
+        "/page/x/index.html%00.js",
+        "/page/" + "a" * 20_000,
+        "/v1/../../../etc/passwd",
+        "/docs/../../etc/passwd",
+        "/file:///etc/passwd",
+        "/\\..\\..\\windows\\win.ini",
     ],
-)  # fmt: skip
+)
 def test_paths_that_climb(server: Live, path: str) -> None:
     """As they are: clients of libraries would tidy them up first."""
     host, port = server.url.removeprefix("http://").split(":")
@@ -341,8 +356,13 @@ def test_clients_that_vanish(server: Live) -> None:
     head = (
         f"POST {CHAT} HTTP/1.1\r\nhost: {host}\r\ncontent-type: application/json\r\ncontent-length: {len(body)}\r\n\r\n"
     )
-    for sent, wait in ((head.encode()[:20], 0), (head.encode() + body[:50], 0), (head.encode() + body, 0),
-                       (head.encode() + body, 0.01), (head.encode() + body, 0.3)):  # fmt: skip
+    for sent, wait in (
+        (head.encode()[:20], 0),
+        (head.encode() + body[:50], 0),
+        (head.encode() + body, 0),
+        (head.encode() + body, 0.01),
+        (head.encode() + body, 0.3),
+    ):
         for _ in range(4):
             sock = socket.create_connection((host, int(port)), timeout=60)
             sock.sendall(sent)

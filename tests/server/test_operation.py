@@ -141,8 +141,11 @@ class Process:
     def __init__(self, *flags, **environment):
         self.process = subprocess.Popen(
             [sys.executable, "-m", "pixtral.cli", "serve", "--port", "0", *flags],
-            stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment},
-        )  # fmt: skip
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, **environment},
+        )
         self.line = self.process.stdout.readline()
         self.url = self.line.split()[-1] if self.line else ""
 

@@ -112,9 +112,10 @@ def test_an_image_costs_what_the_prompt_has(web, width, height, detail):
     Image.new("RGB", (width, height), "red").save(buffer, "PNG")
     url = {"url": data_uri(buffer.getvalue(), "image/png"), "detail": detail}
     body = {
-        "model": "pixtral-tiny", "max_tokens": 1,
+        "model": "pixtral-tiny",
+        "max_tokens": 1,
         "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": url}]}],
-    }  # fmt: skip
+    }
     usage = web.post("/v1/chat/completions", json=body, timeout=30).json()["usage"]
     assert usage["prompt_tokens_details"]["image_tokens"] == told["tokens"]
     if detail == "low":
@@ -128,9 +129,10 @@ def test_a_pdf_costs_what_the_prompt_has(web, detail):
     pages = web.post("/page/pages", json=url, timeout=60).json()
     assert len(pages) == 2 and all(page["tokens"] == page["rows"] * (page["cols"] + 1) for page in pages)
     body = {
-        "model": "pixtral-tiny", "max_tokens": 1,
+        "model": "pixtral-tiny",
+        "max_tokens": 1,
         "messages": [{"role": "user", "content": [{"type": "image_url", "image_url": url}]}],
-    }  # fmt: skip
+    }
     answer = web.post("/v1/chat/completions", json=body, timeout=60).json()
     tokens = sum(page["tokens"] for page in pages)
     if "usage" in answer:

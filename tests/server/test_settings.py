@@ -30,9 +30,13 @@ def test_who_comes_first(file):
 
 def test_kinds_from_the_environment():
     environment = {
-        "PIXTRAL_NO_AUTH": "yes", "PIXTRAL_MAX_BODY_MB": "1.5", "PIXTRAL_CORS_ORIGIN": "https://a, https://b",
-        "PIXTRAL_ALLOW_REMOTE_IMAGES": "0", "PIXTRAL_ISA": "avx2", "PIXTRAL_CONFIG": "x",
-    }  # fmt: skip
+        "PIXTRAL_NO_AUTH": "yes",
+        "PIXTRAL_MAX_BODY_MB": "1.5",
+        "PIXTRAL_CORS_ORIGIN": "https://a, https://b",
+        "PIXTRAL_ALLOW_REMOTE_IMAGES": "0",
+        "PIXTRAL_ISA": "avx2",
+        "PIXTRAL_CONFIG": "x",
+    }
     settings, remarks = load_settings({}, environment)
     assert settings.no_auth is True and settings.allow_remote_images is False
     assert settings.max_body_bytes == 1_500_000
@@ -78,9 +82,17 @@ def test_others_may_be_let_in(how):
 
 @pytest.mark.parametrize(
     ("host", "expected"),
-    [("localhost", True), ("127.0.0.2", True), ("::1", True), ("[::1]", True), ("0.0.0.0", False), ("::", False),
-     ("10.0.0.1", False), ("localhost.example.org", False)],
-)  # fmt: skip
+    [
+        ("localhost", True),
+        ("127.0.0.2", True),
+        ("::1", True),
+        ("[::1]", True),
+        ("0.0.0.0", False),
+        ("::", False),
+        ("10.0.0.1", False),
+        ("localhost.example.org", False),
+    ],
+)
 def test_who_can_reach_an_address(host, expected):
     assert is_loopback(host) is expected
 

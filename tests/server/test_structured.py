@@ -59,9 +59,13 @@ def schema(body, **options):
 def test_parse_with_pydantic(client):
     for seed in range(3):
         answer = client.chat.completions.parse(
-            model="pixtral-tiny", messages=ASK, response_format=Scene, temperature=1, seed=seed,
+            model="pixtral-tiny",
+            messages=ASK,
+            response_format=Scene,
+            temperature=1,
+            seed=seed,
             max_completion_tokens=2000,
-        )  # fmt: skip
+        )
         scene = answer.choices[0].message.parsed
         assert isinstance(scene, Scene) and 1 <= len(scene.shapes) <= 3
         assert answer.choices[0].finish_reason == "stop"

@@ -130,9 +130,14 @@ def test_a_stream_joins_to_the_whole(client, choice):
 def test_the_stream_helper_of_the_package(client):
     tool = openai.pydantic_function_tool(__import__("pydantic").create_model("Paint", colour=(str, ...)))
     with client.chat.completions.stream(
-        model="pixtral-tiny", messages=ASK, tools=[tool], tool_choice="required", temperature=0,
-        max_completion_tokens=300, parallel_tool_calls=False,
-    ) as stream:  # fmt: skip
+        model="pixtral-tiny",
+        messages=ASK,
+        tools=[tool],
+        tool_choice="required",
+        temperature=0,
+        max_completion_tokens=300,
+        parallel_tool_calls=False,
+    ) as stream:
         answer = stream.get_final_completion()
     parsed = answer.choices[0].message.tool_calls[0].function.parsed_arguments
     assert isinstance(parsed.colour, str)
@@ -149,8 +154,11 @@ def test_a_call_its_result_and_an_answer(client):
 
 def test_results_are_read(client):
     def tokens(content):
-        messages = [*ASK, {"role": "assistant", "tool_calls": [CALL]},
-                    {"role": "tool", "tool_call_id": CALL["id"], "content": content}]  # fmt: skip
+        messages = [
+            *ASK,
+            {"role": "assistant", "tool_calls": [CALL]},
+            {"role": "tool", "tool_call_id": CALL["id"], "content": content},
+        ]
         return ask(client, messages, tools=TOOLS).usage.prompt_tokens
 
     assert tokens("a long result of many words, which are tokens") > tokens("x") + 5
@@ -252,7 +260,7 @@ def test_sequences_that_are_none(client, messages, param, tools):
         ),
         ({"tools": TOOLS, "extra_body": {"ignore_eos": True}, "tool_choice": "required"}, "ignore_eos"),
     ],
-)  # fmt: skip
+)
 def test_tools_that_cannot_be_honoured(client, options, param):
     with pytest.raises(openai.BadRequestError) as error:
         ask(client, **options)

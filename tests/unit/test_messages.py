@@ -101,9 +101,11 @@ def test_there_and_back() -> None:
 
 def test_images_are_handed_out_in_reading_order() -> None:
     chat = normalize(
-        [{"role": "user", "content": [{"type": "image"}, {"type": "image", "url": URL}]},
-         {"role": "user", "content": [{"type": "image"}]}]
-    )  # fmt: skip
+        [
+            {"role": "user", "content": [{"type": "image"}, {"type": "image", "url": URL}]},
+            {"role": "user", "content": [{"type": "image"}]},
+        ]
+    )
     filled = fill_images(chat, [1, 2])
     assert image_sources(filled) == [1, URL, 2] and image_sources(chat) == [None, URL, None]
     assert filled[0].images == (ImagePart(1), ImagePart(URL))
@@ -154,7 +156,7 @@ REFUSED: list[tuple[Any, str]] = [
     ([{"role": "assistant", "tool_calls": [{"function": {"name": "f"}}]}], "expected"),
     ([{"role": "assistant", "tool_calls": [{"id": 5, "name": "f", "arguments": "{}"}]}], "tool call id is 5"),
     ([{"role": "tool", "content": "a", "tool_call_id": 5}], "tool_call_id is 5"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize(("conversation", "message"), REFUSED, ids=[message for _, message in REFUSED])

@@ -42,9 +42,16 @@ def test_a_public_model_is_its_network(public: Any, network: Any, config: Any, l
 def test_arguments_of_transformers_programs(tmp_path: Path) -> None:
     write_hf(tmp_path)
     model = LlavaForConditionalGeneration.from_pretrained(
-        pretrained_model_name_or_path=tmp_path, torch_dtype=torch.bfloat16, device_map="cpu", low_cpu_mem_usage=True,
-        attn_implementation="sdpa", trust_remote_code=True, use_safetensors=True, local_files_only=True, token=None,
-    )  # fmt: skip
+        pretrained_model_name_or_path=tmp_path,
+        torch_dtype=torch.bfloat16,
+        device_map="cpu",
+        low_cpu_mem_usage=True,
+        attn_implementation="sdpa",
+        trust_remote_code=True,
+        use_safetensors=True,
+        local_files_only=True,
+        token=None,
+    )
     assert model.dtype == torch.bfloat16
     assert LlavaForConditionalGeneration.from_pretrained(tmp_path, attn_implementation="eager").can_generate()
     assert LlavaForConditionalGeneration.from_pretrained(tmp_path, dtype="float16").dtype == torch.float16
@@ -72,8 +79,12 @@ def test_the_layout_can_be_chosen(tmp_path: Path) -> None:
 
 def test_arguments_for_the_hub_arrive(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     given: dict[str, Any] = {
-        "revision": "v1", "token": "secret", "cache_dir": tmp_path, "local_files_only": True, "force_download": True
-    }  # fmt: skip
+        "revision": "v1",
+        "token": "secret",
+        "cache_dir": tmp_path,
+        "local_files_only": True,
+        "force_download": True,
+    }
     seen: list[dict[str, Any]] = []
 
     def snapshot_download(repo: str, **arguments: Any) -> str:

@@ -124,9 +124,12 @@ def test_large_matrices_are_multiplied_where_that_is_quick(monkeypatch):
 
 @pytest.mark.parametrize(
     ("settings", "name"),
-    [(Settings(prompt=5000), "prompt"), (Settings(contexts=(10, 5000)), "context of 5000"),
-     (Settings(memory_context=5000), "memory context")],
-)  # fmt: skip
+    [
+        (Settings(prompt=5000), "prompt"),
+        (Settings(contexts=(10, 5000)), "context of 5000"),
+        (Settings(memory_context=5000), "memory context"),
+    ],
+)
 def test_settings_beyond_the_context_are_refused(settings, name):
     with pytest.raises(ConfigError, match=rf"a {name} with 5000 tokens and 16 new ones exceeds .* context of 4500"):
         settings.check(4500)

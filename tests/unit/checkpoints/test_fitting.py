@@ -27,11 +27,18 @@ BIG = {
     "vision_feature_select_strategy": "full",
     "vision_config": {"model_type": "pixtral", "hidden_act": "silu", "rope_theta": 10000.0},
     "text_config": {
-        "model_type": "mistral", "vocab_size": 131072, "hidden_size": 5120, "intermediate_size": 14336,
-        "num_hidden_layers": 40, "num_attention_heads": 32, "num_key_value_heads": 8, "head_dim": 128,
-        "rope_theta": 1e9, "sliding_window": None,
+        "model_type": "mistral",
+        "vocab_size": 131072,
+        "hidden_size": 5120,
+        "intermediate_size": 14336,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rope_theta": 1e9,
+        "sliding_window": None,
     },
-}  # fmt: skip
+}
 
 
 @pytest.fixture(scope="module")

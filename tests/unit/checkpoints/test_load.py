@@ -403,10 +403,14 @@ print(json.dumps({"grown": peak() - before, "model": size, "compiler": "torch._d
 def test_peak_memory_is_the_model_and_one_tensor(layout: str, dtype: str, tmp_path: Path) -> None:
     config = llava_dict(
         text={
-            "vocab_size": 16384, "hidden_size": 1024, "intermediate_size": 6144, "num_hidden_layers": 4,
-            "num_attention_heads": 16, "head_dim": 128,
+            "vocab_size": 16384,
+            "hidden_size": 1024,
+            "intermediate_size": 6144,
+            "num_hidden_layers": 4,
+            "num_attention_heads": 16,
+            "head_dim": 128,
         }
-    )  # fmt: skip
+    )
     write = write_hf if layout == "hf" else write_mistral
     write(tmp_path / "small")
     state = build_empty(LlavaForConditionalGeneration, LlavaConfig.from_dict(copy.deepcopy(config))).state_dict()

@@ -33,11 +33,16 @@ def all_names(model: str) -> list[str]:
             hidden_size=16, intermediate_size=16, num_attention_heads=1, num_hidden_layers=tower
         ),
         text_config=MistralConfig(
-            vocab_size=8, hidden_size=8, intermediate_size=8, num_hidden_layers=decoder, num_attention_heads=2,
-            num_key_value_heads=1, head_dim=4,
+            vocab_size=8,
+            hidden_size=8,
+            intermediate_size=8,
+            num_hidden_layers=decoder,
+            num_attention_heads=2,
+            num_key_value_heads=1,
+            head_dim=4,
         ),
         multimodal_projector_bias=bias,
-    )  # fmt: skip
+    )
     return [name for name, _ in build_empty(NETWORKS[LLAVA.architecture], config).named_parameters()]
 
 
@@ -127,9 +132,7 @@ def test_kinds_name_their_own_parameters() -> None:
         assert set(kind.own.prefixes) == set(kind.published.prefixes)
 
 
-@given(
-    heads=st.integers(1, 5), half=st.integers(1, 6), columns=st.integers(1, 4), seed=st.integers(0, 2**16)
-)  # fmt: skip
+@given(heads=st.integers(1, 5), half=st.integers(1, 6), columns=st.integers(1, 4), seed=st.integers(0, 2**16))
 def test_the_two_row_orders_are_inverse(heads: int, half: int, columns: int, seed: int) -> None:
     weight = torch.randn(heads * 2 * half, columns, generator=torch.Generator().manual_seed(seed))
     native = names.to_interleaved(weight, heads)

@@ -314,10 +314,14 @@ def test_what_is_on_the_disk_is_not_in_memory(tmp_path: Path) -> None:
     """In Mistral's layout: some tensors stay in the checkpoint, others are written anew."""
     config = llava_dict(
         text={
-            "vocab_size": 8192, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 8,
-            "num_attention_heads": 16, "head_dim": 64,
+            "vocab_size": 8192,
+            "hidden_size": 1024,
+            "intermediate_size": 4096,
+            "num_hidden_layers": 8,
+            "num_attention_heads": 16,
+            "head_dim": 64,
         }
-    )  # fmt: skip
+    )
     write_mistral(tmp_path / "small")
     state = build_empty(LlavaForConditionalGeneration, LlavaConfig.from_dict(copy.deepcopy(config))).state_dict()
     state = {name: torch.zeros(value.shape, dtype=torch.bfloat16) for name, value in state.items()}

@@ -55,23 +55,53 @@ CONFIG_12B: dict[str, Any] = {
     "vision_feature_select_strategy": "full",
 }
 PARAMS_12B: dict[str, Any] = {
-    "dim": 5120, "n_layers": 40, "head_dim": 128, "hidden_dim": 14336, "n_heads": 32, "n_kv_heads": 8,
-    "rope_theta": 1000000000.0, "norm_eps": 1e-05, "vocab_size": 131072,
+    "dim": 5120,
+    "n_layers": 40,
+    "head_dim": 128,
+    "hidden_dim": 14336,
+    "n_heads": 32,
+    "n_kv_heads": 8,
+    "rope_theta": 1000000000.0,
+    "norm_eps": 1e-05,
+    "vocab_size": 131072,
     "vision_encoder": {
-        "hidden_size": 1024, "num_channels": 3, "image_size": 1024, "patch_size": 16, "rope_theta": 10000.0,
-        "intermediate_size": 4096, "num_hidden_layers": 24, "num_attention_heads": 16, "adapter_bias": True,
+        "hidden_size": 1024,
+        "num_channels": 3,
+        "image_size": 1024,
+        "patch_size": 16,
+        "rope_theta": 10000.0,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+        "adapter_bias": True,
         "image_token_id": 10,
     },
-}  # fmt: skip
+}
 PARAMS_LARGE: dict[str, Any] = {
-    "dim": 12288, "n_layers": 88, "head_dim": 128, "hidden_dim": 28672, "n_heads": 96, "n_kv_heads": 8,
-    "rope_theta": 1000000000.0, "norm_eps": 1e-05, "vocab_size": 32768,
+    "dim": 12288,
+    "n_layers": 88,
+    "head_dim": 128,
+    "hidden_dim": 28672,
+    "n_heads": 96,
+    "n_kv_heads": 8,
+    "rope_theta": 1000000000.0,
+    "norm_eps": 1e-05,
+    "vocab_size": 32768,
     "vision_encoder": {
-        "hidden_size": 1408, "num_channels": 3, "image_size": 1024, "patch_size": 16, "rope_theta": 10000.0,
-        "intermediate_size": 6144, "num_hidden_layers": 40, "num_attention_heads": 16, "image_token_id": 10,
-        "image_break_token_id": 14, "image_end_token_id": 15, "adapter_bias": False,
+        "hidden_size": 1408,
+        "num_channels": 3,
+        "image_size": 1024,
+        "patch_size": 16,
+        "rope_theta": 10000.0,
+        "intermediate_size": 6144,
+        "num_hidden_layers": 40,
+        "num_attention_heads": 16,
+        "image_token_id": 10,
+        "image_break_token_id": 14,
+        "image_end_token_id": 15,
+        "adapter_bias": False,
     },
-}  # fmt: skip
+}
 
 
 def shapes(params: dict[str, Any]) -> dict[str, tuple[int, ...]]:
@@ -156,14 +186,21 @@ def test_a_large_model_in_hugging_face_layout_needs_no_word_on_its_bias() -> Non
     raw = {
         **CONFIG_12B,
         "text_config": {
-            **CONFIG_12B["text_config"], "hidden_size": 12288, "intermediate_size": 28672, "num_hidden_layers": 88,
-            "num_attention_heads": 96, "vocab_size": 32768,
+            **CONFIG_12B["text_config"],
+            "hidden_size": 12288,
+            "intermediate_size": 28672,
+            "num_hidden_layers": 88,
+            "num_attention_heads": 96,
+            "vocab_size": 32768,
         },
         "vision_config": {
-            **CONFIG_12B["vision_config"], "hidden_size": 1408, "intermediate_size": 6144, "num_hidden_layers": 40,
+            **CONFIG_12B["vision_config"],
+            "hidden_size": 1408,
+            "intermediate_size": 6144,
+            "num_hidden_layers": 40,
             "head_dim": 88,
         },
-    }  # fmt: skip
+    }
     native = shapes(PARAMS_LARGE)
     ours = {name: names.MISTRAL.canonical(name) for name in native}
     config, found, _ = matched("hf", raw, {prefixed(ours[n] or "", "classic"): shape for n, shape in native.items()})

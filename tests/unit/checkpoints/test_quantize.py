@@ -94,9 +94,12 @@ def test_dtype_shards_and_other_files(tmp_path: Path) -> None:
     write_hf(tmp_path / "plain", config=packable_dict())
     (tmp_path / "tokenizer.json").write_text("{}")
     made = quantize(
-        tmp_path / "plain", tmp_path / "deep" / "out", dtype=torch.bfloat16, max_shard_size="30KB",
+        tmp_path / "plain",
+        tmp_path / "deep" / "out",
+        dtype=torch.bfloat16,
+        max_shard_size="30KB",
         copies=[tmp_path / "tokenizer.json"],
-    )  # fmt: skip
+    )
     assert set(made.files) == listing(tmp_path / "deep" / "out")
     assert len([name for name in made.files if name.startswith("model-")]) > 2
     again = load(tmp_path / "deep" / "out")

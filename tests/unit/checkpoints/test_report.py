@@ -203,6 +203,8 @@ def test_what_bitsandbytes_quantized(bits: int, tmp_path: Path) -> None:
     assert report.ok
     assert report.parameters == plain.parameters
     assert [(one.part, one.layers) for one in report.quantization] == [
-        ("vision tower", 21), ("projector", 2), ("decoder", 21)
-    ]  # fmt: skip
+        ("vision tower", 21),
+        ("projector", 2),
+        ("decoder", 21),
+    ]
     assert all(f"{bits} bits" in one.format and bits < one.bits < bits + 1 for one in report.quantization)

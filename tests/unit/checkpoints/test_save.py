@@ -67,9 +67,7 @@ def test_names_on_disk_are_the_published_ones(tmp_path: Path) -> None:
     assert_same(stored, {prefixed(name, "classic"): value for name, value in model.state_dict().items()})
 
 
-@pytest.mark.parametrize(
-    ("cls", "part"), [(PixtralVisionModel, "vision_config"), (MistralForCausalLM, "text_config")]
-)  # fmt: skip
+@pytest.mark.parametrize(("cls", "part"), [(PixtralVisionModel, "vision_config"), (MistralForCausalLM, "text_config")])
 def test_the_parts_alone(cls: type[nn.Module], part: str, tmp_path: Path) -> None:
     save_model(random_llava(), tmp_path / "whole")
     model = load_model(cls, tmp_path / "whole")

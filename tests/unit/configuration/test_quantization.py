@@ -54,9 +54,14 @@ def test_to_json_and_back() -> None:
     config = QuantizationConfig(8, 32, 16, True, "bf16")
     values = json.loads(json.dumps(config.to_dict()))
     assert values == {
-        "quant_method": "pixtral", "version": 2, "bits": 8, "group_size": 32, "lm_head_bits": 16,
-        "quantize_vision": True, "activations": "bf16",
-    }  # fmt: skip
+        "quant_method": "pixtral",
+        "version": 2,
+        "bits": 8,
+        "group_size": 32,
+        "lm_head_bits": 16,
+        "quantize_vision": True,
+        "activations": "bf16",
+    }
     assert QuantizationConfig.from_dict(values) == config
 
 

@@ -224,9 +224,15 @@ def test_a_seed_is_independent_of_neighbours():
 def test_penalties_and_biases_by_their_definitions():
     """Each step's choice, by hand from the logits of the oracle's forward pass."""
     params = SamplingParams(
-        temperature=0, max_tokens=10, presence_penalty=0.7, frequency_penalty=0.9, repetition_penalty=1.3,
-        logit_bias=((35, 1.5), (60, -3.0)), min_tokens=4, stop_token_ids=(44,),
-    )  # fmt: skip
+        temperature=0,
+        max_tokens=10,
+        presence_penalty=0.7,
+        frequency_penalty=0.9,
+        repetition_penalty=1.3,
+        logit_bias=((35, 1.5), (60, -3.0)),
+        min_tokens=4,
+        stop_token_ids=(44,),
+    )
     prompt = WORDS[:6]
     found = run(engine_of(), ask("a", prompt, params), ask("b", WORDS))["a", 0].ids
     line: list[int] = list(prompt)

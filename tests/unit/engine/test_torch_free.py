@@ -6,9 +6,16 @@ import subprocess
 import sys
 
 TORCH_FREE = (
-    "request", "sampling_params", "block_manager", "encoder_cache", "scheduler", "token_budget", "outputs", "config",
+    "request",
+    "sampling_params",
+    "block_manager",
+    "encoder_cache",
+    "scheduler",
+    "token_budget",
+    "outputs",
+    "config",
     "prompt_lookup",
-)  # fmt: skip
+)
 
 
 def test_modules_that_import_no_torch():

@@ -523,9 +523,13 @@ def test_prompt_lookup_changes_nothing_that_is_given_out_on_the_way(model, batch
             return torch.tensor([False, ids.shape[1] >= length + 25, False])
 
         output = model.generate(
-            **batch.inputs(), **asked, streamer=recorder, logits_processor=processor, stopping_criteria=criterion,
+            **batch.inputs(),
+            **asked,
+            streamer=recorder,
+            logits_processor=processor,
+            stopping_criteria=criterion,
             prompt_lookup_num_tokens=lookup,
-        )  # fmt: skip
+        )
         calls.append(seen)
         recorders.append((recorder.values, output))
     assert calls[0] == calls[1]

@@ -88,9 +88,11 @@ READY = {"tokenize": True, "return_dict": True}
 
 def test_the_two_programs_of_the_documentation(processor: PixtralProcessor, server: str) -> None:
     chat = user(
-        {"type": "text", "content": "Can this animal"}, {"type": "image", "url": f"{server}/a.png"},
-        {"type": "text", "content": "live here?"}, {"type": "image", "url": f"{server}/b.png"},
-    )  # fmt: skip
+        {"type": "text", "content": "Can this animal"},
+        {"type": "image", "url": f"{server}/a.png"},
+        {"type": "text", "content": "live here?"},
+        {"type": "image", "url": f"{server}/b.png"},
+    )
     inputs = processor.apply_chat_template(chat, add_generation_prompt=True, **READY, return_tensors="pt").to("cpu")
     assert isinstance(inputs, BatchFeature)
     assert inputs["image_sizes"].tolist() == [[32, 48], [64, 32]] and inputs.pixel_values.shape == (2, 3, 64, 48)

@@ -31,9 +31,12 @@ def _small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def four(quant_type: str = "nf4", double: bool = False, storage: torch.dtype = torch.uint8) -> BitsAndBytesConfig:
     return BitsAndBytesConfig(
-        load_in_4bit=True, bnb_4bit_quant_type=quant_type, bnb_4bit_use_double_quant=double,
-        bnb_4bit_compute_dtype=torch.bfloat16, bnb_4bit_quant_storage=storage,
-    )  # fmt: skip
+        load_in_4bit=True,
+        bnb_4bit_quant_type=quant_type,
+        bnb_4bit_use_double_quant=double,
+        bnb_4bit_compute_dtype=torch.bfloat16,
+        bnb_4bit_quant_storage=storage,
+    )
 
 
 def empty(shape: tuple[int, int], config: BitsAndBytesConfig, dtype: torch.dtype = torch.bfloat16) -> Any:
@@ -60,9 +63,13 @@ def librarys(weight: Tensor, config: BitsAndBytesConfig) -> Any:
         layer.weight = bnb.nn.Int8Params(weight, requires_grad=False, has_fp16_weights=False).to("cpu")
     else:
         layer = bnb.nn.Linear4bit(
-            columns, rows, compute_dtype=config.bnb_4bit_compute_dtype, quant_type=config.bnb_4bit_quant_type,
-            compress_statistics=config.bnb_4bit_use_double_quant, quant_storage=config.bnb_4bit_quant_storage,
-        )  # fmt: skip
+            columns,
+            rows,
+            compute_dtype=config.bnb_4bit_compute_dtype,
+            quant_type=config.bnb_4bit_quant_type,
+            compress_statistics=config.bnb_4bit_use_double_quant,
+            quant_storage=config.bnb_4bit_quant_storage,
+        )
         layer.weight = bnb.nn.Params4bit(weight, requires_grad=False, **layer.weight.__dict__).to("cpu")
     layer.bias = empty(tuple(weight.shape), config, weight.dtype).bias
     return layer.eval()

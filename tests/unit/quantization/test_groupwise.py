@@ -73,9 +73,13 @@ def test_with_the_vision_tower_and_the_projector() -> None:
 
 def test_the_parts_alone() -> None:
     assert set(formats(swapped(QuantizationConfig(), cls=MistralForCausalLM)[2])) == {
-        "lm_head", *(f"model.layers.{i}.{name}_proj" for i in range(3) for name in (
-            "self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down"))
-    }  # fmt: skip
+        "lm_head",
+        *(
+            f"model.layers.{i}.{name}_proj"
+            for i in range(3)
+            for name in ("self_attn.q", "self_attn.k", "self_attn.v", "self_attn.o", "mlp.gate", "mlp.up", "mlp.down")
+        ),
+    }
     tower = QuantizationConfig(quantize_vision=True)
     assert len(swapped(tower, cls=PixtralVisionModel)[2]) == 21
     with pytest.raises(

@@ -79,8 +79,12 @@ def test_known_shapes() -> None:
     small = pixtral.estimate(shape="pixtral-12b", context=4096, images=[(512, 512)])
     assert round(sum(part.parameters for part in small.weights) / 1e9, 1) == 12.7
     assert [part.name for part in small.weights] == [
-        "vision tower", "projector", "embeddings", "decoder", "output layer",
-    ]  # fmt: skip
+        "vision tower",
+        "projector",
+        "embeddings",
+        "decoder",
+        "output layer",
+    ]
     assert small.cache == 4096 * 160 * 1024
     assert (small.image_tokens, small.text_room) == (1056, 3040)
     assert small.context_length == 131072

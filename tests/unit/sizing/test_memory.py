@@ -28,13 +28,22 @@ from pixtral.sizing.memory import _KERNELS, _OVERHEAD
 SIDE, TEXT, NEW = 384, 700, 4
 BIG = llava_dict(
     text={
-        "vocab_size": 32768, "hidden_size": 1024, "intermediate_size": 4096, "num_hidden_layers": 4,
-        "num_attention_heads": 16, "num_key_value_heads": 4, "head_dim": 64,
+        "vocab_size": 32768,
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 4,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 4,
+        "head_dim": 64,
     },
     vision={
-        "hidden_size": 512, "intermediate_size": 2048, "num_attention_heads": 8, "image_size": 1024, "patch_size": 16,
+        "hidden_size": 512,
+        "intermediate_size": 2048,
+        "num_attention_heads": 8,
+        "image_size": 1024,
+        "patch_size": 16,
     },
-)  # fmt: skip
+)
 PROGRAM = """
 import gc, json, pathlib, sys
 import torch

@@ -149,11 +149,19 @@ def test_json_that_may_not_be_said(grammars, schema, text, next_one):
 @pytest.mark.parametrize(
     ("regex", "text"),
     [
-        ("a/b", "a/b"), (r"a\/b", "a/b"), (r"\\/", "\\/"), ("a\nb", "a\nb"), ("a\\\nb", "a\nb"), ("[/]+", "//"),
-        ("[а-я]+ё?", "елкиё"), (r"\d{2}|x", "12"), ("(?i)abc", "aBC"), (r"a\.\n", "a.\n"),
+        ("a/b", "a/b"),
+        (r"a\/b", "a/b"),
+        (r"\\/", "\\/"),
+        ("a\nb", "a\nb"),
+        ("a\\\nb", "a\nb"),
+        ("[/]+", "//"),
+        ("[а-я]+ё?", "елкиё"),
+        (r"\d{2}|x", "12"),
+        ("(?i)abc", "aBC"),
+        (r"a\.\n", "a.\n"),
         ("日本|한국", "한국"),
     ],
-)  # fmt: skip
+)
 def test_patterns(grammars, regex, text):
     assert ends(grammars, formats.pattern(regex), text)
 
@@ -307,8 +315,13 @@ def test_a_form_or_calls(one):
 
 def test_tools_of_one_schema_do_not_see_anothers_definitions(one):
     def tool(name, target):
-        schema = {"type": "object", "properties": {"v": {"$ref": "#/$defs/v"}}, "required": ["v"],
-                  "additionalProperties": False, "$defs": {"v": target}}  # fmt: skip
+        schema = {
+            "type": "object",
+            "properties": {"v": {"$ref": "#/$defs/v"}},
+            "required": ["v"],
+            "additionalProperties": False,
+            "$defs": {"v": target},
+        }
         return {"type": "function", "function": {"name": name, "parameters": schema}}
 
     tools = read_tools([tool("a", {"const": 1}), tool("b", {"const": 2})], "required")
@@ -392,13 +405,19 @@ def test_several_threads(one):
 @pytest.mark.parametrize(
     "form",
     [
-        formats.json_schema({"type": "object", "properties": {"日本": {"enum": ["é", "  two"]}, "t": {"type": "string",
-                           "maxLength": 9}}, "required": ["日本"], "additionalProperties": False}),
+        formats.json_schema(
+            {
+                "type": "object",
+                "properties": {"日本": {"enum": ["é", "  two"]}, "t": {"type": "string", "maxLength": 9}},
+                "required": ["日本"],
+                "additionalProperties": False,
+            }
+        ),
         formats.pattern("[a-zа-я]{3,9} [0-9]{2}"),
         formats.choice(["cat", " dog", "две кошки", "日本"]),
     ],
     ids=["json", "pattern", "choice"],
-)  # fmt: skip
+)
 def test_sentencepiece(form):
     """Pixtral-Large's: a blank belongs to the word behind it, and the one before the first word is not shown."""
     tokenizer = MistralCommonTokenizer(LARGE)
@@ -423,8 +442,12 @@ def test_sentencepiece(form):
 def test_calls_over_sentencepiece(choice):
     tokenizer = MistralCommonTokenizer(LARGE)
     trigger = tokenizer.token_to_id("[TOOL_CALLS]")
-    parameters = {"type": "object", "properties": {"город": {"enum": ["Тверь", "São Paulo"]}}, "required": ["город"],
-                  "additionalProperties": False}  # fmt: skip
+    parameters = {
+        "type": "object",
+        "properties": {"город": {"enum": ["Тверь", "São Paulo"]}},
+        "required": ["город"],
+        "additionalProperties": False,
+    }
     tools = read_tools([{"type": "function", "function": {"name": "weather", "parameters": parameters}}], choice)
     make = guide_of(Grammars(tokenizer, [END]), None, tools)
     for seed in range(6):

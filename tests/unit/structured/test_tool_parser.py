@@ -53,8 +53,13 @@ VALUES = st.recursive(
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
     max_leaves=6,
 )
-CALL = st.tuples(st.text(min_size=1), st.dictionaries(st.text(), VALUES, max_size=3), st.sampled_from([0, 1, 2]),
-                 st.booleans(), st.sampled_from([None, 1]))  # fmt: skip
+CALL = st.tuples(
+    st.text(min_size=1),
+    st.dictionaries(st.text(), VALUES, max_size=3),
+    st.sampled_from([0, 1, 2]),
+    st.booleans(),
+    st.sampled_from([None, 1]),
+)
 
 
 def written(name, arguments, kind, ascii_only, indent) -> str:
@@ -101,9 +106,20 @@ def test_arguments_come_as_they_are_written():
 
 @pytest.mark.parametrize(
     "text",
-    ["", "[]", " hello", '{"name": "f"}', "[1]", '[{"arguments": {}}]', '[{"name": 3}]', "[[",
-     '[{"arguments": [1], "name": "f"}]', '[{"arguments": "no object", "name": "f"}]', '[{"name": "\\x"}]'],
-)  # fmt: skip
+    [
+        "",
+        "[]",
+        " hello",
+        '{"name": "f"}',
+        "[1]",
+        '[{"arguments": {}}]',
+        '[{"name": 3}]',
+        "[[",
+        '[{"arguments": [1], "name": "f"}]',
+        '[{"arguments": "no object", "name": "f"}]',
+        '[{"name": "\\x"}]',
+    ],
+)
 def test_what_is_no_call_is_words(text):
     content, calls = read([[*tokens("so "), CALLS, *tokens(text), END]])
     assert calls == []

@@ -29,8 +29,26 @@ def edited(folder: Path, name: str, **values: Any) -> None:
 
 def metaspace(scheme: str = "first", **pieces: Any) -> Tokenizer:
     """A small tokenizer with blanks written as "▁", as SentencePiece conversions are."""
-    vocab = {"<unk>": 0, "<s>": 1, "</s>": 2, "[IMG]": 3, "▁": 4, "▁hi": 5, "hi": 6, "h": 7, "i": 8, "[": 9, "I": 10,
-             "M": 11, "G": 12, "]": 13, "<": 14, "/": 15, "s": 16, ">": 17}  # fmt: skip
+    vocab = {
+        "<unk>": 0,
+        "<s>": 1,
+        "</s>": 2,
+        "[IMG]": 3,
+        "▁": 4,
+        "▁hi": 5,
+        "hi": 6,
+        "h": 7,
+        "i": 8,
+        "[": 9,
+        "I": 10,
+        "M": 11,
+        "G": 12,
+        "]": 13,
+        "<": 14,
+        "/": 15,
+        "s": 16,
+        ">": 17,
+    }
     merges = [("h", "i"), ("▁", "hi")]
     backend = Tokenizer(models.BPE(vocab, merges, unk_token="<unk>", fuse_unk=False))
     backend.pre_tokenizer = pieces.get("pre", pre_tokenizers.Metaspace(prepend_scheme=scheme, split=False))
@@ -101,8 +119,14 @@ def test_tokens_only_the_settings_know(tmp_path: Path) -> None:
     added = {"3001": {"content": "<b>", "special": False}, "3000": {"content": "<a>", "special": True}}
     extra = ["<one>", {"content": "<two>"}, "[IMG]"]
     pad = {"content": "<mypad>", "lstrip": False}
-    edited(folder, "tokenizer_config.json", pad_token=pad, added_tokens_decoder=added,
-           additional_special_tokens=extra, model_max_length=int(1e30))  # fmt: skip
+    edited(
+        folder,
+        "tokenizer_config.json",
+        pad_token=pad,
+        added_tokens_decoder=added,
+        additional_special_tokens=extra,
+        model_max_length=int(1e30),
+    )
     tokenizer = HuggingFaceTokenizer.from_pretrained(folder)
     names = ["<a>", "<b>", "<one>", "<two>", "<mypad>"]
     assert tokenizer.convert_tokens_to_ids(names) == [3000, 3001, 3002, 3003, 3004]
@@ -115,8 +139,11 @@ def test_saving_and_reading_again(tokenizer: HuggingFaceTokenizer, tmp_path: Pat
     transformers = pytest.importorskip("transformers")
     paths = tokenizer.save_pretrained(tmp_path / "new")
     assert {Path(path).name for path in paths} == {
-        "tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja"
-    }  # fmt: skip
+        "tokenizer.json",
+        "tokenizer_config.json",
+        "special_tokens_map.json",
+        "chat_template.jinja",
+    }
     again = HuggingFaceTokenizer.from_pretrained(tmp_path / "new")
     theirs = transformers.AutoTokenizer.from_pretrained(tmp_path / "new")
     chat = [{"role": "user", "content": "hé"}]

@@ -109,9 +109,18 @@ def test_tools_may_be_functions(tokenizer: MistralCommonTokenizer) -> None:
             days: How many
         """
 
-    schema = {"name": "get_weather", "description": "The weather.", "parameters": {"type": "object", "properties": {
-        "city": {"type": "string", "description": "Where"}, "days": {"type": "integer", "description": "How many"}},
-        "required": ["city"]}}  # fmt: skip
+    schema = {
+        "name": "get_weather",
+        "description": "The weather.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "city": {"type": "string", "description": "Where"},
+                "days": {"type": "integer", "description": "How many"},
+            },
+            "required": ["city"],
+        },
+    }
     found = tokenizer.apply_chat_template(user("hi"), tools=[get_weather])
     assert (
         found["input_ids"]
@@ -199,9 +208,13 @@ def test_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("arguments", "message"),
-    [({"mode": "training"}, "mode is 'training'"), ({"padding_side": "top"}, "padding_side"),
-     ({"truncation_side": "x"}, "truncation_side"), ({"vocab_file": "x"}, "vocab_file")],
-)  # fmt: skip
+    [
+        ({"mode": "training"}, "mode is 'training'"),
+        ({"padding_side": "top"}, "padding_side"),
+        ({"truncation_side": "x"}, "truncation_side"),
+        ({"vocab_file": "x"}, "vocab_file"),
+    ],
+)
 def test_constructor_refusals(arguments: dict[str, Any], message: str) -> None:
     with pytest.raises(ValueError, match=message):
         MistralCommonTokenizer(small_tekken() / "tekken.json", **arguments)

@@ -33,8 +33,12 @@ def test_the_templates_own_control_tokens_are_told_apart() -> None:
     rendered = render(SOURCE)
     assert rendered.text == "<s>[INST]a[IMG]</s>[/IN[IMG][/INST]"
     assert rendered.split() == [
-        (True, "<s>"), (True, "[INST]"), (False, "a[IMG]</s>[/IN"), (True, "[IMG]"), (True, "[/INST]")
-    ]  # fmt: skip
+        (True, "<s>"),
+        (True, "[INST]"),
+        (False, "a[IMG]</s>[/IN"),
+        (True, "[IMG]"),
+        (True, "[/INST]"),
+    ]
     assert "".join(piece for _, piece in rendered.split()) == rendered.text
 
 

@@ -36,9 +36,13 @@ def strange(a: complex) -> None:
 
 @pytest.mark.parametrize(
     ("function", "message"),
-    [(no_docstring, "has no docstring"), (no_annotation, "'a' has no annotation"),
-     (not_described, "does not describe argument 'a'"), (strange, "no JSON counterpart")],
-)  # fmt: skip
+    [
+        (no_docstring, "has no docstring"),
+        (no_annotation, "'a' has no annotation"),
+        (not_described, "does not describe argument 'a'"),
+        (strange, "no JSON counterpart"),
+    ],
+)
 def test_refused_functions(function: Any, message: str) -> None:
     with pytest.raises(PromptError, match=message):
         function_schema(function)

@@ -62,8 +62,11 @@ def test_pointers_lead_from_naming_words_to_patches_of_that_thing(encoder, kind)
         if token in encoder.words:
             image_rows = (made.ids == IMG).nonzero().flatten().tolist()
             shown = made.labels[[image_rows.index(row) for row in pointer.rows]]
-            assert any(encoder.text(f" {names[0][c]}")[-1] == token or encoder.text(f" {names[1][s]}")[-1] == token
-                       for c, s, _, _ in shown.tolist() if c > 0)  # fmt: skip
+            assert any(
+                encoder.text(f" {names[0][c]}")[-1] == token or encoder.text(f" {names[1][s]}")[-1] == token
+                for c, s, _, _ in shown.tolist()
+                if c > 0
+            )
 
 
 def test_the_loss_is_the_attention_that_the_network_itself_computes(encoder, model):
