@@ -56,10 +56,23 @@ def bare(assistant: Any, engine: Engine, options: argparse.Namespace, turn: int)
 def served(url: str, options: argparse.Namespace, turn: int) -> float:
     """Tokens per second that clients in another process get."""
     command = [
-        sys.executable, load_client.__file__, "--base-url", url, "--clients", str(options.clients), "--seed",
-        str(2 * turn + 1), "--requests", str(options.requests), "--tokens", str(options.tokens), "--words",
-        str(options.words), "--warmup", "0",
-    ]  # fmt: skip
+        sys.executable,
+        load_client.__file__,
+        "--base-url",
+        url,
+        "--clients",
+        str(options.clients),
+        "--seed",
+        str(2 * turn + 1),
+        "--requests",
+        str(options.requests),
+        "--tokens",
+        str(options.tokens),
+        "--words",
+        str(options.words),
+        "--warmup",
+        "0",
+    ]
     lines = subprocess.run(command, check=True, capture_output=True, text=True).stdout.splitlines()
     return float(json.loads(lines[-1])["runs"][0]["tokens_per_s"])
 

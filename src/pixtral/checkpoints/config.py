@@ -139,7 +139,8 @@ def narrow(config: Config, kind: Kind, where: object) -> Config:
         return config.vision_config
     found = next(one for one in KINDS if isinstance(config, one.config))
     raise CheckpointError(
-        f"{where} describes {found.parts} ({type(config).__name__}), expected {kind.parts}; load it with {found.architecture}"
+        f"{where} describes {found.parts} ({type(config).__name__}), expected {kind.parts}; "
+        f"load it with {found.architecture}"
     )
 
 
