@@ -95,7 +95,7 @@ class Quantizer(ABC):
         suffixes: what follows a layer's name and a dot in the names of all its stored tensors.
         stored: whether the files hold quantized tensors already.
         names: of the layers that `swap` replaced; set by the loader.
-        waiting: modules that device_map puts on the CPU or the disk; set by the loader before `swap`.
+        offloaded: modules that device_map puts on the CPU or the disk; set by the loader before `swap`.
     """
 
     method: ClassVar[str]
@@ -104,7 +104,7 @@ class Quantizer(ABC):
     def __init__(self, *, stored: bool) -> None:
         self.stored = stored
         self.names: tuple[str, ...] = ()
-        self.waiting: tuple[str, ...] = ()
+        self.offloaded: tuple[str, ...] = ()
 
     @property
     @abstractmethod

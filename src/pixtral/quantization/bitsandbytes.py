@@ -38,7 +38,7 @@ class BitsAndBytesQuantizer(Quantizer):
     `llm_int8_skip_modules` is given, except what it names. In a stored checkpoint the files say which they are.
 
     Args:
-        config: what to do, or what the checkpoint says was done.
+        config: the caller's, or the checkpoint's.
         stored: whether the files hold quantized weights.
     """
 
@@ -59,7 +59,7 @@ class BitsAndBytesQuantizer(Quantizer):
 
     @property
     def config(self) -> BitsAndBytesConfig:
-        """What was asked for, or what the checkpoint says."""
+        """The caller's, or the checkpoint's."""
         return self._config
 
     @property
@@ -165,7 +165,7 @@ class BitsAndBytesQuantizer(Quantizer):
             _warn_unmatched(skip, linear)
         skip = _KEPT if skip is None else skip
         if self._config.llm_int8_enable_fp32_cpu_offload:
-            skip = [*skip, *self.waiting]
+            skip = [*skip, *self.offloaded]
         configured = _unskipped(linear, skip)
         if self._quantized is None:
             return configured

@@ -127,7 +127,7 @@ class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]  # the library has no
         return {"weight": self.weight.data, **{f"weight.{name}": value for name, value in state.items()}}
 
     def describe(self) -> str:
-        """In a few words."""
+        """See Quantizer.describe."""
         double = ", double quantization" if self.weight.compress_statistics else ""
         return f"4 bits ({self.weight.quant_type}{double}), bitsandbytes"
 
@@ -257,7 +257,7 @@ class Linear8bitLt(bnb.nn.Linear8bitLt):  # type: ignore[misc]  # the library ha
         return {"weight": self.weight.data, "SCB": scales, "weight_format": torch.tensor(0, dtype=torch.uint8)}
 
     def describe(self) -> str:
-        """In a few words."""
+        """See Quantizer.describe."""
         return "16 bits, 8 in use, bitsandbytes" if self.state.has_fp16_weights else "8 bits, bitsandbytes"
 
     def _fill(self, weight: Tensor, scales: Tensor | None) -> None:

@@ -42,7 +42,7 @@ class GroupwiseQuantizer(Quantizer):
 
     @property
     def config(self) -> QuantizationConfig:
-        """What was asked for, or what the checkpoint says."""
+        """The caller's, or the checkpoint's."""
         return self._config
 
     def swap(self, model: nn.Module, dtype: torch.dtype) -> dict[str, nn.Module]:

@@ -154,7 +154,7 @@ class _At(enum.Enum):
 class CallScanner:
     """For `[{"name": "f", "arguments": {...}}, ...]`, keys in any order, others ignored.
 
-    `push` returns (name or None, piece of the arguments) pairs: a name starts the next call. The joined pieces of a call
+    `push` returns (name or None, piece of the arguments) pairs: a name starts the next call. A call's joined pieces
     are the text of its arguments, an object, as the model wrote it.
     """
 
