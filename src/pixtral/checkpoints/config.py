@@ -42,7 +42,7 @@ class Kind:
 # Architecture -> class that is built. The models, which stand above, hand themselves in: `pixtral.models.NETWORKS`.
 Networks: TypeAlias = Mapping[str, type[nn.Module]]
 
-LLAVA = Kind("LlavaForConditionalGeneration", LlavaConfig, names.OURS, names.HF, "tower, projector and decoder")
+LLAVA = Kind("LlavaForConditionalGeneration", LlavaConfig, names.CANONICAL, names.HF, "tower, projector and decoder")
 MISTRAL = Kind("MistralForCausalLM", MistralConfig, names.HF_TEXT, names.HF_TEXT, "a decoder")
 VISION = Kind("PixtralVisionModel", PixtralVisionConfig, names.HF_VISION, names.HF_VISION, "a vision tower")
 KINDS = (LLAVA, MISTRAL, VISION)
@@ -71,7 +71,7 @@ def read_raw(files: Files) -> dict[str, Any]:
 
 
 def stored_quantization(files: Files, raw: Mapping[str, Any]) -> dict[str, Any] | None:
-    """What the configuration file says of how its weights are quantized; None for full precision.
+    """`quantization_config` of the configuration file; None for full precision.
 
     Raises:
         CheckpointError: they are quantized in a way that is not read.
@@ -110,7 +110,7 @@ def whole_config(files: Files, raw: Mapping[str, Any], tensors: Mapping[str, Ten
         if values.get("head_dim") is None and "n_heads" in values:
             _derive_head_dim(values, values["n_heads"], tensors)
         config = LlavaConfig.from_params(values)
-        config.dtype = config.text_config.dtype = config.vision_config.dtype = None  # params.json does not say
+        config.dtype = config.text_config.dtype = config.vision_config.dtype = None  # not in params.json
         return config
     kind = _model_type(values)
     if kind is LLAVA:

@@ -28,7 +28,7 @@ class Target:
     Args:
         dtype: of everything in full precision.
         placement: of the modules.
-        offloaded: takes what goes to the disk.
+        offloaded: holds the tensors on the disk.
         heads: parameter -> heads, for those whose rows lie in Mistral's rotary order and have to be moved.
         quantizer: fills the swapped layers; None when there are none.
     """
@@ -80,11 +80,11 @@ def fill(model: nn.Module, plan: Plan, contents: Contents, target: Target, progr
 def reading_order(plan: Plan) -> list[str]:
     """The names of a plan in the order of the files, except that what a tied copy is compared with comes first."""
     order = sorted(plan.sources, key=lambda name: (plan.sources[name].file, plan.sources[name].start))
-    return sorted(order, key=lambda name: name in plan.twins)
+    return sorted(order, key=lambda name: name in plan.tied_copies)
 
 
 def scratch_bytes(plan: Plan, target: Target) -> int:
-    """Bytes held beside the finished tensors while the largest one is converted; 0 when all are used as they are."""
+    """Bytes held beside the finished tensors while the largest one is converted; 0 if none is converted."""
     quantizer, most = target.quantizer, 0
     for name, info in plan.sources.items():
         if name in plan.wanted.owners:
@@ -100,7 +100,7 @@ def scratch_bytes(plan: Plan, target: Target) -> int:
 def written_bytes(plan: Plan, target: Target) -> int:
     """Bytes that are written to the disk because the checkpoint does not store them as they are used."""
     moved = (n for n, info in plan.sources.items() if target.on_disk(n) and not target.takes(n, info))
-    return sum(plan.sources[name].numel * target.dtype.itemsize for name in moved if name not in plan.twins)
+    return sum(plan.sources[name].numel * target.dtype.itemsize for name in moved if name not in plan.tied_copies)
 
 
 def rows_only(name: str, info: TensorInfo, target: Target) -> bool:
@@ -125,9 +125,9 @@ class Filler:
         """Read one tensor of the plan."""
         if name in self.plan.wanted.owners:
             self._owned(name)
-        elif name in self.plan.twins:
-            if not torch.equal(self._value(name), self._filled(self.plan.twins[name])):
-                self._refuse_twin(name)
+        elif name in self.plan.tied_copies:
+            if not torch.equal(self._value(name), self._filled(self.plan.tied_copies[name])):
+                self._refuse_copy(name)
         elif self.target.on_disk(name):
             self._offload(name)
         else:
@@ -181,7 +181,7 @@ class Filler:
         layer, device = self.plan.wanted.layers[path], self.target.place(path)
         if not quantizer.stored:
             source = _StoredWeight(info, self.target.heads.get(name), self.scratch)
-            if name in self.plan.twins:
+            if name in self.plan.tied_copies:
                 self._compare(name, source)
             try:
                 quantizer.quantize(layer, source, device)
@@ -196,15 +196,15 @@ class Filler:
 
     def _compare(self, name: str, source: _StoredWeight) -> None:
         """Refuse a tied output layer that the files hold with other values than the embeddings."""
-        first = self._filled(self.plan.twins[name])
+        first = self._filled(self.plan.tied_copies[name])
         for start, rows in source.blocks():
             if not torch.equal(rows.to(first.device, first.dtype), first[start : start + len(rows)]):
-                self._refuse_twin(name)
+                self._refuse_copy(name)
 
-    def _refuse_twin(self, name: str) -> None:
+    def _refuse_copy(self, name: str) -> None:
         raise CheckpointError(
-            f"the configuration ties {name!r} to {self.plan.twins[name]!r}, but {self.contents.files.folder} holds "
-            "different values for them; set tie_word_embeddings to false, or remove one from the files"
+            f"the configuration ties {name!r} to {self.plan.tied_copies[name]!r}, but {self.contents.files.folder} "
+            "holds different values for them; set tie_word_embeddings to false, or remove one from the files"
         )
 
 
@@ -234,7 +234,7 @@ class _Scratch:
         self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")
 
     def bytes(self, count: int) -> Tensor:
-        """(count,) uint8, good until the next call."""
+        """(count,) uint8, valid until the next call."""
         if len(self._memory) < count:
             self._memory = torch.empty(0, dtype=torch.uint8, device="cpu")  # freed before the larger one is made
             self._memory = torch.empty(count, dtype=torch.uint8, device="cpu")

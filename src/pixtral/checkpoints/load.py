@@ -16,7 +16,7 @@ from pixtral.checkpoints.fitting import check_memory, choose_placement
 from pixtral.checkpoints.layout import Layout, fetch
 from pixtral.checkpoints.offload import Offloaded, attach
 from pixtral.checkpoints.opening import open_checkpoint
-from pixtral.checkpoints.placement import DeviceMap, MaxMemory, parse_dtype, parse_wish
+from pixtral.checkpoints.placement import DeviceMap, MaxMemory, parse_dtype, parse_placement_options
 from pixtral.checkpoints.plan import refuse, weight_files
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.quantization import Asked
@@ -68,12 +68,12 @@ def load_model(
             read their part of a whole Pixtral.
         path_or_id: a folder, or a Hub id.
         config: used instead of the checkpoint's own; copied.
-        dtype: "auto" (what the configuration says, else what most weights are), a torch dtype, or its name.
+        dtype: "auto" (the configuration's, else that of most weights), a torch dtype, or its name.
         device_map: None or "cpu", a device, "auto", "balanced", "balanced_low_0", "sequential", or a dict of module
             names ("" for the rest) to devices, "cpu" and "disk".
         max_memory: what "auto" and its like may use: {0: "10GiB", "cpu": "30GiB"}.
         offload_folder: for what is kept on the disk and does not lie in the checkpoint as it is used.
-        asked: for quantized weights; what the checkpoint says when left out.
+        asked: quantization arguments; the checkpoint's configuration if left out.
         layout: "auto" (Hugging Face's when both are there), "hf" or "mistral".
         revision, token, cache_dir, local_files_only, force_download: for the Hub, see `hub.resolve`.
         progress: show a bar, if stderr is a terminal.
@@ -86,7 +86,7 @@ def load_model(
         ConfigError: the configuration, `dtype`, `device_map` or `layout` is not one that can be used.
     """
     kind_of(cls)  # refuses other classes before anything is fetched
-    wanted, wish = parse_dtype(dtype), parse_wish(device_map, max_memory, offload_folder)
+    wanted, options = parse_dtype(dtype), parse_placement_options(device_map, max_memory, offload_folder)
     files = fetch(
         path_or_id,
         layout,
@@ -96,12 +96,12 @@ def load_model(
         local_files_only=local_files_only,
         force_download=force_download,
     )
-    waiting = tuple(name for name, place in wish.devices.items() if place in ("cpu", "disk"))
-    found = open_checkpoint(files, cls, config=config, dtype=wanted, asked=asked, waiting=waiting)
+    offloaded_modules = tuple(name for name, place in options.devices.items() if place in ("cpu", "disk"))
+    found = open_checkpoint(files, cls, config=config, dtype=wanted, asked=asked, offloaded=offloaded_modules)
     refuse(found.plan, found.contents)
-    placement, offloaded = choose_placement(found, wish), Offloaded(wish.offload_folder)
+    placement, offloaded = choose_placement(found, options), Offloaded(options.offload_folder)
     target = Target(found.dtype, placement, offloaded, found.heads, found.quantizer)
-    check_memory(found, target, wish)
+    check_memory(found, target, options)
     offloaded.check_room(written_bytes(found.plan, target))
     _record(found.config, target)
     fill(found.model, found.plan, found.contents, target, progress)

@@ -40,63 +40,63 @@ def available_memory(device: torch.device) -> int | None:
 
 
 @dataclass(frozen=True)
-class Setting:
+class Alternative:
     """One way to load a model that might fit.
 
     Attributes:
-        words: as a caller writes it.
+        argument: as a caller writes it.
         need: bytes it takes on `device` at least.
         device: where.
         does: what it does, when that is more than to need so much.
     """
 
-    words: str
+    argument: str
     need: int
     device: torch.device
     does: str = ""
 
     def __str__(self) -> str:
-        return f"{self.words} {self.does or f'needs {gigabytes(self.need)} and fits'}"
+        return f"{self.argument} {self.does or f'needs {gigabytes(self.need)} and fits'}"
 
 
 def check_fits(
-    words: str,
+    format: str,
     need: int,
-    beside: int,
+    extra: int,
     device: torch.device,
-    settings: Callable[[], Iterable[Setting]],
+    alternatives: Callable[[], Iterable[Alternative]],
     limit: int | None = None,
 ) -> None:
     """Refuse a model that cannot fit.
 
     Args:
-        words: the model's number format, for the message.
+        format: of the model's numbers, for the message.
         need: bytes of all its tensors on `device`.
-        beside: bytes held beside them while they are read or converted.
+        extra: bytes held beside them while they are read or converted.
         device: where they go.
-        settings: other ways to load the same model; those that fit are named.
+        alternatives: other ways to load the same model; those that fit are named.
         limit: bytes that may be used; what is available when left out.
 
     Raises:
-        CheckpointError: with the numbers, and the settings that would fit.
+        CheckpointError: with the numbers, and the alternatives that would fit.
     """
     available = available_memory(device) if limit is None else limit
-    if available is None or need + beside <= available:
+    if available is None or need + extra <= available:
         return
-    fitting = [str(setting) for setting in settings() if _fits(setting)][:3]
+    fitting = [str(alternative) for alternative in alternatives() if _fits(alternative)][:3]
     advice = "; ".join(fitting) or (
         "no number format of the weights fits here: use a machine with more memory, or close other programs"
     )
-    extra = f" and {gigabytes(beside)} more while it is read" if beside else ""
+    more = f" and {gigabytes(extra)} more while it is read" if extra else ""
     raise CheckpointError(
-        f"the model needs {gigabytes(need)} in {words}{extra}, "
+        f"the model needs {gigabytes(need)} in {format}{more}, "
         f"but {gigabytes(available)} are available on {device}; {advice}"
     )
 
 
-def _fits(setting: Setting) -> bool:
-    available = available_memory(setting.device)
-    return available is None or setting.need <= available
+def _fits(alternative: Alternative) -> bool:
+    available = available_memory(alternative.device)
+    return available is None or alternative.need <= available
 
 
 def gigabytes(count: int) -> str:

@@ -2,7 +2,7 @@
 
 A model has four parts. Inside a part the leaves have two spellings (Mistral's and Hugging Face's, the tables below);
 a *scheme* says which spelling a family of files uses and what prefix each part carries. `{}` stands for the layer.
-Our canonical names are those of LlavaForConditionalGeneration's modules: the scheme `OURS`.
+Canonical names are those of LlavaForConditionalGeneration's modules: the scheme `CANONICAL`.
 """
 
 from __future__ import annotations
@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 VISION, PROJECTOR, TEXT, HEAD = PARTS = ("vision", "projector", "text", "head")
 
-# part -> ((Mistral's leaf, our leaf), ...); sources: mistral-inference's modules, transformers' conversion script
+# part -> ((Mistral's leaf, canonical leaf), ...); sources: mistral-inference's modules, transformers' conversion script
 _LEAVES: dict[str, tuple[tuple[str, str], ...]] = {
     VISION: (
         ("patch_conv.weight", "patch_conv.weight"),
@@ -50,7 +50,7 @@ _LEAVES: dict[str, tuple[tuple[str, str], ...]] = {
     ),
     HEAD: (("output.weight", "lm_head.weight"),),
 }
-_OUR_PREFIX = {VISION: "model.vision_tower.", PROJECTOR: "model.multi_modal_projector.", TEXT: "model.language_model."}
+_PREFIXES = {VISION: "model.vision_tower.", PROJECTOR: "model.multi_modal_projector.", TEXT: "model.language_model."}
 
 # Tensors that old releases wrote although they follow from the configuration; skipped silently.
 DERIVED = frozenset(
@@ -78,26 +78,26 @@ class Scheme:
     title: str
     prefixes: dict[str, str]
     native: bool = False
-    to_ours: dict[str, str] = field(init=False, repr=False)
-    from_ours: dict[str, str] = field(init=False, repr=False)
+    to_canonical: dict[str, str] = field(init=False, repr=False)
+    from_canonical: dict[str, str] = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         pairs = [
-            (prefix + (theirs if self.native else ours), _OUR_PREFIX.get(part, "") + ours)
+            (prefix + (native if self.native else canonical), _PREFIXES.get(part, "") + canonical)
             for part, prefix in self.prefixes.items()
-            for theirs, ours in _LEAVES[part]
+            for native, canonical in _LEAVES[part]
         ]
-        object.__setattr__(self, "to_ours", dict(pairs))
-        object.__setattr__(self, "from_ours", {ours: theirs for theirs, ours in pairs})
-        assert len(self.to_ours) == len(self.from_ours) == len(pairs), "a name table must be bijective"
+        object.__setattr__(self, "to_canonical", dict(pairs))
+        object.__setattr__(self, "from_canonical", {canonical: native for native, canonical in pairs})
+        assert len(self.to_canonical) == len(self.from_canonical) == len(pairs), "a name table must be bijective"
 
     def canonical(self, name: str) -> str | None:
-        """Our name of what such a file calls `name`; None when the scheme has no such name."""
-        return _translate(name, self.to_ours)
+        """The canonical name of `name` in such a file; None if the scheme has no such name."""
+        return _translate(name, self.to_canonical)
 
     def spell(self, canonical: str) -> str | None:
-        """What such a file calls our parameter `canonical`; None when it cannot hold it."""
-        return _translate(canonical, self.from_ours)
+        """The name of the parameter `canonical` in such a file; None if it has none."""
+        return _translate(canonical, self.from_canonical)
 
     def canonical_stored(self, name: str, suffixes: Collection[str]) -> str | None:
         """`canonical`, also for what a quantized layer stores: "X.codes" is to "X.weight" as the suffix to "weight"."""
@@ -108,7 +108,7 @@ class Scheme:
         return _with_suffix(canonical, suffixes, self.spell)
 
 
-OURS = Scheme("transformers >= 4.52, module names", {**_OUR_PREFIX, HEAD: ""})
+CANONICAL = Scheme("transformers >= 4.52, module names", {**_PREFIXES, HEAD: ""})
 MISTRAL = Scheme(
     "mistral", {VISION: "vision_encoder.", PROJECTOR: "vision_language_adapter.", TEXT: "", HEAD: ""}, native=True
 )
@@ -128,10 +128,10 @@ HF_BASE = Scheme(
 HF_TEXT = Scheme("transformers, MistralForCausalLM", {TEXT: "model.", HEAD: ""})
 HF_TEXT_BASE = Scheme("transformers, MistralModel", {TEXT: ""})
 HF_VISION = Scheme("transformers, PixtralVisionModel", {VISION: ""})
-SCHEMES = (HF, OURS, MISTRAL, HF_TEXT, HF_VISION, HF_BASE, HF_TEXT_BASE)
+SCHEMES = (HF, CANONICAL, MISTRAL, HF_TEXT, HF_VISION, HF_BASE, HF_TEXT_BASE)
 
 
-_WHOLE = (HF, OURS, HF_BASE)  # programs that save by hand mix the prefixes of these three
+_WHOLE = (HF, CANONICAL, HF_BASE)  # programs that save by hand mix the prefixes of these three
 
 
 def detect(names: Collection[str], suffixes: Collection[str] = ()) -> Scheme:
@@ -140,7 +140,7 @@ def detect(names: Collection[str], suffixes: Collection[str] = ()) -> Scheme:
 
 
 def canonical_names(names: Collection[str], suffixes: Collection[str] = ()) -> tuple[Scheme, dict[str, str | None]]:
-    """The scheme of a file, and our name (None: unknown) for each of its names.
+    """The scheme of a file, and the canonical name (None: unknown) of each of its names.
 
     Args:
         names: in the file.
@@ -159,7 +159,7 @@ def is_derived(name: str) -> bool:
 
 def part_of(canonical: str) -> str:
     """The part of the model that a canonical name belongs to."""
-    return next((part for part, prefix in _OUR_PREFIX.items() if canonical.startswith(prefix)), HEAD)
+    return next((part for part, prefix in _PREFIXES.items() if canonical.startswith(prefix)), HEAD)
 
 
 def tied_groups(model: nn.Module) -> dict[str, list[str]]:
@@ -180,7 +180,7 @@ def rotary_heads(canonical: str, vision_heads: int, query_heads: int, key_heads:
 
 
 def to_half_split(weight: Tensor, heads: int) -> Tensor:
-    """Rows of q or k from Mistral's rotary order (pairs 2i, 2i+1) to ours (pairs i, i + D/2): (heads * D, C) -> same.
+    """Rows of q or k from interleaved rotary pairs (2i, 2i+1) to half-split ones (i, i + D/2): (heads * D, C) -> same.
 
     The permutation of transformers' convert_pixtral_weights_to_hf.py; exact, no arithmetic on the values.
     """

@@ -64,7 +64,7 @@ def open_checkpoint(
     config: Config | None = None,
     dtype: torch.dtype | None = None,
     asked: Asked | None = None,
-    waiting: tuple[str, ...] = (),
+    offloaded: tuple[str, ...] = (),
 ) -> Opened:
     """Everything a load decides before it reads tensors; reads headers only.
 
@@ -72,9 +72,9 @@ def open_checkpoint(
         files: where it is.
         network: the model class to build; or a class for each architecture, of which that of the files is built.
         config: used instead of the checkpoint's own; copied.
-        dtype: to compute in; None for what the configuration says, else what most weights are.
-        asked: for quantized weights; what the checkpoint says when left out.
-        waiting: modules that the caller puts on the CPU or the disk by name.
+        dtype: to compute in; None for the configuration's, else that of most weights.
+        asked: quantization arguments; the checkpoint's configuration if left out.
+        offloaded: modules that the caller puts on the CPU or the disk by name.
 
     Raises:
         CheckpointError: broken files, another network, or a quantization that is not read.
@@ -95,7 +95,7 @@ def open_checkpoint(
     dtype = dtype or _stored_dtype(raw, kind, contents)
     model = build_empty(network if isinstance(network, type) else network[kind.architecture], config)
     if quantizer is not None:
-        quantizer.waiting = waiting
+        quantizer.offloaded = offloaded
     announce(quantizer, kind, contents)
     plan = make_plan(wanted_by(model, dtype, quantizer), kind, contents)
     quantizer = quantizer if plan.wanted.layers else None  # the part that is read has no quantized layers

@@ -80,7 +80,7 @@ def device_of(place: Place) -> torch.device:
 
 
 @dataclass(frozen=True)
-class Wish:
+class PlacementOptions:
     """The parsed arguments about places, independent of a model.
 
     Attributes:
@@ -96,9 +96,9 @@ class Wish:
     offload_folder: Path | None = None
 
 
-def parse_wish(
+def parse_placement_options(
     device_map: DeviceMap, max_memory: MaxMemory = None, offload_folder: str | os.PathLike[str] | None = None
-) -> Wish:
+) -> PlacementOptions:
     """The arguments `device_map`, `max_memory` and `offload_folder`, checked as far as they can be without a model.
 
     Raises:
@@ -107,18 +107,20 @@ def parse_wish(
     folder = None if offload_folder is None else Path(offload_folder).expanduser()
     limits = None if max_memory is None else _limits(max_memory)
     if isinstance(device_map, str) and device_map in STRATEGIES:
-        return Wish(device_map, {}, limits, folder)
+        return PlacementOptions(device_map, {}, limits, folder)
     if limits is not None:
         raise ConfigError(
             f"max_memory limits what a strategy may use, but device_map is {device_map!r}; "
             f"set device_map to one of {', '.join(map(repr, STRATEGIES))}, or leave max_memory out"
         )
     if not isinstance(device_map, Mapping):
-        return Wish(None, {"": place_of(parse_device("cpu" if device_map is None else device_map))}, None, folder)
+        return PlacementOptions(
+            None, {"": place_of(parse_device("cpu" if device_map is None else device_map))}, None, folder
+        )
     devices = {name: _place(device) for name, device in device_map.items()}
     if not devices:
         raise ConfigError("device_map is an empty dict; expected module names and devices, for example {'': 'cpu'}")
-    return Wish(None, devices, None, folder)
+    return PlacementOptions(None, devices, None, folder)
 
 
 @dataclass(frozen=True)

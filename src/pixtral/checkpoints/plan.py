@@ -77,7 +77,7 @@ class Plan:
         missing: parameters of the model that no tensor fills.
         unexpected: names in the files that have no place in the network.
         mismatched: (parameter, what the file has, what the model expects).
-        twins: tied parameters that the files hold as well: they must be equal to what they are tied to.
+        tied_copies: tied parameters that the files hold as well: they must be equal to what they are tied to.
         wanted: what the model needed.
     """
 
@@ -86,7 +86,7 @@ class Plan:
     missing: tuple[str, ...]
     unexpected: tuple[str, ...]
     mismatched: tuple[tuple[str, str, str], ...]
-    twins: Mapping[str, str]
+    tied_copies: Mapping[str, str]
 
 
 def read_contents(files: Files, suffixes: tuple[str, ...] = ()) -> Contents:
@@ -160,7 +160,7 @@ def make_plan(wanted: Wanted, kind: Kind, contents: Contents) -> Plan:
         for name, info in sources.items()
         if not slots[name].takes(info.shape, info.dtype)
     ]
-    twins = {name: first for name, first in tied.items() if name != first and {name, first} <= sources.keys()}
+    tied_copies = {name: first for name, first in tied.items() if name != first and {name, first} <= sources.keys()}
     for name, first in tied.items():  # one tensor in the files fills both, and a quantized layer makes a copy of it
         for one, other in ((name, first), (first, name)):
             if name != first and name in wanted.owners and one not in sources and other in sources:
@@ -172,7 +172,7 @@ def make_plan(wanted: Wanted, kind: Kind, contents: Contents) -> Plan:
         if not slot.optional
         and (name not in sources if name in wanted.owners else tied[name] == name and name not in filled)
     ]
-    return Plan(wanted, sources, tuple(missing), tuple(surplus), tuple(mismatched), twins)
+    return Plan(wanted, sources, tuple(missing), tuple(surplus), tuple(mismatched), tied_copies)
 
 
 def problems(plan: Plan, contents: Contents) -> list[str]:

@@ -57,8 +57,8 @@ def quantize_checkpoint(
 ) -> Quantized:
     """Write a quantized copy of a full-precision checkpoint; memory is one quantized layer and a block of its weights.
 
-    The new folder appears under its name when it is complete. Until then it is a hidden one beside it, which is removed
-    when the run fails, and by the next run when this one is killed.
+    Written into a hidden folder beside `out`, which is renamed when it is complete. It is removed if the run fails, and
+    by the next run if this one is killed.
 
     Args:
         files: the checkpoint, in either layout; the copy is in Hugging Face's.
@@ -153,11 +153,11 @@ def _made(found: Opened, quantizer: GroupwiseQuantizer, name: str) -> dict[str, 
         tensors = {f"{path}.{suffix}": value for suffix, value in quantizer.tensors(layer).items()}
         layer.to("meta")
         return tensors
-    if name in found.plan.twins:
+    if name in found.plan.tied_copies:
         return {}
     first = wanted.tied[name]
     value = found.model.get_parameter(first).detach()
-    if first not in found.plan.twins.values():  # else it is still to be compared
+    if first not in found.plan.tied_copies.values():  # else it is still to be compared
         path, _, leaf = first.rpartition(".")
         found.model.get_submodule(path).register_parameter(leaf, nn.Parameter(value.to("meta")))
     return {first: value}

@@ -188,13 +188,13 @@ def _config_of(model: nn.Module) -> Config:
 
 
 def _spelled(model: nn.Module, kind: Kind, config: Config, layout: str) -> tuple[dict[str, Tensor], _Fetch]:
-    """Name in the file -> parameter, tied ones once; and -> what brings it from the disk, if it lies there."""
+    """Name in the file -> parameter, tied ones once; and -> a function that reads it, if it is offloaded."""
     scheme = names.MISTRAL if layout == "mistral" else kind.published
     tied = isinstance(config, (LlavaConfig, MistralConfig)) and config.tie_word_embeddings
     spelled: dict[str, Tensor] = {}
     elsewhere: _Fetch = {}
-    waiting = getattr(model, "offloaded", None)
-    assert waiting is None or isinstance(waiting, Offloaded)
+    offloaded = getattr(model, "offloaded", None)
+    assert offloaded is None or isinstance(offloaded, Offloaded)
     quantizer = _quantizer(model)
     suffixes = () if quantizer is None else quantizer.suffixes
     for name, parameter in _tensors(model, quantizer).items():
@@ -204,8 +204,8 @@ def _spelled(model: nn.Module, kind: Kind, config: Config, layout: str) -> tuple
             raise CheckpointError(
                 f"parameter {name!r} has no name in the {layout!r} layout; remove or merge what was added to the model"
             )
-        if parameter.is_meta and waiting is not None and name in waiting:
-            fetch: Callable[[], Tensor] | None = functools.partial(waiting.__getitem__, name)
+        if parameter.is_meta and offloaded is not None and name in offloaded:
+            fetch: Callable[[], Tensor] | None = functools.partial(offloaded.__getitem__, name)
         else:
             fetch = None
         if (parameter.is_meta and fetch is None) or parameter.dtype not in DTYPES.values():

@@ -89,7 +89,7 @@ def refused_setting(name: str, value: Any) -> str | None:
 class GenerationConfig(Config):
     """Defaults of generate(); every field can be overridden by an argument of the same name.
 
-    None means "as Transformers does when nothing is said": greedy, 20 new tokens, temperature 1, top_k 50, top_p 1.
+    None means Transformers' default: greedy, 20 new tokens, temperature 1, top_k 50, top_p 1.
 
     Attributes:
         max_length: tokens of the longest sequence, prompt and padding included; `max_new_tokens` goes first.

@@ -49,11 +49,11 @@ NEUTRAL = {"sliding_window": (None,), "moe": (None,), "model_type": ("transforme
 def _take(values: dict[str, Any], fields: dict[str, str], defaults: dict[str, Any], where: str) -> dict[str, Any]:
     """Move the known native fields out of `values`, under Transformers' names."""
     taken = {}
-    for native, ours in fields.items():
+    for native, field in fields.items():
         if native in values:
-            taken[ours] = values.pop(native)
+            taken[field] = values.pop(native)
         elif native in defaults:
-            taken[ours] = defaults[native]
+            taken[field] = defaults[native]
         else:
             raise ConfigError(f"{where} has no field {native!r}; expected Mistral's params.json of a Pixtral model")
     return taken
@@ -124,10 +124,10 @@ def llava_to_params(config: Any) -> dict[str, Any]:
     for name, found, allowed in expected:
         if found not in allowed:
             raise ConfigError(f"{name} is {found!r}; Mistral's layout knows only {allowed[0]!r}: save with layout='hf'")
-    params: dict[str, Any] = {native: getattr(text, ours) for native, ours in TEXT_FIELDS.items()}
+    params: dict[str, Any] = {native: getattr(text, field) for native, field in TEXT_FIELDS.items()}
     if not params["tied_embeddings"]:
         del params["tied_embeddings"]
-    tower: dict[str, Any] = {native: getattr(vision, ours) for native, ours in VISION_FIELDS.items()}
+    tower: dict[str, Any] = {native: getattr(vision, field) for native, field in VISION_FIELDS.items()}
     tower |= {"adapter_bias": config.multimodal_projector_bias, "image_token_id": config.image_token_index}
     for name in ("image_break_token_id", "image_end_token_id"):
         if getattr(config, name) is not None:

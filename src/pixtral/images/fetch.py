@@ -41,7 +41,7 @@ _UNTYPED = ("application/octet-stream", "binary/octet-stream", "application/bina
 
 
 def fetch(url: str, limits: ImageLimits) -> bytes:
-    """The body behind an http(s) URL.
+    """Download an http(s) URL.
 
     Raises:
         ImageFetchError: refused by `limits`, unreachable, too slow, redirected too often, or an answer that is not 200.

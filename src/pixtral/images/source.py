@@ -56,7 +56,7 @@ def load_image(
             or tensor (see `image_from_array` for shapes and value ranges).
         limits: on pixels, bytes, time and places; see `ImageLimits`.
         page: of a multi-page TIFF or an animation, from 0. A PIL image stays at its current page when this is 0.
-        input_data_format: "channels_first" or "channels_last", for arrays whose shape does not tell.
+        input_data_format: "channels_first" or "channels_last", for arrays whose shape is ambiguous.
 
     Returns:
         an image of mode RGB. For a PIL image in RGB that needs no change this is the same object.
@@ -100,7 +100,7 @@ def flatten_images(images: ImageInput) -> list[ImageSource]:
     Arrays and tensors of four axes count as a list of their first axis.
 
     Raises:
-        ImageError: nothing in it, deeper nesting, or images beside lists.
+        ImageError: empty, nested deeper, or images mixed with lists.
     """
     if is_array(images) or not isinstance(images, (list, tuple)):
         return _unstacked(images)
@@ -173,7 +173,7 @@ def _loaded(image: Image.Image, limits: ImageLimits, page: int) -> Image.Image:
 
 
 def read_bytes(source: object, limits: ImageLimits) -> bytes:
-    """The encoded bytes behind a source other than pixels; `limits.max_pixels` is checked when decoding."""
+    """The encoded bytes of a source other than pixels; `limits.max_pixels` is checked when decoding."""
     if isinstance(source, str):
         return _read_text(source, limits)
     if isinstance(source, (bytes, bytearray, memoryview)):
@@ -196,7 +196,7 @@ def _is_seekable(file: object) -> bool:
 
 
 def _read_text(text: str, limits: ImageLimits) -> bytes:
-    """The bytes behind a string, tried as URL, data URI, path and base64 text, in this order."""
+    """The bytes that a string refers to, tried as URL, data URI, path and base64 text, in this order."""
     scheme = _SCHEME.match(text[:32])
     if scheme and scheme[1].lower() in ("http", "https") and scheme[2]:
         return fetch(text, limits)

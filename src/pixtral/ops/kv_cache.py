@@ -1,4 +1,4 @@
-"""The key-value cache, and the packing of sequences that says which of its slots each row writes and reads."""
+"""The key-value cache, and the packing of sequences, which maps rows to its slots."""
 
 from __future__ import annotations
 
@@ -240,8 +240,8 @@ class KVCache:
         dtype = self.layers[0].keys.dtype
         other = KVCache(len(self.layers), num_kv_heads, head_dim, len(sequences), capacity, dtype, self.device)
         other.lengths = [self.lengths[i] for i in sequences]
-        for ours, theirs in zip(self.layers, other.layers, strict=True):
-            for old, new in zip(ours.tensors, theirs.tensors, strict=True):
+        for old_layer, new_layer in zip(self.layers, other.layers, strict=True):
+            for old, new in zip(old_layer.tensors, new_layer.tensors, strict=True):
                 self._copy(old, self.capacity, sequences, new, capacity)
         return other
 

@@ -1,4 +1,4 @@
-"""Fewer bits per weight: linear layers are swapped before the weights are read, and filled as they stream."""
+"""Quantization: linear layers are swapped on `meta` before the weights are read, and filled as they stream."""
 
 from __future__ import annotations
 

@@ -1,26 +1,26 @@
-"""What a scheme of fewer bits has to say of itself, so that one loader serves all of them.
+"""The quantizer interface, so that one loader serves every quantization scheme.
 
-A scheme is a subclass of `Quantizer`. It serves two ways into a model, and `stored` says which one it is on:
+A scheme is a subclass of `Quantizer`. It loads a model in one of two ways, by `stored`:
 
 - `stored=False`: the files hold full-precision weights, and every layer is quantized while they stream;
 - `stored=True`: the files hold what an earlier run (or another program) made of them, under names of the scheme's own.
 
 The loader (`checkpoints.load`) uses it in this order, everything before step 4 without reading a tensor:
 
-0. `found(names)`, for stored weights only: the names of everything in the files, as the model spells them, and
-   of what has no place in it.
+0. `found(names)`, for stored weights only: the names of all tensors in the files, in the model's spelling, also of
+   those that the model lacks.
 1. `swap(model, dtype)`: `model` has its parameters on `meta`. The scheme replaces linear layers by modules of its own,
    also on `meta`, and returns them by their name in the model. A bias stays an ordinary parameter named `bias`.
 2. `slots(layer)`: the tensors that the files must hold for a layer, by what follows its name and a dot: `weight` when
    the layer is quantized here; `codes`, `scales`, ... or `weight`, `weight.absmax`, ... when it is stored. Missing and
    wrong ones are reported like every other tensor's. `suffixes` lists all that can occur, so that the name tables
    (which know `X.weight`) can follow them.
-3. `nbytes(layer)` and `work_bytes(layer)`: what the layer will take, and what quantizing it holds beside it.
+3. `nbytes(layer)` and `work_bytes(layer)`: bytes of the layer, and bytes beside it while it is quantized.
 4. For every layer once, in the order of the files: `quantize(layer, source, device)`, with the weight to be read whole
    or in blocks of rows, already in our row order; or `restore(layer, tensors, device)`, with all its stored tensors.
 
 `maps(name)` says which tensors may be mapped from the file instead of read. For saving, `tensors(layer)` gives what
-`restore` takes, and `to_dict()` is `quantization_config` in config.json. `describe(layer)` is for people.
+`restore` takes, and `to_dict()` is `quantization_config` in config.json. `describe(layer)` is for reports.
 """
 
 from __future__ import annotations
@@ -74,40 +74,12 @@ class WeightSource(Protocol):
         ...
 
     def blocks(self, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
-        """(first row, rows (n, K)) from the top, about BLOCK_BYTES each; a block is good until the next is asked for.
+        """(first row, rows (n, K)) from the top, about BLOCK_BYTES each; a block is valid until the next is requested.
 
         Args:
             multiple: n is a multiple of it, except in the last block.
         """
         ...
-
-
-class TensorSource:
-    """A weight that is in memory already."""
-
-    def __init__(self, weight: Tensor) -> None:
-        self.weight = weight
-
-    @property
-    def shape(self) -> tuple[int, ...]:
-        """(N, K)."""
-        return tuple(self.weight.shape)
-
-    @property
-    def dtype(self) -> torch.dtype:
-        """As it is."""
-        return self.weight.dtype
-
-    def read(self) -> Tensor:
-        """A copy in CPU memory."""
-        return self.weight.detach().to("cpu", copy=True)
-
-    def blocks(self, multiple: int = 1) -> Iterator[tuple[int, Tensor]]:
-        """See `WeightSource.blocks`."""
-        rows, columns = self.weight.shape
-        step = block_rows(columns * self.weight.element_size(), multiple)
-        for start in range(0, rows, step):
-            yield start, self.weight[start : start + step].detach().cpu()
 
 
 def block_rows(row_bytes: int, multiple: int) -> int:
@@ -116,14 +88,14 @@ def block_rows(row_bytes: int, multiple: int) -> int:
 
 
 class Quantizer(ABC):
-    """A scheme of fewer bits; see the top of this file.
+    """A quantization scheme; see the module's docstring.
 
     Attributes:
         method: `quant_method` in config.json.
         suffixes: what follows a layer's name and a dot in the names of all its stored tensors.
         stored: whether the files hold quantized tensors already.
-        names: of the layers that `swap` replaced; noted by the loader.
-        waiting: modules that a caller puts on the CPU or the disk by name; noted by the loader before `swap`.
+        names: of the layers that `swap` replaced; set by the loader.
+        offloaded: modules that device_map puts on the CPU or the disk; set by the loader before `swap`.
     """
 
     method: ClassVar[str]
@@ -132,7 +104,7 @@ class Quantizer(ABC):
     def __init__(self, *, stored: bool) -> None:
         self.stored = stored
         self.names: tuple[str, ...] = ()
-        self.waiting: tuple[str, ...] = ()
+        self.offloaded: tuple[str, ...] = ()
 
     @property
     @abstractmethod
@@ -140,7 +112,7 @@ class Quantizer(ABC):
         """The public configuration object; `model.quantization_config`."""
 
     def found(self, names: Collection[str]) -> None:
-        """Hear which tensors the files of a stored model hold; most schemes know from the configuration."""
+        """Receive the names of a stored model's tensors; most schemes need only the configuration."""
         return
 
     @abstractmethod
@@ -152,7 +124,7 @@ class Quantizer(ABC):
             dtype: what the rest of the model computes in.
 
         Raises:
-            ConfigError: a layer that the scheme cannot hold.
+            ConfigError: a layer that the scheme cannot quantize.
         """
 
     @abstractmethod
@@ -173,7 +145,7 @@ class Quantizer(ABC):
 
     @abstractmethod
     def restore(self, layer: nn.Module, tensors: Mapping[str, Tensor], device: torch.device) -> None:
-        """Fill a swapped layer from its stored tensors, by suffix; they are on the CPU and are the layer's to keep."""
+        """Fill a swapped layer from its stored tensors, by suffix; they are on the CPU, and the layer may keep them."""
 
     @abstractmethod
     def tensors(self, layer: nn.Module) -> dict[str, Tensor]:
@@ -185,7 +157,7 @@ class Quantizer(ABC):
 
     @abstractmethod
     def describe(self, layer: nn.Module) -> str:
-        """How a swapped layer holds its weights, in a few words: "4 bits, groups of 64"."""
+        """The format of a swapped layer's weights: "4 bits, groups of 64"."""
 
     def maps(self, name: str) -> bool:
         """Whether a tensor of the model (by its name there) may be mapped read-only instead of read into memory."""

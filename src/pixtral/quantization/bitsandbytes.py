@@ -1,4 +1,4 @@
-"""Quantizing with the bitsandbytes library as Transformers does: which layers, into what, and how they are stored."""
+"""Quantization by the bitsandbytes library as in Transformers: which layers, how, and how they are stored."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _SUFFIXES_4BIT = (
     "weight.quant_state.bitsandbytes__fp4",
 )
 _SUFFIXES_8BIT = ("SCB", "weight_format")
-# When nothing is said. Transformers adds what is tied and the last module; here that is no other linear layer.
+# The default. Transformers also keeps tied weights and the last module, which here are the same layer.
 _KEPT = ["lm_head"]
 
 
@@ -38,7 +38,7 @@ class BitsAndBytesQuantizer(Quantizer):
     `llm_int8_skip_modules` is given, except what it names. In a stored checkpoint the files say which they are.
 
     Args:
-        config: what to do, or what the checkpoint says was done.
+        config: the caller's, or the checkpoint's.
         stored: whether the files hold quantized weights.
     """
 
@@ -59,7 +59,7 @@ class BitsAndBytesQuantizer(Quantizer):
 
     @property
     def config(self) -> BitsAndBytesConfig:
-        """What was asked for, or what the checkpoint says."""
+        """The caller's, or the checkpoint's."""
         return self._config
 
     @property
@@ -162,21 +162,21 @@ class BitsAndBytesQuantizer(Quantizer):
         linear = [name for name, module in model.named_modules() if type(module) is nn.Linear]
         skip = self._config.llm_int8_skip_modules
         if skip is not None and not self.stored:
-            _report_idle(skip, linear)
+            _warn_unmatched(skip, linear)
         skip = _KEPT if skip is None else skip
         if self._config.llm_int8_enable_fp32_cpu_offload:
-            skip = [*skip, *self.waiting]
-        said = _unskipped(linear, skip)
+            skip = [*skip, *self.offloaded]
+        configured = _unskipped(linear, skip)
         if self._quantized is None:
-            return said
+            return configured
         chosen = [name for name in linear if name in self._quantized]
-        if chosen != said:  # modules had other names when the files were written; these have to be right when saved
+        if chosen != configured:  # the files were written with other module names; the saved configuration needs these
             self._config.llm_int8_skip_modules = [name for name in linear if name not in self._quantized]
         return chosen
 
 
 def skips(pattern: str, name: str) -> bool:
-    """Whether an entry of llm_int8_skip_modules names a layer: by its start, up to a full stop, or by its end."""
+    """Whether an entry of llm_int8_skip_modules matches a layer's name: its start, up to a dot, or its end."""
     return name.endswith(pattern) or re.match(rf"(?:{pattern})(?:(?<=\.)|(?=\.|$))", name) is not None
 
 
@@ -184,8 +184,8 @@ def _unskipped(linear: list[str], skip: list[str]) -> list[str]:
     return [name for name in linear if not any(skips(pattern, name) for pattern in skip)]
 
 
-def _report_idle(skip: list[str], linear: list[str]) -> None:
-    """A name that matches nothing is most often a misspelt one; Transformers says nothing."""
+def _warn_unmatched(skip: list[str], linear: list[str]) -> None:
+    """Warn about entries that match nothing, which are probably misspelt; Transformers ignores them."""
     idle = [pattern for pattern in skip if not any(skips(pattern, name) for name in linear)]
     if idle:
         inner = sorted({".".join(name.split(".")[:2]) for name in linear})
@@ -197,7 +197,7 @@ def _report_idle(skip: list[str], linear: list[str]) -> None:
 
 
 def _settled(config: BitsAndBytesConfig) -> BitsAndBytesConfig:
-    """A copy that says 4 or 8 bits: what asks for neither gets 4, as in Transformers."""
+    """A copy with 4 or 8 bits set; 4 if neither is, as in Transformers."""
     settled = BitsAndBytesConfig.from_dict(config.to_dict())
     if not settled.is_quantizable():
         warnings.warn(
@@ -210,7 +210,7 @@ def _settled(config: BitsAndBytesConfig) -> BitsAndBytesConfig:
 
 
 def _check_library() -> None:
-    """Refuse to go on without the library, and let it say things once.
+    """Check that the library is installed, and let it log each message once.
 
     Raises:
         MissingDependency: it is not installed, or too old.
@@ -227,24 +227,24 @@ def _check_library() -> None:
         raise MissingDependency(
             f'found bitsandbytes {version}, expected {oldest} or newer; pip install --upgrade "pixtral[bnb]"'
         )
-    _say_once("bitsandbytes.autograd._functions")
+    _log_once("bitsandbytes.autograd._functions")
 
 
 class _Once(logging.Filter):
-    """Lets each message through once: the library repeats one in every 8-bit layer of every step."""
+    """Passes each message once; the library repeats one in every 8-bit layer of every step."""
 
     def __init__(self) -> None:
         super().__init__()
-        self._said: set[str] = set()
+        self._seen: set[str] = set()
 
     def filter(self, record: logging.LogRecord) -> bool:
         text = record.getMessage()
-        new = text not in self._said
-        self._said.add(text)
+        new = text not in self._seen
+        self._seen.add(text)
         return new
 
 
-def _say_once(logger: str) -> None:
+def _log_once(logger: str) -> None:
     found = logging.getLogger(logger)
     if not any(isinstance(one, _Once) for one in found.filters):
         found.addFilter(_Once())

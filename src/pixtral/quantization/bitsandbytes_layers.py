@@ -1,13 +1,13 @@
-"""bitsandbytes' two linear layers, filled while a checkpoint streams, and usable and savable whatever they did before.
+"""bitsandbytes' two linear layers, quantized piece by piece while a checkpoint streams, and savable at any time.
 
-The library's kernels compute. Three of its faults on CPUs are worked around (found in 0.50):
+The library's kernels compute. Three bugs of its CPU path are worked around (found in 0.50):
 
 - its fast path for bfloat16 CPUs rearranges a weight in the first call and rounds the scales to bfloat16. A state_dict
-  taken after that has scales in the wrong order and spoils the layer itself, and the layer cannot be moved to a GPU.
+  taken after that has scales in the wrong order and breaks the layer itself, and the layer cannot be moved to a GPU.
 - that path fails for a number of rows that 32 does not divide, and for a width that the blocks of scales do not divide.
 - in the latter case its other path gives wrong numbers.
 
-This module imports the library; only `bitsandbytes.py` imports this one, when it is needed.
+This module imports the library; `bitsandbytes.py` imports it on first use.
 """
 
 from __future__ import annotations
@@ -26,74 +26,10 @@ from pixtral.configuration import BitsAndBytesConfig
 from pixtral.errors import CheckpointError
 from pixtral.quantization.base import Slot, WeightSource
 
-# FOLDED pixtral.quantization.bitsandbytes_layers: A weight quantized by bitsandbytes piece by piece: the bytes of the whole, with little memory beside it.
-
-
 PIECE = 1 << 20  # weights that are quantized at a time; doing so takes about 24 bytes for each of them
 WORK_BYTES = 24 * PIECE
 BLOCK = 64  # weights that share a scale
 NESTED_BLOCK = 256  # scales that share a scale
-
-
-def quantize_4bit(
-    source: WeightSource, device: torch.device, dtype: torch.dtype, quant_type: str, double: bool
-) -> tuple[Tensor, Any]:
-    """What the library's quantize_4bit makes of a whole weight in `dtype`.
-
-    Args:
-        source: of the weight (N, K).
-        device: where the result goes.
-        dtype: what the weight is rounded to first.
-        quant_type: "nf4" or "fp4".
-        double: quantize the scales too.
-
-    Returns:
-        (N * K / 2,) uint8, and the library's QuantState.
-    """
-    rows, columns = source.shape
-    packed = torch.empty(math.ceil(rows * columns / 2), dtype=torch.uint8, device=device)
-    absmax = torch.empty(math.ceil(rows * columns / BLOCK), dtype=torch.float32, device=device)
-    code = None
-    for start, piece in _pieces(source, BLOCK // math.gcd(columns, BLOCK)):
-        part, state = bnb.functional.quantize_4bit(
-            piece.to(device, dtype).contiguous(), blocksize=BLOCK, quant_type=quant_type
-        )
-        first = start * columns
-        packed[first // 2 : first // 2 + part.numel()] = part.flatten()
-        absmax[first // BLOCK : first // BLOCK + state.absmax.numel()] = state.absmax
-        code = state.code
-    state = bnb.functional.QuantState(
-        absmax, torch.Size((rows, columns)), code=code, blocksize=BLOCK, quant_type=quant_type, dtype=dtype
-    )
-    if double:
-        state.offset = absmax.mean()
-        state.absmax, state.state2 = bnb.functional.quantize_blockwise(absmax - state.offset, blocksize=NESTED_BLOCK)
-        state.nested = True
-    return packed, state
-
-
-def quantize_8bit(source: WeightSource, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """What the library's Int8Params makes of a whole weight in `dtype`: (N, K) int8, and a scale for each row."""
-    weight = torch.empty(source.shape, dtype=torch.int8, device=device)
-    scales = torch.empty(source.shape[0], dtype=torch.float32, device=device)
-    for start, piece in _pieces(source, 1):
-        values = piece.to(device, dtype).to(torch.float16).contiguous()
-        part, row_scales, _ = bnb.functional.int8_vectorwise_quant(values)
-        weight[start : start + len(part)] = part
-        scales[start : start + len(part)] = row_scales
-    return weight, scales
-
-
-def _pieces(source: WeightSource, multiple: int) -> Iterator[tuple[int, Tensor]]:
-    """(first row, rows) of a weight, small enough to be quantized at once; `multiple` as of WeightSource.blocks."""
-    step = max(PIECE // source.shape[1] // multiple, 1) * multiple
-    for start, block in source.blocks(multiple):
-        for first in range(0, len(block), step):
-            yield start + first, block[first : first + step]
-
-
-__all__ = ["WORK_BYTES", "Linear4bit", "Linear8bitLt"]
-
 _CPU_TILE = 32  # rows that the CPU's fast path takes together
 
 
@@ -148,9 +84,9 @@ class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]  # the library has no
     def quantize(self, source: WeightSource, device: torch.device, dtype: torch.dtype) -> None:
         """Fill from a weight, rounded to `dtype` first."""
         old = self.weight
-        packed, state = quantize_4bit(source, device, dtype, old.quant_type, old.compress_statistics)
+        codes, state = _quantize_4bit(source, device, dtype, old.quant_type, old.compress_statistics)
         self.weight = bnb.nn.Params4bit(
-            packed.view(old.quant_storage)[:, None],
+            codes.view(old.quant_storage)[:, None],
             requires_grad=False,
             quant_state=state,
             blocksize=BLOCK,
@@ -186,19 +122,19 @@ class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]  # the library has no
 
     def tensors(self) -> dict[str, Tensor]:
         """What the library's state_dict would hold of a layer that was never called."""
-        self.unpack()
+        self.undo_cpu_layout()
         state = self.weight.quant_state.as_dict(packed=True)
         return {"weight": self.weight.data, **{f"weight.{name}": value for name, value in state.items()}}
 
     def describe(self) -> str:
-        """In a few words."""
+        """See Quantizer.describe."""
         double = ", double quantization" if self.weight.compress_statistics else ""
         return f"4 bits ({self.weight.quant_type}{double}), bitsandbytes"
 
     def forward(self, x: Tensor) -> Tensor:
         """(..., K) -> (..., N)."""
-        if self._is_packed and (self.training or x.requires_grad):
-            self.unpack()  # the fast path has no gradients
+        if self._has_cpu_layout and (self.training or x.requires_grad):
+            self.undo_cpu_layout()  # the fast path has no gradients
         if x.device.type == "cpu" and not self._fits_cpu:
             weight = self._dequantized(self.compute_dtype)
             bias = None if self.bias is None else self.bias.to(weight.dtype)
@@ -206,12 +142,12 @@ class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]  # the library has no
         kept = None if self.bias is None else self.bias.data
         out: Tensor = super().forward(x)
         if kept is not None:
-            self.bias.data = kept  # the library rounds it to the compute dtype, for good
+            self.bias.data = kept  # the library rounds it to the compute dtype permanently
         return out
 
-    def unpack(self) -> None:
-        """Undo what the CPU's fast path did to the weight; the next call does it again."""
-        if not self._is_packed:
+    def undo_cpu_layout(self) -> None:
+        """Undo the rearrangement of the weight by the CPU's fast path; the next call repeats it."""
+        if not self._has_cpu_layout:
             return
         state = self.weight.quant_state
         # the library's inverse is right for the weights only, and changes the state that it is given
@@ -230,7 +166,7 @@ class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]  # the library has no
         self.weight.quant_state = self.quant_state = copy.copy(exact)
 
     @property
-    def _is_packed(self) -> bool:
+    def _has_cpu_layout(self) -> bool:
         return bool(getattr(self.weight.quant_state, "packing_format_for_cpu", False))
 
     @property
@@ -238,26 +174,26 @@ class Linear4bit(bnb.nn.Linear4bit):  # type: ignore[misc]  # the library has no
         return self.in_features % int(self.weight.quant_state.blocksize) == 0 and self.out_features % _CPU_TILE == 0
 
     def _remember(self) -> None:
-        """Keep the scales, if the fast path's rounding to bfloat16 would change them; they cost 1 to 4 bytes in 64."""
+        """Keep the scales if the fast path's rounding to bfloat16 changes them; 1 to 4 bytes for 64 weights."""
         state = self.weight.quant_state
         exact = not state.nested and torch.equal(state.absmax.bfloat16().float(), state.absmax)
         self._exact = None if exact else copy.copy(state)
 
     def _dequantized(self, dtype: torch.dtype) -> Tensor:
-        """(N, K), by a call for one long row, whose blocks end where its rows do."""
+        """(N, K), dequantized as one long row, since the library is wrong where blocks cross rows."""
         state = copy.copy(self.weight.quant_state)
         shape, state.shape, state.dtype = state.shape, torch.Size((1, math.prod(state.shape))), dtype
         weight: Tensor = bnb.functional.dequantize_4bit(self.weight.data, state)
         return weight.view(shape)
 
     def _save_to_state_dict(self, destination: dict[str, Any], prefix: str, keep_vars: bool) -> None:
-        self.unpack()
+        self.undo_cpu_layout()
         super()._save_to_state_dict(destination, prefix, keep_vars)
 
     def _apply(self, fn: Callable[..., Any], recurse: bool = True) -> Linear4bit:
         if self.weight.quant_state is None:
             return super()._apply(fn, recurse)  # type: ignore[no-any-return]
-        self.unpack()
+        self.undo_cpu_layout()
         super()._apply(fn, recurse)
         self._remember()
         return self
@@ -304,7 +240,7 @@ class Linear8bitLt(bnb.nn.Linear8bitLt):  # type: ignore[misc]  # the library ha
         if self.state.has_fp16_weights:
             self._fill(source.read().to(device, dtype), None)
         else:
-            self._fill(*quantize_8bit(source, device, dtype))
+            self._fill(*_quantize_8bit(source, device, dtype))
 
     def restore(self, tensors: Mapping[str, Tensor], device: torch.device) -> None:
         """From what the library's state_dict holds."""
@@ -325,7 +261,7 @@ class Linear8bitLt(bnb.nn.Linear8bitLt):  # type: ignore[misc]  # the library ha
         return {"weight": self.weight.data, "SCB": scales, "weight_format": torch.tensor(0, dtype=torch.uint8)}
 
     def describe(self) -> str:
-        """In a few words."""
+        """See Quantizer.describe."""
         return "16 bits, 8 in use, bitsandbytes" if self.state.has_fp16_weights else "8 bits, bitsandbytes"
 
     def _fill(self, weight: Tensor, scales: Tensor | None) -> None:
@@ -336,3 +272,60 @@ class Linear8bitLt(bnb.nn.Linear8bitLt):  # type: ignore[misc]  # the library ha
             CB=None if scales is None else weight,
             SCB=scales,
         )
+
+
+def _quantize_4bit(
+    source: WeightSource, device: torch.device, dtype: torch.dtype, quant_type: str, double: bool
+) -> tuple[Tensor, Any]:
+    """What the library's quantize_4bit makes of the whole weight in `dtype`, with little memory beside it.
+
+    Args:
+        source: of the weight (N, K).
+        device: where the result goes.
+        dtype: what the weight is rounded to first.
+        quant_type: "nf4" or "fp4".
+        double: quantize the scales too.
+
+    Returns:
+        (N * K / 2,) uint8, and the library's QuantState.
+    """
+    rows, columns = source.shape
+    codes = torch.empty(math.ceil(rows * columns / 2), dtype=torch.uint8, device=device)
+    absmax = torch.empty(math.ceil(rows * columns / BLOCK), dtype=torch.float32, device=device)
+    code = None
+    for start, piece in _pieces(source, BLOCK // math.gcd(columns, BLOCK)):
+        part, state = bnb.functional.quantize_4bit(
+            piece.to(device, dtype).contiguous(), blocksize=BLOCK, quant_type=quant_type
+        )
+        first = start * columns
+        codes[first // 2 : first // 2 + part.numel()] = part.flatten()
+        absmax[first // BLOCK : first // BLOCK + state.absmax.numel()] = state.absmax
+        code = state.code
+    state = bnb.functional.QuantState(
+        absmax, torch.Size((rows, columns)), code=code, blocksize=BLOCK, quant_type=quant_type, dtype=dtype
+    )
+    if double:
+        state.offset = absmax.mean()
+        state.absmax, state.state2 = bnb.functional.quantize_blockwise(absmax - state.offset, blocksize=NESTED_BLOCK)
+        state.nested = True
+    return codes, state
+
+
+def _quantize_8bit(source: WeightSource, device: torch.device, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+    """What the library's Int8Params makes of a whole weight in `dtype`: (N, K) int8, and a scale for each row."""
+    weight = torch.empty(source.shape, dtype=torch.int8, device=device)
+    scales = torch.empty(source.shape[0], dtype=torch.float32, device=device)
+    for start, piece in _pieces(source, 1):
+        values = piece.to(device, dtype).to(torch.float16).contiguous()
+        part, row_scales, _ = bnb.functional.int8_vectorwise_quant(values)
+        weight[start : start + len(part)] = part
+        scales[start : start + len(part)] = row_scales
+    return weight, scales
+
+
+def _pieces(source: WeightSource, multiple: int) -> Iterator[tuple[int, Tensor]]:
+    """(first row, rows) of a weight, small enough to be quantized at once; `multiple` as of WeightSource.blocks."""
+    step = max(PIECE // source.shape[1] // multiple, 1) * multiple
+    for start, block in source.blocks(multiple):
+        for first in range(0, len(block), step):
+            yield start + first, block[first : first + step]

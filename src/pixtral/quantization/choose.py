@@ -1,4 +1,4 @@
-"""Which scheme a load uses: what the caller asks for, what the checkpoint says, and whether the two agree."""
+"""The quantizer of a load, from the caller's arguments and the checkpoint's configuration, which must agree."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from pixtral.quantization.groupwise import GroupwiseQuantizer
 
 @dataclass(frozen=True)
 class Asked:
-    """What a caller says about quantization; the arguments of `from_pretrained` and `load` of these names.
+    """The quantization arguments of `from_pretrained` and `load`.
 
     Args:
         quantization: "int4", "int8" or None.
@@ -33,7 +33,7 @@ class Asked:
 
 
 def choose_quantizer(asked: Asked, stored: Mapping[str, Any] | None, where: object) -> Quantizer | None:
-    """The scheme for a load; None for weights as they are.
+    """The quantizer of a load; None for full precision.
 
     Args:
         asked: by the caller.
@@ -75,7 +75,7 @@ def _parsed(config: object) -> QuantizationConfig | BitsAndBytesConfig:
 
 
 def _check_agreement(asked: Asked, config: QuantizationConfig | None) -> None:
-    """Refuse short arguments that contradict the object or have nothing to act on."""
+    """Refuse arguments that contradict the configuration object."""
     if asked.quantization is not None:
         QuantizationConfig.from_name(asked.quantization)  # refuses other names
     given: dict[str, object] = {"quantization": asked.quantization, "activations": asked.activations}
@@ -103,7 +103,7 @@ def _fresh(asked: Asked, config: QuantizationConfig | None) -> Quantizer | None:
 def _stored_groupwise(
     asked: Asked, config: QuantizationConfig | None, found: QuantizationConfig, where: object
 ) -> Quantizer:
-    """For a checkpoint in our format: what is stored cannot change, `activations` can."""
+    """For a checkpoint in pixtral's format: only `activations` may differ from what is stored."""
     wanted = config or found
     if config is None:
         wanted = dataclasses.replace(
@@ -126,7 +126,7 @@ def _bitsandbytes(
     stored: Mapping[str, Any] | None,
     where: object,
 ) -> Quantizer:
-    """When the caller or the checkpoint says bitsandbytes, as Transformers does: the checkpoint goes first."""
+    """If the caller or the checkpoint asks for bitsandbytes; the checkpoint takes precedence, as in Transformers."""
     other = [f"{name}={value!r}" for name, value in vars(asked).items() if name != "config" and value]
     if isinstance(config, QuantizationConfig):
         other.append(f"quantization_config={config!r}")

@@ -1,4 +1,4 @@
-"""int4 and int8: which layers are packed into how many bits, and how they are filled."""
+"""pixtral's int4 and int8, in groups of weights that share a scale: which layers, how many bits, and filling them."""
 
 from __future__ import annotations
 
@@ -18,16 +18,16 @@ from pixtral.quantization.base import BLOCK_BYTES, Quantizer, Slot, WeightSource
 
 VISION_BITS = 8
 GROUP_SIZES: tuple[int, ...] = (64, 32)  # the first that divides a width is taken
-VISION_GROUP_SIZES: tuple[int, ...] = (128, 64, 32)  # an image is many rows, for each of which a scale costs time
+VISION_GROUP_SIZES: tuple[int, ...] = (128, 64, 32)  # larger, since scales cost time for each of an image's many rows
 _PARTS = ("codes", "scales", "row_scales")
 
 
 class GroupwiseQuantizer(Quantizer):
-    """Our own format, see `ops.linear`.
+    """Quantizes to the format of `ops.quantized_weight`.
 
-    The decoder's projections are packed into `bits`, the output layer into `lm_head_bits`; tower and projector stay as
-    they are unless `quantize_vision`. An output layer that is tied to the embeddings becomes a packed copy of them, and
-    the embeddings stay: one is read row by row and the other as a whole, for every token.
+    The decoder's projections get `bits`, the output layer `lm_head_bits`; tower and projector stay in full precision
+    unless `quantize_vision`. An output layer that is tied to the embeddings becomes a quantized copy of them, and the
+    embeddings stay: a token reads one row of them, but the whole output layer.
     """
 
     method: ClassVar[str] = QuantizationConfig.method
@@ -39,7 +39,7 @@ class GroupwiseQuantizer(Quantizer):
 
     @property
     def config(self) -> QuantizationConfig:
-        """What was asked for, or what the checkpoint says."""
+        """The caller's, or the checkpoint's."""
         return self._config
 
     def swap(self, model: nn.Module, dtype: torch.dtype) -> dict[str, nn.Module]:
@@ -71,7 +71,7 @@ class GroupwiseQuantizer(Quantizer):
         return swapped
 
     def slots(self, layer: nn.Module) -> dict[str, Slot]:
-        """The full-precision weight, or the three packed tensors."""
+        """The full-precision weight, or the three quantized tensors."""
         assert isinstance(layer, QuantizedLinear)
         if not self.stored:
             return {"weight": Slot((layer.out_features, layer.in_features))}
@@ -83,23 +83,23 @@ class GroupwiseQuantizer(Quantizer):
         return sum(math.prod(shape) * dtype.itemsize for dtype, shape in _shapes(layer).values())
 
     def work_bytes(self, layer: nn.Module) -> int:
-        """The search for scales without the native kernels: 24 bytes for each weight that it looks at together
-        (measured), and 3 for each of the block: codes before and while they are packed.
+        """The search for scales without the native kernels: 24 bytes for each weight of a chunk (measured), and
+        3 for each of the block: codes before and after they are packed into bytes.
         """
         assert isinstance(layer, QuantizedLinear)
         weights = layer.in_features * layer.out_features
         return 24 * min(weights, SEARCH_CHUNK) + 3 * min(weights, BLOCK_BYTES // 2)
 
     def quantize(self, layer: nn.Module, source: WeightSource, device: torch.device) -> None:
-        """Pack block after block, so that no second copy of a large weight is ever held."""
+        """Quantize block after block, so that a large weight is never held twice."""
         assert isinstance(layer, QuantizedLinear)
         whole = {name: empty_huge(shape, dtype) for name, (dtype, shape) in _shapes(layer).items()}
         for start, rows in source.blocks(TILE):
-            packed = quantize_weight(rows, layer.bits, layer.group_size)
-            tiles = slice(start // TILE, start // TILE + len(packed.codes))
-            whole["codes"][tiles] = packed.codes
-            whole["scales"][tiles] = packed.scales
-            whole["row_scales"][start : start + len(packed.row_scales)] = packed.row_scales
+            part = quantize_weight(rows, layer.bits, layer.group_size)
+            tiles = slice(start // TILE, start // TILE + len(part.codes))
+            whole["codes"][tiles] = part.codes
+            whole["scales"][tiles] = part.scales
+            whole["row_scales"][start : start + len(part.row_scales)] = part.row_scales
         self.restore(layer, whole, device)
 
     def restore(self, layer: nn.Module, tensors: Mapping[str, Tensor], device: torch.device) -> None:
@@ -121,7 +121,7 @@ class GroupwiseQuantizer(Quantizer):
         return f"{layer.bits} bits, groups of {layer.group_size}"
 
     def maps(self, name: str) -> bool:
-        """All of a stored model; of one that is quantized here the embeddings, of which a token needs one row."""
+        """All tensors of a stored model; else the embeddings, of which a token reads one row."""
         return self.stored or name.endswith("embed_tokens.weight")
 
     def _chosen(self, model: nn.Module) -> dict[str, tuple[int, tuple[int, ...]]]:

@@ -66,7 +66,7 @@ class ToolUse:
             yield Form(f"tools[{index}].function.parameters", _schema(tool), json=True)
 
     def calls(self, trigger: int | None) -> Form:
-        """The form of calls: [TOOL_CALLS], if its id is given, and the array behind it as Mistral's models write it."""
+        """The form of calls: [TOOL_CALLS], if its id is given, and the array after it as Mistral's models write it."""
         open_to = [tool for tool in self.tools if self.name in (None, tool.name)]
         one = " | ".join(f"({_call(tool)})" for tool in open_to)
         more = f'("," " "? call){{0,{MAX_CALLS - 1}}}' if self.parallel and self.name is None else ""

@@ -124,7 +124,7 @@ class TokenizerBase(SpecialTokens):
         prepend_batch_axis: bool = False,
         **kwargs: object,
     ) -> BatchEncoding:
-        """A row of ids made ready: truncated, given its special tokens, padded. Pairs are refused."""
+        """Truncate a row of ids, add its special tokens and pad it. Pairs are refused."""
         refuse({key: value for key, value in kwargs.items() if value}, "prepare_for_model()")
         if pair_ids is not None:
             raise PromptError("pairs of sequences are not supported; leave pair_ids out")

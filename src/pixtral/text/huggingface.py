@@ -41,7 +41,7 @@ class HuggingFaceTokenizer(HuggingFaceVocabulary, TokenizerBase):
     from the template only, never from the conversation.
 
     Args:
-        backend: the tokenizer; its own padding and truncation are switched off, since calls say what they want.
+        backend: the tokenizer; its own padding and truncation are switched off, since they are arguments of each call.
         special_tokens: bos_token, eos_token, unk_token, pad_token, those there are.
         chat_template: Jinja text.
         add_bos_token, add_eos_token: what `add_special_tokens` adds; None leaves it to the tokenizer.json.
@@ -166,8 +166,8 @@ class HuggingFaceTokenizer(HuggingFaceVocabulary, TokenizerBase):
         """The ids with the special tokens that the tokenizer adds, often none; pairs are refused."""
         if token_ids_1 is not None:
             raise PromptError("pairs of sequences are not supported; leave token_ids_1 out")
-        before, behind = self._affixes
-        return [*before, *token_ids_0, *behind]
+        before, after = self._affixes
+        return [*before, *token_ids_0, *after]
 
     def get_special_tokens_mask(
         self, token_ids_0: list[int], token_ids_1: None = None, already_has_special_tokens: bool = False
@@ -178,8 +178,8 @@ class HuggingFaceTokenizer(HuggingFaceVocabulary, TokenizerBase):
         if already_has_special_tokens:
             special = set(self.all_special_ids)
             return [int(int(token) in special) for token in token_ids_0]
-        before, behind = self._affixes
-        return [1] * len(before) + [0] * len(token_ids_0) + [1] * len(behind)
+        before, after = self._affixes
+        return [1] * len(before) + [0] * len(token_ids_0) + [1] * len(after)
 
     def encode(self, text: Any, add_special_tokens: bool = True, **options: Any) -> Any:
         """The ids of a text: a list, or a tensor with `return_tensors`. Options as in a call."""

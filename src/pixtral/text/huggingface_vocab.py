@@ -23,7 +23,7 @@ class HuggingFaceVocabulary(SpecialTokens):
 
     @property
     def vocab_size(self) -> int:
-        """Number of ids of the base vocabulary, without tokens added behind it."""
+        """Number of ids of the base vocabulary, without added tokens."""
         return int(self.backend.get_vocab_size(with_added_tokens=False))
 
     def __len__(self) -> int:

@@ -225,7 +225,7 @@ class MistralCommonTokenizer(MistralVocabulary, TokenizerBase):
     ) -> Any:
         """The prompt of a conversation, or of a list of conversations, built as ids by mistral-common.
 
-        Images of any sizes may stand in it; with `return_tensors` they come back zero-padded to the largest.
+        Its images may have any sizes; with `return_tensors` they come back zero-padded to the largest.
 
         Args:
             conversation: messages in any shape that `pixtral.messages.normalize` takes, or a list of such.
@@ -239,7 +239,7 @@ class MistralCommonTokenizer(MistralVocabulary, TokenizerBase):
                 (N, 2) height and width in pixels; False returns the ids alone.
             reasoning_effort: for tokenizers of version 15 and later.
             images: the images of image parts without a source, in reading order.
-            keep_order: mistral-common moves a message's only image before its text when it stands behind all of it,
+            keep_order: mistral-common moves a message's only image before its text if it follows all of it,
                 as the model was trained; True leaves it where it is.
             kwargs: further fields of mistral-common's ChatCompletionRequest.
 

@@ -51,7 +51,7 @@ class ChatTokenizer(Protocol):
         ...
 
     def __call__(self, text: Any, **options: Any) -> Any:
-        """Rows of ids, padded and cut as the options say."""
+        """Rows of ids, padded and truncated by the options."""
         ...
 
 
@@ -78,7 +78,7 @@ def apply(
     return_dict: bool,
     request: Mapping[str, object],
 ) -> Any:
-    """`MistralCommonTokenizer.apply_chat_template`; its docstring says what the arguments are."""
+    """`MistralCommonTokenizer.apply_chat_template`, which documents the arguments."""
     batched = is_batch(conversation)
     conversations = [normalize(item) for item in (conversation if batched else [conversation])]
     conversations = fill_all_images(conversations, images)
@@ -141,7 +141,7 @@ def encode(
     """The ids and pixels of one conversation.
 
     Args:
-        keep_order: leave an image where it stands, also the only one behind the text.
+        keep_order: do not move an only image before the text.
         placeholders: open no image and write a single image token for each; without it every image part needs a
             source.
 

@@ -197,7 +197,7 @@ def _environment() -> jinja2.Environment:
             super().__setitem__(name, value)
 
     class Generation(jinja2.ext.Extension):
-        """`{% generation %}` marks the assistant's words for training; here its body is simply rendered."""
+        """`{% generation %}` marks the assistant's tokens for training; here its body is only rendered."""
 
         tags = {"generation"}  # noqa: RUF012  jinja2 declares it as a plain set
 

@@ -102,8 +102,8 @@ def load_tokenizer(path: Path, mode: object) -> MistralTokenizer[Any, Any, Any, 
         raise CheckpointError(f"{path} cannot be read as a Mistral tokenizer ({kind}); fetch the file again") from error
     encoder = tokenizer.instruct_tokenizer.image_encoder
     if encoder is not None:
-        ours: Any = NativeImageEncoder(encoder.image_config, encoder.special_ids)
-        tokenizer.instruct_tokenizer.image_encoder = ours
+        replacement: Any = NativeImageEncoder(encoder.image_config, encoder.special_ids)
+        tokenizer.instruct_tokenizer.image_encoder = replacement
     return tokenizer
 
 
@@ -130,7 +130,7 @@ def _sentencepiece_files(folder: Path) -> list[tuple[int, int, str, Path]]:
 
 @dataclass(frozen=True)
 class TokenizerFiles:
-    """What the files say: the tokenizer, its named special tokens, and its settings (constructor arguments)."""
+    """The content of the files: the tokenizer, its named special tokens, and its settings (constructor arguments)."""
 
     backend: tokenizers.Tokenizer
     special_tokens: Mapping[str, str | None]

@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from pixtral.checkpoints import memory
-from pixtral.checkpoints.memory import Setting, available_memory, check_fits, gigabytes, parse_bytes
+from pixtral.checkpoints.memory import Alternative, available_memory, check_fits, gigabytes, parse_bytes
 from pixtral.errors import CheckpointError, ConfigError
 
 CPU = torch.device("cpu")
@@ -48,18 +48,18 @@ def test_refusals_name_the_settings_that_fit(monkeypatch: pytest.MonkeyPatch) ->
     free = {"cpu": 30 * GB, "cuda": 24 * GB}
     monkeypatch.setattr(memory, "available_memory", lambda device: free[device.type])
     gpu = torch.device("cuda")
-    settings = [Setting("a", 31 * GB, CPU), Setting("b", 25 * GB, CPU), Setting("c", 1, gpu, "does it")]
+    alternatives = [Alternative("a", 31 * GB, CPU), Alternative("b", 25 * GB, CPU), Alternative("c", 1, gpu, "does it")]
     says = (
         "the model needs 50.8 GB in float32 and 1.3 GB more while it is read, but 30.0 GB are available on cpu; "
         "b needs 25.0 GB and fits; c does it"
     )
     with pytest.raises(CheckpointError, match=says + "$"):
-        check_fits("float32", 50_800_000_000, 1_342_000_000, CPU, lambda: settings)
+        check_fits("float32", 50_800_000_000, 1_342_000_000, CPU, lambda: alternatives)
     says = (
         "needs 25.0 GB in bfloat16, but 24.0 GB are available on cuda; no number format of the weights fits here: use a"
     )
     with pytest.raises(CheckpointError, match=says):
-        check_fits("bfloat16", 25 * GB, 0, gpu, lambda: settings[:1])
+        check_fits("bfloat16", 25 * GB, 0, gpu, lambda: alternatives[:1])
 
 
 def test_sizes_are_readable() -> None:

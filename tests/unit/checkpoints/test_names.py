@@ -49,15 +49,15 @@ def all_names(model: str) -> list[str]:
 @pytest.mark.parametrize("scheme", SCHEMES, ids=TITLES)
 @pytest.mark.parametrize("model", MODELS)
 def test_every_name_goes_there_and_back(scheme: Scheme, model: str) -> None:
-    ours = all_names(model)
+    canonical = all_names(model)
     tower, decoder, bias = MODELS[model]
-    assert len(ours) == 9 * tower + 2 + 9 * decoder + 3 + (4 if bias else 2)
-    theirs = [scheme.spell(name) for name in ours]
-    kept = [name for name, spelled in zip(ours, theirs, strict=True) if spelled is not None]
-    assert {names.part_of(name) for name in ours} - {names.part_of(name) for name in kept} == (
+    assert len(canonical) == 9 * tower + 2 + 9 * decoder + 3 + (4 if bias else 2)
+    native = [scheme.spell(name) for name in canonical]
+    kept = [name for name, spelled in zip(canonical, native, strict=True) if spelled is not None]
+    assert {names.part_of(name) for name in canonical} - {names.part_of(name) for name in kept} == (
         set(names.PARTS) - scheme.prefixes.keys()
     )
-    spelled = [name for name in theirs if name is not None]
+    spelled = [name for name in native if name is not None]
     assert len(set(spelled)) == len(kept)  # injective
     assert [scheme.canonical(name) for name in spelled] == kept  # inverse
     assert all(scheme.spell(name) == other for name, other in zip(kept, spelled, strict=True))  # idempotent
@@ -77,11 +77,11 @@ def test_native_names_are_those_of_the_conversion_by_replacement(model: str) -> 
 
 
 def test_some_names_to_the_letter() -> None:
-    ours = "model.language_model.layers.39.self_attn.q_proj.weight"
-    assert names.MISTRAL.spell(ours) == "layers.39.attention.wq.weight"
-    assert names.HF.spell(ours) == "language_model.model.layers.39.self_attn.q_proj.weight"
-    assert names.HF_TEXT.spell(ours) == "model.layers.39.self_attn.q_proj.weight"
-    assert names.HF_VISION.spell(ours) is None
+    canonical = "model.language_model.layers.39.self_attn.q_proj.weight"
+    assert names.MISTRAL.spell(canonical) == "layers.39.attention.wq.weight"
+    assert names.HF.spell(canonical) == "language_model.model.layers.39.self_attn.q_proj.weight"
+    assert names.HF_TEXT.spell(canonical) == "model.layers.39.self_attn.q_proj.weight"
+    assert names.HF_VISION.spell(canonical) is None
     assert names.HF.canonical("language_model.lm_head.weight") == "lm_head.weight"
     assert names.MISTRAL.canonical("vision_language_adapter.w_out.bias") == "model.multi_modal_projector.linear_2.bias"
     assert names.MISTRAL.canonical("vision_encoder.transformer.layers.7.feed_forward.w2.weight") == (
@@ -113,7 +113,7 @@ def test_prefixes_of_one_family_may_be_mixed() -> None:
     scheme, found = names.canonical_names(
         ["language_model.model.norm.weight", "model.vision_tower.ln_pre.weight", "lm_head.weight", "oddity"]
     )
-    assert scheme in (names.HF, names.OURS)
+    assert scheme in (names.HF, names.CANONICAL)
     assert list(found.values()) == [
         "model.language_model.norm.weight",
         "model.vision_tower.ln_pre.weight",
@@ -142,7 +142,7 @@ def test_the_two_row_orders_are_inverse(heads: int, half: int, columns: int, see
 
 
 def test_the_row_order_fits_the_rotation() -> None:
-    """Rotating neighbours (Mistral) and rotating halves (ours) give the same attention scores."""
+    """Rotating neighbours (Mistral) and rotating halves (canonical) give the same attention scores."""
     heads, dim, columns = 2, 8, 5
     x, native = torch.randn(columns), torch.randn(heads * dim, columns)
     angle = torch.randn(dim // 2)

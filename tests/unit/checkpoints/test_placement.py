@@ -9,7 +9,14 @@ import pytest
 import torch
 from torch import nn
 
-from pixtral.checkpoints.placement import Placement, Wish, best_device, explicit, parse_dtype, parse_wish
+from pixtral.checkpoints.placement import (
+    Placement,
+    PlacementOptions,
+    best_device,
+    explicit,
+    parse_dtype,
+    parse_placement_options,
+)
 from pixtral.errors import ConfigError
 
 
@@ -44,7 +51,7 @@ def gpus(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("given", [None, "cpu", torch.device("cpu"), {"": "cpu"}, {"": torch.device("cpu")}])
 def test_cpu(given: Any) -> None:
-    assert parse_wish(given) == Wish(None, {"": "cpu"})
+    assert parse_placement_options(given) == PlacementOptions(None, {"": "cpu"})
 
 
 @pytest.mark.parametrize(("cuda", "mps", "best"), [(True, True, "cuda"), (False, True, "mps"), (False, False, "cpu")])
@@ -59,28 +66,28 @@ def test_a_device_that_is_not_there(given: Any, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     monkeypatch.setattr(torch.backends.mps, "is_available", lambda: False)
     with pytest.raises(ConfigError, match="which is not available here; use 'auto' or 'cpu'"):
-        parse_wish(given)
+        parse_placement_options(given)
 
 
 @pytest.mark.parametrize("given", ["cuda:1", 1, torch.device("cuda", 1), {"": 1}, "cuda"])
 def test_numbered_devices(given: Any, gpus: None) -> None:
-    assert parse_wish(given) == Wish(None, {"": 1})
+    assert parse_placement_options(given) == PlacementOptions(None, {"": 1})
     with pytest.raises(ConfigError, match="asks for cuda:2, but there are 2 CUDA devices"):
-        parse_wish({"": "cuda:2"})
+        parse_placement_options({"": "cuda:2"})
 
 
 @pytest.mark.parametrize("given", ["gpu", "", 1.5, {"lm_head": "disc"}])
 def test_what_is_no_device(given: Any) -> None:
     with pytest.raises(ConfigError, match=r"expected None, 'auto', .* 'cpu', 'cuda', a torch.device, or a dict"):
-        parse_wish(given)
+        parse_placement_options(given)
 
 
 def test_limits_on_memory(gpus: None) -> None:
     limits = {"cpu": "2GiB", 1: 10, "0": "1KB", "disk": "1GB"}
-    wish = parse_wish("balanced", limits, "~/offload")  # type: ignore[arg-type]
-    assert wish.strategy == "balanced"
-    assert list((wish.max_memory or {}).items()) == [(0, 1000), (1, 10), ("cpu", 2**31)]
-    assert wish.offload_folder == Path.home() / "offload"
+    options = parse_placement_options("balanced", limits, "~/offload")  # type: ignore[arg-type]
+    assert options.strategy == "balanced"
+    assert list((options.max_memory or {}).items()) == [(0, 1000), (1, 10), ("cpu", 2**31)]
+    assert options.offload_folder == Path.home() / "offload"
 
 
 @pytest.mark.parametrize(
@@ -98,9 +105,9 @@ def test_limits_on_memory(gpus: None) -> None:
         ({}, None, "is an empty dict"),
     ],
 )
-def test_wishes_that_cannot_be(device_map: Any, limits: Any, says: str, gpus: None) -> None:
+def test_options_that_cannot_be(device_map: Any, limits: Any, says: str, gpus: None) -> None:
     with pytest.raises(ConfigError, match=says):
-        parse_wish(device_map, limits)
+        parse_placement_options(device_map, limits)
 
 
 def small() -> nn.Module:

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 from torch import Tensor, nn
+from weight_source import TensorSource
 
 from pixtral import BitsAndBytesConfig
 from pixtral.errors import CheckpointError
-from pixtral.quantization.base import TensorSource
 
 bnb = pytest.importorskip("bitsandbytes")
 layers = pytest.importorskip("pixtral.quantization.bitsandbytes_layers")

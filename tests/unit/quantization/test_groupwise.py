@@ -9,6 +9,7 @@ import pytest
 import torch
 from random_models import packable_dict
 from torch import nn
+from weight_source import TensorSource
 
 from pixtral.checkpoints.opening import build_empty
 from pixtral.configuration import LlavaConfig, QuantizationConfig
@@ -19,7 +20,7 @@ from pixtral.models.mistral import MistralForCausalLM
 from pixtral.models.vision import PixtralVisionModel
 from pixtral.ops.quantized_weight import quantize_weight
 from pixtral.quantization import base
-from pixtral.quantization.base import Slot, TensorSource
+from pixtral.quantization.base import Slot
 from pixtral.quantization.groupwise import GroupwiseQuantizer
 
 CPU = torch.device("cpu")
