@@ -172,7 +172,7 @@ class ModelChoice:
         from pixtral.cli.output import waiting
 
         with waiting("starting"):  # PyTorch takes seconds the first time; the weights have a bar of their own
-            from pixtral import pretrained, processing  # noqa: F401
+            from pixtral import models, processing  # noqa: F401
             from pixtral.assistant import load
 
             if self.model is None and self.threads is None:  # so small that more threads make it slower
