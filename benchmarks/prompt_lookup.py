@@ -34,7 +34,7 @@ from pixtral.bench.work import FilledContext
 from pixtral.engine.prompt_lookup import PromptLookup
 from pixtral.errors import PixtralError
 from pixtral.generation.loop import Generation, Prompt, SamplingParams
-from pixtral.quantization import Asked
+from pixtral.quantization import QuantizationArguments
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def load(given: argparse.Namespace) -> Any:
     if given.model is not None:
         return pixtral.LlavaForConditionalGeneration.from_pretrained(given.model, quantization=given.quantization)
     settings = Settings(images=(), prompt=1, new=given.new, contexts=(given.context,), memory_context=given.context)
-    return random_subject(given.shape, Asked(given.quantization), settings, given.layers).model
+    return random_subject(given.shape, QuantizationArguments(given.quantization), settings, given.layers).model
 
 
 def measure(model: Any, given: argparse.Namespace) -> None:

@@ -20,7 +20,7 @@ from pixtral.errors import ConfigError, refuse_unknown
 from pixtral.generation import GenerationMixin
 from pixtral.models import llava, mistral, vision
 from pixtral.models.base import PixtralModule
-from pixtral.quantization import Asked
+from pixtral.quantization import QuantizationArguments
 from pixtral.quantization.base import Quantizer
 from pixtral.quantization.bitsandbytes import BitsAndBytesQuantizer
 
@@ -188,7 +188,7 @@ class PretrainedModel(QuantizedModel, PixtralModule):
             device_map=device_map,
             max_memory=max_memory,
             offload_folder=offload_folder,
-            asked=Asked(quantization, quantize_vision, activations, quantization_config),
+            asked=QuantizationArguments(quantization, quantize_vision, activations, quantization_config),
             layout=layout,
             revision=revision,
             token=token,

@@ -32,7 +32,7 @@ params = st.builds(
 
 
 @dataclasses.dataclass(frozen=True)
-class Asked:
+class QuantizationArguments:
     """A request, the step before which it comes, and the step before which its client goes away."""
 
     parts: tuple[Any, ...]
@@ -42,7 +42,11 @@ class Asked:
 
 
 asked = st.builds(
-    Asked, parts=parts, params=params, comes=st.integers(0, 12), goes=st.none() | st.none() | st.integers(1, 20)
+    QuantizationArguments,
+    parts=parts,
+    params=params,
+    comes=st.integers(0, 12),
+    goes=st.none() | st.none() | st.integers(1, 20),
 )
 sizes = st.fixed_dictionaries(
     {
@@ -83,7 +87,7 @@ class Clock:
 
 @given(st.lists(asked, min_size=1, max_size=6), sizes)
 @settings(max_examples=100)
-def test_every_request_gives_its_own_tokens(requests: list[Asked], sizes: dict[str, Any]) -> None:
+def test_every_request_gives_its_own_tokens(requests: list[QuantizationArguments], sizes: dict[str, Any]) -> None:
     engine, outputs = engine_of(clock=Clock(), **sizes), []
     step = 0
     while engine.has_unfinished or any(one.comes >= step for one in requests):

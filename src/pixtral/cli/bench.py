@@ -93,7 +93,7 @@ def bench(
     from pixtral.bench.measured_model import loaded_subject, random_subject
     from pixtral.bench.settings import Settings
     from pixtral.ops.runtime import use_threads
-    from pixtral.quantization import Asked
+    from pixtral.quantization import QuantizationArguments
 
     if threads is not None:
         use_threads(threads)
@@ -107,7 +107,7 @@ def bench(
         repeat=repeat,
         kv_cache=kv_cache,
     )
-    asked = Asked(with_quantization, quantize_vision, activations)
+    asked = QuantizationArguments(with_quantization, quantize_vision, activations)
     if shape is not None:
         note(f"making {shape} with random weights")
         subject = random_subject(shape, asked, settings, layers)

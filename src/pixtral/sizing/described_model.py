@@ -23,7 +23,7 @@ from pixtral.images.base import BaseImageProcessor
 from pixtral.images.options import read_image_config
 from pixtral.images.processors import NativeImageProcessor, PixtralImageProcessor
 from pixtral.processing.auto import choose_layout
-from pixtral.quantization import Asked, Quantizer, choose_quantizer
+from pixtral.quantization import QuantizationArguments, Quantizer, choose_quantizer
 
 _CONFIGS = {"hf": "config.json", "mistral": "params.json"}
 _SMALL = (*_CONFIGS.values(), "*.safetensors.index.json", "preprocessor_config.json", "processor_config.json")
@@ -52,7 +52,7 @@ class Subject:
     images: BaseImageProcessor
 
 
-def named_shape(shape: str, asked: Asked, dtype: torch.dtype | None) -> Subject:
+def named_shape(shape: str, asked: QuantizationArguments, dtype: torch.dtype | None) -> Subject:
     """A shape that is known by name, without any files.
 
     Raises:
@@ -65,7 +65,11 @@ def named_shape(shape: str, asked: Asked, dtype: torch.dtype | None) -> Subject:
 
 
 def checkpoint(
-    path_or_id: str | os.PathLike[str], asked: Asked, dtype: torch.dtype | None, layout: Layout, **hub: Any
+    path_or_id: str | os.PathLike[str],
+    asked: QuantizationArguments,
+    dtype: torch.dtype | None,
+    layout: Layout,
+    **hub: Any,
 ) -> Subject:
     """A folder, with its weights or with a configuration alone, or a Hub id; headers are all that is read of weights.
 
