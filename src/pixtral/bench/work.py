@@ -14,8 +14,7 @@ from pixtral.configuration import MistralConfig
 from pixtral.engine.model import PackedModel
 from pixtral.models.linear import QuantizedLinear
 from pixtral.models.llava import LlavaForConditionalGeneration
-from pixtral.ops.attention import Packing
-from pixtral.ops.kv_cache import KVCache
+from pixtral.ops.kv_cache import KVCache, Packing
 
 
 @dataclasses.dataclass(frozen=True)

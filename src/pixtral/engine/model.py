@@ -11,8 +11,7 @@ from torch import Tensor
 from pixtral.configuration import MistralConfig
 from pixtral.engine.block_manager import BlockPool
 from pixtral.errors import GenerationError
-from pixtral.ops.attention import Packing
-from pixtral.ops.kv_cache import KVCache
+from pixtral.ops.kv_cache import KVCache, Packing
 
 # Prompt tokens in one forward pass: enough to keep a processor busy, few enough to bound the activations.
 PREFILL_TOKENS = 4096

@@ -13,8 +13,7 @@ from pixtral.engine.block_manager import BlockPool
 from pixtral.engine.encoder_cache import ImageCache
 from pixtral.engine.model import PackedModel, PagedCache, cache_dtype
 from pixtral.engine.request import ImageInput, Plan, Request
-from pixtral.ops.attention import Packing
-from pixtral.ops.kv_cache import KVCache
+from pixtral.ops.kv_cache import KVCache, Packing
 
 # FOLDED pixtral.engine.model_runner: A plan as tensors: which rows a forward pass has, where their keys and values go, whose logits are wanted.
 

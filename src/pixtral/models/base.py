@@ -9,8 +9,8 @@ from torch.utils.checkpoint import checkpoint
 from pixtral.configuration import Config
 from pixtral.errors import ConfigError
 from pixtral.models.outputs import Trace
-from pixtral.ops.attention import Packing, attention, attention_eager
-from pixtral.ops.kv_cache import LayerCache
+from pixtral.ops.attention import attention, attention_eager
+from pixtral.ops.kv_cache import LayerCache, Packing
 
 
 class PixtralModule(nn.Module):

@@ -16,8 +16,7 @@ from pixtral.models.mistral import MistralModel
 from pixtral.models.outputs import BaseModelOutputWithPooling, LlavaCausalLMOutputWithPast, Trace
 from pixtral.models.padded import run_padded
 from pixtral.models.vision import PixtralVisionModel, crop_images
-from pixtral.ops.attention import Packing
-from pixtral.ops.kv_cache import KVCache
+from pixtral.ops.kv_cache import KVCache, Packing
 
 
 class LlavaMultiModalProjector(nn.Module):

@@ -11,8 +11,7 @@ from pixtral.models.layers import MLP, RMSNorm, Rotation, line_rotation
 from pixtral.models.linear import applied, project
 from pixtral.models.outputs import CausalLMOutputWithPast, Trace
 from pixtral.models.padded import run_padded
-from pixtral.ops.attention import Packing
-from pixtral.ops.kv_cache import KVCache
+from pixtral.ops.kv_cache import KVCache, Packing
 from pixtral.ops.rowwise import add, rotate_pair
 
 

@@ -12,8 +12,7 @@ from torch.nn import functional as F
 from pixtral.configuration import MistralConfig
 from pixtral.errors import PromptError
 from pixtral.models.outputs import Trace
-from pixtral.ops.attention import Packing
-from pixtral.ops.kv_cache import KVCache
+from pixtral.ops.kv_cache import KVCache, Packing
 
 # FOLDED pixtral.models.padded: The skin between Transformers' padded batches and the packed tensors inside.
 

@@ -15,8 +15,8 @@ from pixtral.models.base import AttentionStep, LayerStack, PixtralModule
 from pixtral.models.layers import MLP, RMSNorm, Rotation, grid_rotation
 from pixtral.models.linear import QuantizedLinear, applied, project, takes_kernels
 from pixtral.models.outputs import BaseModelOutputWithPooling, Trace
-from pixtral.ops.attention import Packing
 from pixtral.ops.dense import dense_linear, runs_dense
+from pixtral.ops.kv_cache import Packing
 from pixtral.ops.rowwise import add, rotate_pair
 
 

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pixtral.ops.attention import Packing, attention, attention_eager
-from pixtral.ops.kv_cache import LayerCache
+from pixtral.ops.attention import attention, attention_eager
+from pixtral.ops.kv_cache import LayerCache, Packing
 
 
 class LargestTensor(TorchDispatchMode):

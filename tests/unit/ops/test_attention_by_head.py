@@ -7,7 +7,8 @@ import torch
 
 from pixtral.models import layers
 from pixtral.ops import attention as ops
-from pixtral.ops.attention import Packing, attention, attention_eager
+from pixtral.ops.attention import attention, attention_eager
+from pixtral.ops.kv_cache import Packing
 
 
 def random_qkv(rows: int, heads: int, kv_heads: int, dtype: torch.dtype) -> list[torch.Tensor]:
