@@ -20,9 +20,9 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from pixtral.bench.machine import describe
-from pixtral.ops.attention import Packing, attention
+from pixtral.ops.attention import attention
 from pixtral.ops.dense import dense_gated_linear, dense_linear
-from pixtral.ops.kv_cache import KVCache
+from pixtral.ops.kv_cache import KVCache, Packing
 from pixtral.ops.linear import gated_linear
 from pixtral.ops.linear_reference import dequantized_gated_linear
 from pixtral.ops.native.library import kernels

@@ -34,7 +34,7 @@ from pixtral.bench.settings import Settings
 from pixtral.engine.sampling_params import PromptLookup, SamplingParams
 from pixtral.errors import PixtralError
 from pixtral.generation.loop import Generation, Prompt
-from pixtral.quantization import Asked
+from pixtral.quantization import QuantizationArguments
 
 
 def main() -> None:
@@ -64,7 +64,7 @@ def load(given: argparse.Namespace) -> Any:
     if given.model is not None:
         return pixtral.LlavaForConditionalGeneration.from_pretrained(given.model, quantization=given.quantization)
     settings = Settings(images=(), prompt=1, new=given.new, contexts=(given.context,), memory_context=given.context)
-    return model_of_shape(given.shape, Asked(given.quantization), settings, given.layers).model
+    return model_of_shape(given.shape, QuantizationArguments(given.quantization), settings, given.layers).model
 
 
 def measure(model: Any, given: argparse.Namespace) -> None:

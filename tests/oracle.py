@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pixtral.ops.attention import Packing
+from pixtral.ops.kv_cache import Packing
 
 
 @torch.no_grad()

@@ -13,8 +13,8 @@ from hypothesis import assume, example, given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pixtral.ops.attention import Packing, attention, attention_eager
-from pixtral.ops.kv_cache import KVCache, LayerCache
+from pixtral.ops.attention import attention, attention_eager
+from pixtral.ops.kv_cache import KVCache, LayerCache, Packing
 
 LENGTHS = st.lists(st.integers(0, 9), min_size=1, max_size=6)
 CLOSE = {"rtol": 0.0, "atol": 2e-6}

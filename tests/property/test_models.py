@@ -14,7 +14,7 @@ from torch import Tensor
 
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.padded import new_cache
-from pixtral.ops.attention import Packing
+from pixtral.ops.kv_cache import Packing
 
 GRIDS = st.lists(st.tuples(st.integers(1, 6), st.integers(1, 6)), min_size=1, max_size=4)
 PROMPTS = st.lists(st.lists(st.tuples(st.integers(1, 3), st.integers(1, 3)), max_size=3), min_size=1, max_size=4)

@@ -19,7 +19,7 @@ from pixtral.configuration.shapes import shape_config, with_layers
 from pixtral.engine.request import context_length
 from pixtral.errors import ConfigError
 from pixtral.models import LlavaForConditionalGeneration
-from pixtral.quantization import Asked
+from pixtral.quantization import QuantizationArguments
 
 _WORK_SPACE = 1 << 30  # activations, PyTorch itself, and the meter of the ceilings
 
@@ -41,7 +41,9 @@ class MeasuredModel:
     load: dict[str, Any]
 
 
-def model_of_shape(shape: str, asked: Asked, settings: Settings, layers: int | None = None) -> MeasuredModel:
+def model_of_shape(
+    shape: str, asked: QuantizationArguments, settings: Settings, layers: int | None = None
+) -> MeasuredModel:
     """A model of a named shape with random weights.
 
     Args:
@@ -61,7 +63,7 @@ def model_of_shape(shape: str, asked: Asked, settings: Settings, layers: int | N
     return _measured(model, of_layers, shape, "random", time.perf_counter() - started)
 
 
-def loaded_model(path_or_id: str, asked: Asked, settings: Settings, **hub: Any) -> MeasuredModel:
+def loaded_model(path_or_id: str, asked: QuantizationArguments, settings: Settings, **hub: Any) -> MeasuredModel:
     """A model from a folder or the Hub; arguments as of `from_pretrained`.
 
     Raises:
@@ -107,7 +109,9 @@ def needed_bytes(model: LlavaForConditionalGeneration, settings: Settings) -> in
     return resident_bytes(model) + cache + READ_BYTES + _WORK_SPACE
 
 
-def _check_memory(model: LlavaForConditionalGeneration, shape: str, settings: Settings, asked: Asked) -> None:
+def _check_memory(
+    model: LlavaForConditionalGeneration, shape: str, settings: Settings, asked: QuantizationArguments
+) -> None:
     """Refuse a model that does not fit, naming options that do."""
     available = available_memory(torch.device("cpu"))
     need = needed_bytes(model, settings)
@@ -117,7 +121,7 @@ def _check_memory(model: LlavaForConditionalGeneration, shape: str, settings: Se
     config = shape_config(shape)
     layers = model.text_config.num_hidden_layers
     if asked.quantization != "int4":
-        small = needed_bytes(empty_model(with_layers(config, layers), Asked("int4")), settings)
+        small = needed_bytes(empty_model(with_layers(config, layers), QuantizationArguments("int4")), settings)
         if small <= available:
             ways.append(f"--quantization int4 ({gigabytes(small)})")
     fitting = _layers_that_fit(config, asked, settings, available)
@@ -130,7 +134,7 @@ def _check_memory(model: LlavaForConditionalGeneration, shape: str, settings: Se
     )
 
 
-def _layers_that_fit(config: LlavaConfig, asked: Asked, settings: Settings, available: int) -> int:
+def _layers_that_fit(config: LlavaConfig, asked: QuantizationArguments, settings: Settings, available: int) -> int:
     """How many layers of the decoder fit."""
     one, two = (needed_bytes(empty_model(with_layers(config, n), asked), settings) for n in (1, 2))
     return min(max(1 + (available - one) // (two - one), 0), config.text_config.num_hidden_layers)

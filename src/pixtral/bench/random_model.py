@@ -25,17 +25,16 @@ from pixtral.errors import ConfigError
 from pixtral.layers.file_embedding import FileEmbedding
 from pixtral.layers.linear import QuantizedLinear
 from pixtral.models import LlavaForConditionalGeneration
-from pixtral.ops.attention import Packing
-from pixtral.ops.kv_cache import KVCache
+from pixtral.ops.kv_cache import KVCache, Packing
 from pixtral.ops.quantized_weight import LEVELS4
 from pixtral.ops.runtime import empty_huge
-from pixtral.quantization import Asked, choose_quantizer
+from pixtral.quantization import QuantizationArguments, choose_quantizer
 
 _BLOCK = 1 << 22  # numbers that are drawn at a time for the embeddings
 _SCALES = (64, 127)  # 8-bit scales of groups are drawn between these, with either sign
 
 
-def empty_model(config: LlavaConfig, asked: Asked) -> LlavaForConditionalGeneration:
+def empty_model(config: LlavaConfig, asked: QuantizationArguments) -> LlavaForConditionalGeneration:
     """The network without memory (on `meta`), in bfloat16, its layers swapped as `asked`.
 
     Raises:

@@ -19,7 +19,7 @@ from pixtral.checkpoints.opening import open_checkpoint
 from pixtral.checkpoints.placement import DeviceMap, MaxMemory, parse_dtype, parse_placement_options
 from pixtral.checkpoints.plan import refuse, weight_files
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
-from pixtral.quantization import Asked
+from pixtral.quantization import QuantizationArguments
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -52,7 +52,7 @@ def load_model(
     device_map: DeviceMap = None,
     max_memory: MaxMemory = None,
     offload_folder: str | os.PathLike[str] | None = None,
-    asked: Asked | None = None,
+    asked: QuantizationArguments | None = None,
     layout: Layout = "auto",
     revision: str | None = None,
     token: str | bool | None = None,

@@ -27,7 +27,7 @@ from pixtral.checkpoints.layout import Files
 from pixtral.checkpoints.placement import COMPUTE_DTYPES, parse_dtype
 from pixtral.checkpoints.plan import Contents, Plan, announce, make_plan, read_contents, wanted_by
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
-from pixtral.quantization import Asked, Quantizer, choose_quantizer
+from pixtral.quantization import QuantizationArguments, Quantizer, choose_quantizer
 
 M = TypeVar("M", bound=nn.Module)
 
@@ -63,7 +63,7 @@ def open_checkpoint(
     *,
     config: Config | None = None,
     dtype: torch.dtype | None = None,
-    asked: Asked | None = None,
+    asked: QuantizationArguments | None = None,
     offloaded: tuple[str, ...] = (),
 ) -> Opened:
     """Everything a load decides before it reads tensors; reads headers only.
@@ -82,7 +82,7 @@ def open_checkpoint(
     """
     kind = kind_of(network) if isinstance(network, type) else None
     raw = read_raw(files)
-    quantizer = choose_quantizer(asked or Asked(), stored_quantization(files, raw), files.config)
+    quantizer = choose_quantizer(asked or QuantizationArguments(), stored_quantization(files, raw), files.config)
     contents = read_contents(files, quantizer.suffixes if quantizer is not None and quantizer.stored else ())
     if config is None:
         config = whole_config(files, raw, contents.tensors)

@@ -24,7 +24,7 @@ from pixtral.checkpoints.save import Shapes, check_room, config_json, plan_shard
 from pixtral.configuration.quantization import QuantizationConfig
 from pixtral.errors import CheckpointError
 from pixtral.hub import saving
-from pixtral.quantization import Asked
+from pixtral.quantization import QuantizationArguments
 from pixtral.quantization.groupwise import GroupwiseQuantizer
 
 
@@ -76,7 +76,7 @@ def quantize_checkpoint(
         ConfigError: the network cannot be quantized like this.
     """
     limit = parse_bytes(max_shard_size, "max_shard_size")
-    found = open_checkpoint(files, networks, dtype=dtype, asked=Asked(config=config))
+    found = open_checkpoint(files, networks, dtype=dtype, asked=QuantizationArguments(config=config))
     refuse(found.plan, found.contents)
     if not isinstance(found.quantizer, GroupwiseQuantizer) or found.quantizer.stored:
         raise CheckpointError(f"{files.folder} is quantized already; quantize the original checkpoint")

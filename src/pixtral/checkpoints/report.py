@@ -18,7 +18,7 @@ from pixtral.checkpoints.plan import Plan, advice, announce, make_plan, problems
 from pixtral.checkpoints.safetensors_io import TensorInfo
 from pixtral.configuration import Config, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.errors import CheckpointError, ConfigError, listed
-from pixtral.quantization import Asked, Quantizer, choose_quantizer
+from pixtral.quantization import QuantizationArguments, Quantizer, choose_quantizer
 
 _TITLES = {
     "vision": "vision tower",
@@ -207,7 +207,9 @@ def _report(files: Files, networks: Networks) -> CheckpointReport:
 def _stored_quantizer(files: Files) -> tuple[Quantizer | None, CheckpointError | ConfigError | None]:
     """The scheme in which the weights are stored (None: full precision), or why it cannot be read."""
     try:
-        return choose_quantizer(Asked(), stored_quantization(files, read_raw(files)), files.config), None
+        return choose_quantizer(
+            QuantizationArguments(), stored_quantization(files, read_raw(files)), files.config
+        ), None
     except (CheckpointError, ConfigError) as error:
         return None, error
 

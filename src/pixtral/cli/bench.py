@@ -97,7 +97,7 @@ def bench(
     from pixtral.bench.measured_model import loaded_model, model_of_shape
     from pixtral.bench.settings import Settings
     from pixtral.ops.runtime import use_threads
-    from pixtral.quantization import Asked
+    from pixtral.quantization import QuantizationArguments
 
     if threads is not None:
         use_threads(threads)
@@ -111,7 +111,7 @@ def bench(
         repeat=repeat,
         kv_cache=kv_cache,
     )
-    asked = Asked(with_quantization, quantize_vision, activations)
+    asked = QuantizationArguments(with_quantization, quantize_vision, activations)
     if shape is not None:
         note(f"making {shape} with random weights")
         measured = model_of_shape(shape, asked, settings, layers)

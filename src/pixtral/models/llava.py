@@ -24,8 +24,7 @@ from pixtral.models.mistral import MistralModel
 from pixtral.models.padded import causal_lm_fields, run_padded
 from pixtral.models.pretrained import GenerativeModel, PreTrainedModel
 from pixtral.models.vision import PixtralVisionModel
-from pixtral.ops.attention import Packing
-from pixtral.ops.kv_cache import KVCache
+from pixtral.ops.kv_cache import KVCache, Packing
 
 
 class LlavaMultiModalProjector(nn.Module):

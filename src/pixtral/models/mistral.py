@@ -12,8 +12,7 @@ from pixtral.layers.outputs import CausalLMOutputWithPast, Trace
 from pixtral.layers.stack import AttentionStep, LayerStack
 from pixtral.models.padded import causal_lm_fields, run_padded
 from pixtral.models.pretrained import GenerativeModel
-from pixtral.ops.attention import Packing
-from pixtral.ops.kv_cache import KVCache
+from pixtral.ops.kv_cache import KVCache, Packing
 from pixtral.ops.rowwise import add, rotate_pair
 
 

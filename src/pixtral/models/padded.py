@@ -13,8 +13,7 @@ from torch.nn import functional as F
 from pixtral.configuration import MistralConfig
 from pixtral.errors import PromptError
 from pixtral.layers.outputs import Trace
-from pixtral.ops.attention import Packing
-from pixtral.ops.kv_cache import KVCache
+from pixtral.ops.kv_cache import KVCache, Packing
 
 
 class Padding:

@@ -19,7 +19,7 @@ from pixtral.configuration import Config, GenerationConfig, LlavaConfig, Mistral
 from pixtral.errors import ConfigError, refuse_unknown
 from pixtral.generation import GenerationMixin
 from pixtral.layers.stack import LayerStack
-from pixtral.quantization import Asked
+from pixtral.quantization import QuantizationArguments
 from pixtral.quantization.base import Quantizer
 from pixtral.quantization.bitsandbytes import BitsAndBytesQuantizer
 
@@ -137,7 +137,7 @@ class PreTrainedModel(nn.Module):
             device_map=device_map,
             max_memory=max_memory,
             offload_folder=offload_folder,
-            asked=Asked(quantization, quantize_vision, activations, quantization_config),
+            asked=QuantizationArguments(quantization, quantize_vision, activations, quantization_config),
             layout=layout,
             revision=revision,
             token=token,

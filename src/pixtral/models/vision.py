@@ -16,8 +16,8 @@ from pixtral.layers.linear import QuantizedLinear, applied, project, takes_kerne
 from pixtral.layers.outputs import BaseModelOutputWithPooling, Trace
 from pixtral.layers.stack import AttentionStep, LayerStack
 from pixtral.models.pretrained import PreTrainedModel
-from pixtral.ops.attention import Packing
 from pixtral.ops.dense import dense_linear, runs_dense
+from pixtral.ops.kv_cache import Packing
 from pixtral.ops.rowwise import add, rotate_pair
 
 

@@ -11,8 +11,6 @@ from torch.nn import functional as F
 from pixtral.ops.attention_native import attends_natively, native_attention
 from pixtral.ops.kv_cache import LayerCache, Packing
 
-__all__ = ["Packing", "attention", "attention_eager"]
-
 # Padding sequences of different lengths to one rectangle pays while it adds at most this share of rows.
 MAX_PADDING = 0.5
 # From this many rows on, attention head by head is faster than SDPA's kernel in bfloat16 on a CPU; it then works on

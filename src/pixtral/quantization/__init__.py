@@ -3,6 +3,6 @@
 from __future__ import annotations
 
 from pixtral.quantization.base import Quantizer, Slot, WeightSource
-from pixtral.quantization.choose import Asked, choose_quantizer
+from pixtral.quantization.choose import QuantizationArguments, choose_quantizer
 
-__all__ = ["Asked", "Quantizer", "Slot", "WeightSource", "choose_quantizer"]
+__all__ = ["QuantizationArguments", "Quantizer", "Slot", "WeightSource", "choose_quantizer"]

@@ -16,7 +16,7 @@ from pixtral.quantization.groupwise import GroupwiseQuantizer
 
 
 @dataclass(frozen=True)
-class Asked:
+class QuantizationArguments:
     """The quantization arguments of `from_pretrained` and `load`.
 
     Args:
@@ -32,7 +32,7 @@ class Asked:
     config: object = None
 
 
-def choose_quantizer(asked: Asked, stored: Mapping[str, Any] | None, where: object) -> Quantizer | None:
+def choose_quantizer(asked: QuantizationArguments, stored: Mapping[str, Any] | None, where: object) -> Quantizer | None:
     """The quantizer of a load; None for full precision.
 
     Args:
@@ -74,7 +74,7 @@ def _parsed(config: object) -> QuantizationConfig | BitsAndBytesConfig:
     )
 
 
-def _check_agreement(asked: Asked, config: QuantizationConfig | None) -> None:
+def _check_agreement(asked: QuantizationArguments, config: QuantizationConfig | None) -> None:
     """Refuse arguments that contradict the configuration object."""
     if asked.quantization is not None:
         QuantizationConfig.from_name(asked.quantization)  # refuses other names
@@ -86,7 +86,7 @@ def _check_agreement(asked: Asked, config: QuantizationConfig | None) -> None:
             raise ConfigError(f"{name}={value!r} contradicts quantization_config, {config!r}; give one of them")
 
 
-def _fresh(asked: Asked, config: QuantizationConfig | None) -> Quantizer | None:
+def _fresh(asked: QuantizationArguments, config: QuantizationConfig | None) -> Quantizer | None:
     """For a checkpoint in full precision."""
     if config is not None:
         return GroupwiseQuantizer(config)
@@ -101,7 +101,7 @@ def _fresh(asked: Asked, config: QuantizationConfig | None) -> Quantizer | None:
 
 
 def _stored_groupwise(
-    asked: Asked, config: QuantizationConfig | None, found: QuantizationConfig, where: object
+    asked: QuantizationArguments, config: QuantizationConfig | None, found: QuantizationConfig, where: object
 ) -> Quantizer:
     """For a checkpoint in pixtral's format: only `activations` may differ from what is stored."""
     wanted = config or found
@@ -121,7 +121,7 @@ def _stored_groupwise(
 
 
 def _bitsandbytes(
-    asked: Asked,
+    asked: QuantizationArguments,
     config: QuantizationConfig | BitsAndBytesConfig | None,
     stored: Mapping[str, Any] | None,
     where: object,

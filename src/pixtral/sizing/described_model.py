@@ -24,7 +24,7 @@ from pixtral.images.options import read_image_config
 from pixtral.images.processors import NativeImageProcessor, PixtralImageProcessor
 from pixtral.models import NETWORKS
 from pixtral.processing.auto import choose_layout
-from pixtral.quantization import Asked, Quantizer, choose_quantizer
+from pixtral.quantization import QuantizationArguments, Quantizer, choose_quantizer
 
 _CONFIGS = {"hf": "config.json", "mistral": "params.json"}
 _SMALL = (*_CONFIGS.values(), "*.safetensors.index.json", "preprocessor_config.json", "processor_config.json")
@@ -53,7 +53,7 @@ class DescribedModel:
     images: BaseImageProcessor
 
 
-def describe_shape(shape: str, asked: Asked, dtype: torch.dtype | None) -> DescribedModel:
+def describe_shape(shape: str, asked: QuantizationArguments, dtype: torch.dtype | None) -> DescribedModel:
     """A shape that is known by name; no files are read.
 
     Raises:
@@ -68,7 +68,11 @@ def describe_shape(shape: str, asked: Asked, dtype: torch.dtype | None) -> Descr
 
 
 def describe_checkpoint(
-    path_or_id: str | os.PathLike[str], asked: Asked, dtype: torch.dtype | None, layout: Layout, **hub: Any
+    path_or_id: str | os.PathLike[str],
+    asked: QuantizationArguments,
+    dtype: torch.dtype | None,
+    layout: Layout,
+    **hub: Any,
 ) -> DescribedModel:
     """A folder with weights or with a configuration alone, or a Hub id. Of weights only the headers are read.
 

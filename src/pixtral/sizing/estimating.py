@@ -20,7 +20,7 @@ from pixtral.errors import ConfigError
 from pixtral.images.limits import ImageLimits
 from pixtral.images.source import ImageSource, load_image
 from pixtral.ops.kv_cache import KVCache
-from pixtral.quantization import Asked
+from pixtral.quantization import QuantizationArguments
 from pixtral.sizing.described_model import DescribedModel, describe_checkpoint, describe_shape
 from pixtral.sizing.memory import loading_bytes, part_sizes, work_space
 from pixtral.sizing.result import ImageSize, MemoryEstimate
@@ -138,13 +138,13 @@ def _estimate(
     )
 
 
-def _asked(quantization: str | None, quantize_vision: bool, config: object) -> Asked:
+def _asked(quantization: str | None, quantize_vision: bool, config: object) -> QuantizationArguments:
     """The arguments for the loader; bitsandbytes' names become its configurations."""
     if quantization in _BITSANDBYTES:
         if config is not None or quantize_vision:
             raise ConfigError(f"quantization={quantization!r} is bitsandbytes' and says it all; leave the others out")
-        return Asked(config=BitsAndBytesConfig(**_BITSANDBYTES[quantization]))
-    return Asked(quantization, quantize_vision, None, config)
+        return QuantizationArguments(config=BitsAndBytesConfig(**_BITSANDBYTES[quantization]))
+    return QuantizationArguments(quantization, quantize_vision, None, config)
 
 
 def _quantization_name(described: DescribedModel) -> str | None:

@@ -15,7 +15,7 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from pixtral.models.llava import LlavaForConditionalGeneration
-from pixtral.ops.attention import Packing
+from pixtral.ops.kv_cache import Packing
 from pixtral.training.batches import Batch, Encoder, Stage, make_batch
 
 HELD_OUT_SEED = 2**40

@@ -17,7 +17,7 @@ from pixtral.configuration.shapes import shape_config, with_layers
 from pixtral.engine.sampling_params import SamplingParams
 from pixtral.errors import ConfigError
 from pixtral.generation.loop import Generation, Prompt
-from pixtral.quantization import Asked
+from pixtral.quantization import QuantizationArguments
 
 SETTINGS = Settings(images=(64,), prompt=40, new=3, contexts=(70,), memory_context=90, repeat=2)
 
@@ -34,7 +34,7 @@ class StillMeter:
 
 @pytest.fixture(scope="module")
 def model():
-    made = empty_model(shape_config("tiny"), Asked())
+    made = empty_model(shape_config("tiny"), QuantizationArguments())
     fill_random(made)
     return made
 
@@ -102,7 +102,7 @@ def test_a_drawn_context_is_as_long_and_as_full(model, calls):
 
 def test_parts_of_the_layers_are_scaled_to_all(monkeypatch):
     config = with_layers(shape_config("tiny"), 1)
-    model = empty_model(config, Asked())
+    model = empty_model(config, QuantizationArguments())
     fill_random(model)
     bench = Bench(model, SETTINGS, StillMeter(), of_layers=4)
     bench._head_seconds = 0.5
@@ -129,30 +129,32 @@ def test_too_little_memory_is_refused_with_numbers_before_anything_is_built(monk
     monkeypatch.setattr("pixtral.bench.measured_model.available_memory", lambda device: 10_000_000_000)
     monkeypatch.setattr("pixtral.bench.measured_model.fill_random", lambda model: pytest.fail("it was built"))
     with pytest.raises(ConfigError) as refused:
-        model_of_shape("pixtral-12b", Asked(), Settings())
+        model_of_shape("pixtral-12b", QuantizationArguments(), Settings())
     assert re.fullmatch(
         r"pixtral-12b with 40 layers needs 26\.\d GB, a context of 4096 tokens included, but 10\.0 GB are available; "
         r"these fit: --quantization int4 \(9\.\d GB\), or --layers 11 of its 40",
         str(refused.value),
     )
     with pytest.raises(ConfigError, match=r"pixtral-large with 88 layers needs .*these fit: --layers 7 of its 88"):
-        model_of_shape("pixtral-large", Asked("int4"), Settings())
+        model_of_shape("pixtral-large", QuantizationArguments("int4"), Settings())
     seven, eight = (
-        needed_bytes(empty_model(with_layers(shape_config("pixtral-large"), n), Asked("int4")), Settings())
+        needed_bytes(
+            empty_model(with_layers(shape_config("pixtral-large"), n), QuantizationArguments("int4")), Settings()
+        )
         for n in (7, 8)
     )
     assert seven <= 10_000_000_000 < eight
     monkeypatch.setattr("pixtral.bench.measured_model.available_memory", lambda device: 1_000_000)
     with pytest.raises(ConfigError, match="choose a smaller shape"):
-        model_of_shape("mid", Asked("int4"), Settings())
+        model_of_shape("mid", QuantizationArguments("int4"), Settings())
 
 
 def test_a_model_can_be_loaded():
     from pixtral.assets import tiny_path
 
-    measured = loaded_model(str(tiny_path()), Asked("int8"), SETTINGS)
+    measured = loaded_model(str(tiny_path()), QuantizationArguments("int8"), SETTINGS)
     assert measured.facts["weights"] == "loaded"
     assert measured.facts["quantization"]["bits"] == 8
     assert measured.facts["layers"] == measured.of_layers
     with pytest.raises(ConfigError, match="exceeds the model's context"):
-        loaded_model(str(tiny_path()), Asked(), Settings(prompt=10**7))
+        loaded_model(str(tiny_path()), QuantizationArguments(), Settings(prompt=10**7))

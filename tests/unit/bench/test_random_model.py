@@ -16,11 +16,11 @@ from pixtral.bench.work import weight_bytes
 from pixtral.configuration.shapes import NAMES, shape_config, with_layers
 from pixtral.errors import ConfigError
 from pixtral.layers.linear import QuantizedLinear
-from pixtral.quantization import Asked
+from pixtral.quantization import QuantizationArguments
 
 
 def random_model(shape="tiny", asked=None):
-    model = empty_model(shape_config(shape), asked or Asked())
+    model = empty_model(shape_config(shape), asked or QuantizationArguments())
     fill_random(model)
     return model
 
@@ -31,8 +31,8 @@ def test_the_shapes_are_those_of_the_models():
     decoder = 40 * (attention + feed_forward + 2 * 5120) + 2 * 131072 * 5120 + 5120
     tower = 24 * (4 * 1024 * 1024 + 3 * 1024 * 4096 + 2 * 1024) + 1024 * 3 * 16 * 16 + 1024
     projector = 1024 * 5120 + 5120 + 5120 * 5120 + 5120
-    assert empty_model(twelve, Asked()).num_parameters() == decoder + tower + projector
-    assert round(empty_model(large, Asked()).num_parameters() / 1e9) == 124
+    assert empty_model(twelve, QuantizationArguments()).num_parameters() == decoder + tower + projector
+    assert round(empty_model(large, QuantizationArguments()).num_parameters() / 1e9) == 124
     assert twelve.text_config.head_dim == large.text_config.head_dim == 128
     assert (twelve.image_break_token_id, large.image_break_token_id) == (12, 14)
 
@@ -46,7 +46,16 @@ def test_unknown_shapes_and_layers_are_refused():
     assert with_layers(shape_config("tiny"), 3).text_config.num_hidden_layers == 3
 
 
-@pytest.mark.parametrize("asked", [Asked(), Asked("int4"), Asked("int8"), Asked("int4", quantize_vision=True)], ids=str)
+@pytest.mark.parametrize(
+    "asked",
+    [
+        QuantizationArguments(),
+        QuantizationArguments("int4"),
+        QuantizationArguments("int8"),
+        QuantizationArguments("int4", quantize_vision=True),
+    ],
+    ids=str,
+)
 def test_it_is_the_public_class_with_numbers_of_order_one(asked):
     model = random_model(asked=asked)
     assert isinstance(model, pixtral.LlavaForConditionalGeneration)
@@ -71,7 +80,7 @@ def test_it_is_the_public_class_with_numbers_of_order_one(asked):
 
 
 def test_every_layer_has_memory_of_its_own():
-    model = random_model(asked=Asked("int4"))
+    model = random_model(asked=QuantizationArguments("int4"))
     places = [one.data_ptr() for one in (*model.parameters(), *model.buffers())]
     assert len(places) == len(set(places))
     first, second = (layer.mlp.up_proj.codes for layer in model.decoder.layers[:2])
@@ -79,12 +88,12 @@ def test_every_layer_has_memory_of_its_own():
 
 
 def test_random_codes_are_all_used():
-    layer = random_model(asked=Asked("int4")).decoder.layers[0].mlp.up_proj
+    layer = random_model(asked=QuantizationArguments("int4")).decoder.layers[0].mlp.up_proj
     halves = torch.cat([layer.codes & 15, layer.codes >> 4]).flatten()
     shares = torch.bincount(halves.int(), minlength=16) / len(halves)
     assert (shares - 1 / 16).abs().max() < 0.005
     assert (layer.scales < 0).any() and (layer.scales > 0).any()
-    head = random_model(asked=Asked("int8")).lm_head
+    head = random_model(asked=QuantizationArguments("int8")).lm_head
     assert head.codes.min() == 1
     assert head.codes.max() == 255
 
@@ -105,7 +114,7 @@ def test_of_the_embeddings_only_the_rows_in_use_are_resident(tmp_path, monkeypat
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
     config = shape_config("tiny")
     config.text_config.vocab_size = 100_000
-    model = empty_model(config, Asked("int4"))
+    model = empty_model(config, QuantizationArguments("int4"))
     announced = resident_bytes(model)
     fill_random(model)
     assert list(tmp_path.iterdir()) == []
@@ -133,11 +142,11 @@ def test_names_are_those_of_the_command():
 
 def test_a_wrong_scheme_is_refused_before_anything_is_built():
     with pytest.raises(ConfigError, match="quantization is 'int3'"):
-        empty_model(shape_config("tiny"), Asked("int3"))
+        empty_model(shape_config("tiny"), QuantizationArguments("int3"))
 
 
 def test_weights_are_scaled_to_their_width():
-    layer = random_model(asked=Asked("int4")).decoder.layers[0].mlp.down_proj
+    layer = random_model(asked=QuantizationArguments("int4")).decoder.layers[0].mlp.down_proj
     x = torch.randn(64, layer.in_features)
     assert float(layer(x).std()) == pytest.approx(1, abs=0.1)
     assert math.isclose(float(random_model().lm_head.weight.float().std()), 256**-0.5, rel_tol=0.02)

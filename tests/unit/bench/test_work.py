@@ -15,7 +15,7 @@ from pixtral.bench.work import Measurement, Work, cache_bytes, decoder_work, idl
 from pixtral.configuration.shapes import shape_config
 from pixtral.errors import ConfigError
 from pixtral.ops.native.library import ISAS
-from pixtral.quantization import Asked
+from pixtral.quantization import QuantizationArguments
 
 CEILINGS = Ceilings(read=10.0, int8=100.0, bf16=50.0, measured_with="paper")
 WIDTH, WIDE, LAYERS, VOCABULARY = 256, 512, 4, 2048  # of "tiny": 4 query heads and 2 key heads of 64
@@ -24,7 +24,7 @@ LAYER_WEIGHTS = 2 * WIDTH * 256 + 2 * WIDTH * 128 + 3 * WIDTH * WIDE
 
 def test_a_prompt_counts_every_product_once():
     rows = 10
-    model = empty_model(shape_config("tiny"), Asked())
+    model = empty_model(shape_config("tiny"), QuantizationArguments())
     once = WIDTH * 256 + 3 * WIDTH * WIDE  # of the last layer, what only the last token needs
     linear = 2 * rows * (LAYERS * LAYER_WEIGHTS - once) + 2 * once + 2 * WIDTH * VOCABULARY
     pairs = sum(range(1, rows + 1))  # token i sees i keys, with four heads of 64, once for scores and once for values
@@ -36,13 +36,17 @@ def test_a_prompt_counts_every_product_once():
 
 def test_the_idle_part_of_the_last_layer():
     idle = WIDTH * 256 + 3 * WIDTH * WIDE
-    assert idle_share(empty_model(shape_config("tiny"), Asked())) == idle / LAYER_WEIGHTS
+    assert idle_share(empty_model(shape_config("tiny"), QuantizationArguments())) == idle / LAYER_WEIGHTS
 
 
 def test_quantized_layers_count_as_int8_unless_activations_are_bf16():
     plain, quantized, dequantized = (
         decoder_work(empty_model(shape_config("tiny"), asked), 1, 100, 0)
-        for asked in (Asked(), Asked("int4"), Asked("int4", activations="bf16"))
+        for asked in (
+            QuantizationArguments(),
+            QuantizationArguments("int4"),
+            QuantizationArguments("int4", activations="bf16"),
+        )
     )
     assert quantized.operations == plain.operations == dequantized.bf16
     assert quantized.int8 == 2 * (LAYERS * LAYER_WEIGHTS + WIDTH * VOCABULARY)
@@ -58,7 +62,7 @@ def test_the_cache_of_a_token():
 
 
 def test_an_image_counts_tower_and_projector():
-    model = empty_model(shape_config("tiny"), Asked())
+    model = empty_model(shape_config("tiny"), QuantizationArguments())
     patches, width = 12, 128
     tower = 3 * (4 * width * width + 3 * width * 256)
     projector = width * WIDTH + WIDTH * WIDTH

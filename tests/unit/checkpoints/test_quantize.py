@@ -25,7 +25,7 @@ from pixtral.errors import CheckpointError, ConfigError
 from pixtral.models import NETWORKS
 from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
-from pixtral.quantization import Asked
+from pixtral.quantization import QuantizationArguments
 
 INT4 = QuantizationConfig()
 
@@ -34,7 +34,7 @@ def quantize(folder: Path, out: Path, config: QuantizationConfig = INT4, **argum
     return quantize_checkpoint(find(folder), out, config, NETWORKS, **arguments)
 
 
-def load(folder: Path, asked: Asked | None = None, **arguments: Any) -> LlavaForConditionalGeneration:
+def load(folder: Path, asked: QuantizationArguments | None = None, **arguments: Any) -> LlavaForConditionalGeneration:
     return load_model(LlavaForConditionalGeneration, folder, asked=asked, **arguments)
 
 
@@ -64,7 +64,7 @@ def test_it_is_what_a_load_quantizes(name: str, config: QuantizationConfig, tmp_
     write, change = SOURCES[name]
     write(tmp_path / "plain", packable_dict(**change))
     made = quantize(tmp_path / "plain", tmp_path / "out", config)
-    again, expected = load(tmp_path / "out"), load(tmp_path / "plain", Asked(config=config))
+    again, expected = load(tmp_path / "out"), load(tmp_path / "plain", QuantizationArguments(config=config))
     assert_same(again.state_dict(), expected.state_dict())
     assert again.quantizer.stored and again.quantizer.config == config  # type: ignore[union-attr]
     expected.config.architectures = ["LlavaForConditionalGeneration"]  # written by every save
@@ -86,7 +86,7 @@ def test_a_decoder_alone(tmp_path: Path) -> None:
     write_hf(tmp_path / "plain", config=packable_dict())
     save_model(load_model(MistralForCausalLM, tmp_path / "plain"), tmp_path / "text")
     quantize(tmp_path / "text", tmp_path / "out")
-    expected = load_model(MistralForCausalLM, tmp_path / "plain", asked=Asked("int4"))
+    expected = load_model(MistralForCausalLM, tmp_path / "plain", asked=QuantizationArguments("int4"))
     assert_same(load_model(MistralForCausalLM, tmp_path / "out").state_dict(), expected.state_dict())
 
 
@@ -104,7 +104,9 @@ def test_dtype_shards_and_other_files(tmp_path: Path) -> None:
     assert len([name for name in made.files if name.startswith("model-")]) > 2
     again = load(tmp_path / "deep" / "out")
     assert again.dtype == torch.bfloat16
-    assert_same(again.state_dict(), load(tmp_path / "plain", Asked("int4"), dtype="bfloat16").state_dict())
+    assert_same(
+        again.state_dict(), load(tmp_path / "plain", QuantizationArguments("int4"), dtype="bfloat16").state_dict()
+    )
     assert (tmp_path / "deep" / "out" / "tokenizer.json").read_text() == "{}"
 
 

@@ -25,9 +25,9 @@ from pixtral.models.llava import LlavaForConditionalGeneration
 from pixtral.models.mistral import MistralForCausalLM
 from pixtral.models.vision import PixtralVisionModel
 from pixtral.ops.quantized_weight import dequantize_weight, quantize_weight
-from pixtral.quantization import Asked
+from pixtral.quantization import QuantizationArguments
 
-INT4, ALL = Asked("int4"), Asked("int4", quantize_vision=True)
+INT4, ALL = QuantizationArguments("int4"), QuantizationArguments("int4", quantize_vision=True)
 LAYOUTS: dict[str, Callable[[Path, dict[str, Any]], dict[str, torch.Tensor]]] = {
     "hf classic": lambda folder, config: write_hf(folder, config=config),
     "hf nested, shards": lambda folder, config: write_hf(folder, "nested", shards=3, config=config),
@@ -36,7 +36,7 @@ LAYOUTS: dict[str, Callable[[Path, dict[str, Any]], dict[str, torch.Tensor]]] = 
 }
 
 
-def load(folder: Path, asked: Asked | None = None, **arguments: Any) -> LlavaForConditionalGeneration:
+def load(folder: Path, asked: QuantizationArguments | None = None, **arguments: Any) -> LlavaForConditionalGeneration:
     return load_model(LlavaForConditionalGeneration, folder, asked=asked, **arguments)
 
 
@@ -68,7 +68,7 @@ def test_every_layout_gives_the_same_quantized_weights(
 @pytest.mark.parametrize("quantization", ["int4", "int8"])
 def test_it_computes_with_the_weights_that_it_holds(quantization: str, tmp_path: Path) -> None:
     write_hf(tmp_path, config=packable_dict())
-    model, plain = load(tmp_path, Asked(quantization, True, "bf16")), load(tmp_path)
+    model, plain = load(tmp_path, QuantizationArguments(quantization, True, "bf16")), load(tmp_path)
     ids, pixels = torch.tensor([[20, 10, 10, 12, 10, 10, 13, 33, 50]]), torch.randn(1, 3, 8, 8)
     with torch.no_grad():
         for name, layer in model.named_modules():
@@ -76,7 +76,7 @@ def test_it_computes_with_the_weights_that_it_holds(quantization: str, tmp_path:
                 plain.get_submodule(name).weight.copy_(dequantize_weight(layer.quantized_weight, torch.float32))  # type: ignore[operator, union-attr]
         expected = plain(input_ids=ids, pixel_values=pixels).logits
         assert (model(input_ids=ids, pixel_values=pixels).logits - expected).norm() < 1e-4 * expected.norm()
-        fast = load(tmp_path, Asked(quantization, True))(input_ids=ids, pixel_values=pixels).logits
+        fast = load(tmp_path, QuantizationArguments(quantization, True))(input_ids=ids, pixel_values=pixels).logits
     assert 1e-3 * expected.norm() < (fast - expected).norm() < 0.1 * expected.norm()
 
 
@@ -111,7 +111,7 @@ def test_tied_embeddings_that_differ_are_refused(tmp_path: Path) -> None:
 
 def test_an_output_layer_that_is_left_alone_stays_tied(tmp_path: Path) -> None:
     write_hf(tmp_path, config=packable_dict(tie_word_embeddings=True))
-    model = load(tmp_path, Asked(config=QuantizationConfig(lm_head_bits=16)))
+    model = load(tmp_path, QuantizationArguments(config=QuantizationConfig(lm_head_bits=16)))
     assert model.lm_head.weight is model.model.language_model.embed_tokens.weight
     save_model(model, tmp_path / "quantized")
     again = load(tmp_path / "quantized")
@@ -123,7 +123,7 @@ def test_an_output_layer_that_is_left_alone_stays_tied(tmp_path: Path) -> None:
 @pytest.mark.parametrize("vision", [True, False])
 def test_a_part_of_a_whole_model(cls: Any, vision: bool, tmp_path: Path) -> None:
     write_hf(tmp_path, config=packable_dict())
-    whole = load(tmp_path, Asked("int4", vision))
+    whole = load(tmp_path, QuantizationArguments("int4", vision))
     save_model(whole, tmp_path / "quantized")
     part = load_model(cls, tmp_path / "quantized")
     inside = whole.model.vision_tower if cls is PixtralVisionModel else None
@@ -316,7 +316,7 @@ def test_a_newer_version_and_another_configuration(quantized: Path) -> None:
 
 def test_to_something_else_than_it_is(quantized: Path) -> None:
     with pytest.raises(ConfigError, match=r"config.json says the weights are quantized already, as .*bits=4"):
-        load(quantized, Asked("int8"))
+        load(quantized, QuantizationArguments("int8"))
     assert load(quantized, ALL).quantizer.stored  # type: ignore[union-attr]
 
 
@@ -357,7 +357,7 @@ from pixtral.checkpoints.quantize import quantize_checkpoint
 from pixtral.configuration import QuantizationConfig
 from pixtral.models.llava import LlavaForConditionalGeneration as Model
 from pixtral.ops.quantized_weight import QuantizedWeight, quantized_shapes
-from pixtral.quantization import Asked, base, groupwise
+from pixtral.quantization import QuantizationArguments, base, groupwise
 
 def status(field):
     lines = pathlib.Path("/proc/self/status").read_text().splitlines()
@@ -370,7 +370,7 @@ def quantize_weight(rows, bits, group_size):  # the loader's memory is looked at
 what, small, large, out = sys.argv[1:]
 groupwise.quantize_weight = quantize_weight
 base.BLOCK_BYTES = 4_000_000
-asked = None if what == "stored" else Asked("int4")
+asked = None if what == "stored" else QuantizationArguments("int4")
 if what != "quantize":
     load_model(Model, small, asked=asked)
 else:
@@ -409,7 +409,9 @@ def test_peak_memory_is_the_quantized_model_and_a_block(tmp_path: Path) -> None:
         folders = [str(tmp_path / small), str(tmp_path / large), str(tmp_path / "out")]
         ran = subprocess.run([*arguments, *folders], check=True, capture_output=True, text=True)
         results[what] = json.loads(ran.stdout)
-    slack = 16e6  # buffers lie in pages of 2 MiB, the last counted whole; the kernels have some of their own
+    # Buffers lie in pages of 2 MiB, the last counted whole, and libraries have some of their own, by the machine's
+    # threads. It is half of the smallest tensor that could be held twice, the output layer in 8 bits.
+    slack = head / 2
     assert results["load"]["model"] > head + embeddings
     assert results["load"]["grown"] < results["load"]["model"] - embeddings + slack, results
     assert results["quantize"]["grown"] < max(head, embeddings) + slack, results  # one after the other

@@ -19,7 +19,7 @@ from pixtral.configuration import BitsAndBytesConfig
 from pixtral.errors import CheckpointError
 from pixtral.models import NETWORKS
 from pixtral.models.llava import LlavaForConditionalGeneration
-from pixtral.quantization import Asked
+from pixtral.quantization import QuantizationArguments
 
 
 @pytest.mark.parametrize("layout", ["hf", "mistral"])
@@ -141,7 +141,8 @@ def quantized(tmp_path: Path) -> Path:
     """A stored model in 4 bits, the output layer in 8."""
     write_hf(tmp_path / "plain", config=packable_dict())
     save_model(
-        load_model(LlavaForConditionalGeneration, tmp_path / "plain", asked=Asked("int4")), tmp_path / "quantized"
+        load_model(LlavaForConditionalGeneration, tmp_path / "plain", asked=QuantizationArguments("int4")),
+        tmp_path / "quantized",
     )
     return tmp_path / "quantized"
 
@@ -193,7 +194,10 @@ def test_what_bitsandbytes_quantized(bits: int, tmp_path: Path) -> None:
     write_hf(tmp_path / "plain", config=packable_dict())
     config = BitsAndBytesConfig(load_in_4bit=bits == 4, load_in_8bit=bits == 8, bnb_4bit_quant_type="nf4")
     model = load_model(
-        LlavaForConditionalGeneration, tmp_path / "plain", asked=Asked(config=config), dtype=torch.bfloat16
+        LlavaForConditionalGeneration,
+        tmp_path / "plain",
+        asked=QuantizationArguments(config=config),
+        dtype=torch.bfloat16,
     )
     save_model(model, tmp_path / "quantized")
     plain, report = (

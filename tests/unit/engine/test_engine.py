@@ -252,7 +252,7 @@ def test_penalties_and_biases_by_their_definitions():
 
 
 def logits_of(ids):
-    from pixtral.ops.attention import Packing
+    from pixtral.ops.kv_cache import Packing
 
     model = small_model()
     with torch.no_grad():

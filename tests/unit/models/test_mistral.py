@@ -12,8 +12,7 @@ from pixtral.configuration import MistralConfig
 from pixtral.errors import PromptError
 from pixtral.models.mistral import MistralForCausalLM
 from pixtral.models.padded import new_cache
-from pixtral.ops.attention import Packing
-from pixtral.ops.kv_cache import KVCache
+from pixtral.ops.kv_cache import KVCache, Packing
 
 
 def decoder(**fields: Any) -> MistralForCausalLM:

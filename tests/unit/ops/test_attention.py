@@ -1,4 +1,4 @@
-"""The contract of packed attention at its edges; what it computes is in tests/property/test_attention.py."""
+"""Packed attention at its edges and head by head; what it computes is in tests/property/test_attention.py."""
 
 from __future__ import annotations
 
@@ -9,8 +9,10 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from pixtral.ops.attention import Packing, attention, attention_eager
-from pixtral.ops.kv_cache import LayerCache
+from pixtral.layers import blocks
+from pixtral.ops import attention as ops
+from pixtral.ops.attention import attention, attention_eager
+from pixtral.ops.kv_cache import LayerCache, Packing
 
 
 class LargestTensor(TorchDispatchMode):
@@ -94,3 +96,41 @@ def test_dropout_drops() -> None:
     drawn = torch.stack([attention(q, k, v, packing, dropout=0.5) for _ in range(200)])
     assert not torch.equal(drawn[0], drawn[1])
     torch.testing.assert_close(drawn.mean(0), exact, rtol=0, atol=0.3)
+
+
+def random_qkv(rows: int, heads: int, kv_heads: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    return [torch.randn(rows, n, 16, dtype=dtype) for n in (heads, kv_heads, kv_heads)]
+
+
+@pytest.mark.parametrize("lens", [[256], [300, 300], [300, 17, 511]])
+@pytest.mark.parametrize(("heads", "kv_heads"), [(4, 4), (4, 2)])
+def test_by_head_equals_eager(lens: list[int], heads: int, kv_heads: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "BY_HEAD_SCORES", 100 * 300)  # several pieces for each head
+    used = []
+    by_head = ops._by_head
+    monkeypatch.setattr(ops, "_by_head", lambda qkv: used.append(len(qkv[0])) or by_head(qkv))
+    q, k, v = random_qkv(sum(lens), heads, kv_heads, torch.bfloat16)
+    packing = Packing.full(lens, causal=False)
+    fast = attention(q, k, v, packing, native=False)
+    slow, _ = attention_eager(q.float(), k.float(), v.float(), packing)
+    assert sorted(used) == sorted(n for n in lens if n >= ops.BY_HEAD_MIN_ROWS)
+    torch.testing.assert_close(fast.float(), slow, atol=2e-2, rtol=2e-2)
+
+
+def test_not_by_head_where_gradients_or_float32_are_wanted(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ops, "_by_head", lambda qkv: pytest.fail("took the path without gradients"))
+    packing = Packing.full([300], causal=False)
+    q, k, v = random_qkv(300, 2, 2, torch.float32)
+    attention(q, k, v, packing)
+    q, k, v = random_qkv(300, 2, 2, torch.bfloat16)
+    attention(q.requires_grad_(), k, v, packing).sum().backward()
+    assert q.grad is not None
+
+
+def test_feed_forward_by_rows_equals_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    block = blocks.MLP(24, 40, "silu")
+    x = torch.randn(3 * 50 + 7, 24)
+    whole = block(x)  # gradients are on: one piece
+    monkeypatch.setattr(blocks, "MLP_ROWS", 50)
+    with torch.no_grad():
+        torch.testing.assert_close(block(x), whole, atol=1e-6, rtol=1e-6)
