@@ -16,13 +16,15 @@ from pixtral.bench.ceilings import Ceilings, Meter, seconds_of
 from pixtral.bench.machine import Resident, reset_peak, resident
 from pixtral.bench.random_model import FilledContext
 from pixtral.bench.settings import Settings
-from pixtral.bench.work import Measurement, Work, cache_bytes, decoder_work, idle_share, image_work
+from pixtral.bench.work import Measurement, Work, decoder_work, idle_share, image_work
+from pixtral.engine.model import cache_dtype
 from pixtral.engine.request import context_length
 from pixtral.engine.sampling_params import SamplingParams
 from pixtral.generation.loop import Generation, Prompt
 from pixtral.images.geometry import expand
 from pixtral.images.processors import PixtralImageProcessorFast
 from pixtral.models import LlavaForConditionalGeneration
+from pixtral.ops.kv_cache import token_bytes
 
 _QUESTION = 20  # tokens of text that go with an image
 _WARM_UP = 32  # tokens of the prompt that is not timed
@@ -169,7 +171,7 @@ class Bench:
 
     def _cache_bytes(self) -> int:
         """Bytes of one token's keys and values in all layers."""
-        return cache_bytes(self.model.text_config, self.settings.kv_cache, self.model.dtype.itemsize)
+        return token_bytes(self.model.text_config, cache_dtype(self.settings.kv_cache, self.model.dtype))
 
     def _timed(self, run: Callable[[], object]) -> tuple[float, Ceilings]:
         """Seconds of a call, and the ceilings around it."""

@@ -12,13 +12,15 @@ from pixtral.bench.ceilings import READ_BYTES
 from pixtral.bench.machine import resident
 from pixtral.bench.random_model import empty_model, fill_random, resident_bytes
 from pixtral.bench.settings import Settings
-from pixtral.bench.work import cache_bytes, weight_bytes
+from pixtral.bench.work import weight_bytes
 from pixtral.checkpoints.memory import available_memory, gigabytes
 from pixtral.configuration import LlavaConfig
 from pixtral.configuration.shapes import shape_config, with_layers
+from pixtral.engine.model import cache_dtype
 from pixtral.engine.request import context_length
 from pixtral.errors import ConfigError
 from pixtral.models import LlavaForConditionalGeneration
+from pixtral.ops.kv_cache import token_bytes
 from pixtral.quantization import QuantizationArguments
 
 _WORK_SPACE = 1 << 30  # activations, PyTorch itself, and the meter of the ceilings
@@ -105,7 +107,7 @@ def _measured(
 def needed_bytes(model: LlavaForConditionalGeneration, settings: Settings) -> int:
     """Memory for measuring a model: weights, the longest KV cache, and activations."""
     longest = max(settings.prompt, settings.memory_context, *settings.contexts) + settings.new
-    cache = longest * cache_bytes(model.text_config, settings.kv_cache)
+    cache = longest * token_bytes(model.text_config, cache_dtype(settings.kv_cache, model.dtype))
     return resident_bytes(model) + cache + READ_BYTES + _WORK_SPACE
 
 

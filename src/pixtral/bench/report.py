@@ -14,7 +14,9 @@ from pixtral.bench.machine import Resident, describe
 from pixtral.bench.measure import Bench
 from pixtral.bench.measured_model import MeasuredModel
 from pixtral.bench.settings import Settings
-from pixtral.bench.work import cache_bytes, linear_work
+from pixtral.bench.work import linear_work
+from pixtral.engine.model import cache_dtype
+from pixtral.ops.kv_cache import token_bytes
 from pixtral.ops.native.library import kernels
 
 SCHEMA = 1  # version of the values; raised when a name changes its meaning
@@ -71,7 +73,10 @@ def _memory(found: Resident | None, measured: MeasuredModel, settings: Settings)
     layers = measured.model.text_config.num_hidden_layers
     if layers < measured.of_layers:
         weights = linear_work(measured.model.decoder.layers.modules(), 1).bytes
-        cache = cache_bytes(measured.model.text_config, settings.kv_cache) * settings.memory_context
+        cache = (
+            token_bytes(measured.model.text_config, cache_dtype(settings.kv_cache, measured.model.dtype))
+            * settings.memory_context
+        )
         left_out = (weights + cache) / layers * (measured.of_layers - layers)
         facts["all_layers_peak_gb"] = round((found.peak + left_out) / 1e9, 3)
     return facts

@@ -10,7 +10,6 @@ from typing import Any
 from torch import nn
 
 from pixtral.bench.ceilings import Ceilings
-from pixtral.configuration import MistralConfig
 from pixtral.layers.linear import QuantizedLinear
 from pixtral.models.llava import LlavaForConditionalGeneration
 
@@ -154,18 +153,6 @@ def image_work(model: LlavaForConditionalGeneration, patches: int) -> Work:
     conv = 2.0 * patches * pixels * vision.hidden_size
     parts = [*model.model.vision_tower.modules(), *model.model.multi_modal_projector.modules()]
     return linear_work(parts, patches) + Work(bf16=attention + conv)
-
-
-def cache_bytes(text: MistralConfig, kv_cache: str | None, itemsize: int = 2) -> int:
-    """Bytes of one token's keys and values in all layers.
-
-    Args:
-        kv_cache: "bf16", "int8" or None for the model's own format.
-        itemsize: of the model's numbers.
-    """
-    assert text.head_dim is not None
-    per_head = text.head_dim + 4 if kv_cache == "int8" else text.head_dim * itemsize  # int8: and a float, the scale
-    return 2 * text.num_hidden_layers * text.num_key_value_heads * per_head
 
 
 def weight_bytes(module: nn.Module) -> int:

@@ -19,7 +19,7 @@ from pixtral.engine.request import context_length
 from pixtral.errors import ConfigError
 from pixtral.images.limits import ImageLimits
 from pixtral.images.source import ImageSource, load_image
-from pixtral.ops.kv_cache import KVCache
+from pixtral.ops.kv_cache import token_bytes
 from pixtral.quantization import QuantizationArguments
 from pixtral.sizing.described_model import DescribedModel, describe_checkpoint, describe_shape
 from pixtral.sizing.memory import loading_bytes, part_sizes, work_space
@@ -109,8 +109,6 @@ def _estimate(
         raise ConfigError(f"context is {context}, but the model holds at most {length} tokens")
     weights = part_sizes(described)
     kind = cache_dtype(kv_cache, described.dtype)
-    assert text.head_dim is not None
-    one = KVCache(1, text.num_key_value_heads, text.head_dim, batch, context, kind, "meta")
     work = work_space(described, [(i.resized_height, i.resized_width) for i in images], context, batch, kind)
     saved = sum(part.nbytes for part in weights)
     disk = described.disk
@@ -127,7 +125,7 @@ def _estimate(
         context=context,
         context_length=length,
         batch=batch,
-        cache=one.nbytes * text.num_hidden_layers,
+        cache=batch * context * token_bytes(text, kind),
         image_work=work.images,
         prompt_work=work.prompt,
         runtime=_RUNTIME + _TOKENIZER_ENTRY * text.vocab_size,

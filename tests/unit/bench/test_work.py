@@ -11,9 +11,10 @@ import torch
 from pixtral.bench.ceilings import READ_BYTES, Ceilings, Meter, _torch_rate
 from pixtral.bench.random_model import empty_model
 from pixtral.bench.settings import Settings
-from pixtral.bench.work import Measurement, Work, cache_bytes, decoder_work, idle_share, image_work
+from pixtral.bench.work import Measurement, Work, decoder_work, idle_share, image_work
 from pixtral.configuration.shapes import shape_config
 from pixtral.errors import ConfigError
+from pixtral.ops.kv_cache import token_bytes
 from pixtral.ops.native.library import ISAS
 from pixtral.quantization import QuantizationArguments
 
@@ -28,7 +29,7 @@ def test_a_prompt_counts_every_product_once():
     once = WIDTH * 256 + 3 * WIDTH * WIDE  # of the last layer, what only the last token needs
     linear = 2 * rows * (LAYERS * LAYER_WEIGHTS - once) + 2 * once + 2 * WIDTH * VOCABULARY
     pairs = sum(range(1, rows + 1))  # token i sees i keys, with four heads of 64, once for scores and once for values
-    work = decoder_work(model, rows, rows, cache_bytes(model.text_config, None))
+    work = decoder_work(model, rows, rows, token_bytes(model.text_config, model.dtype))
     assert work.int8 == 0
     assert work.bf16 == linear + 2 * 2 * pairs * 4 * 64 * LAYERS
     assert work.bytes == 2 * (LAYERS * LAYER_WEIGHTS + WIDTH * VOCABULARY) + rows * 2 * 2 * LAYERS * 2 * 64
@@ -57,8 +58,8 @@ def test_quantized_layers_count_as_int8_unless_activations_are_bf16():
 
 def test_the_cache_of_a_token():
     text = shape_config("pixtral-12b").text_config
-    assert cache_bytes(text, None) == cache_bytes(text, "bf16") == 160 * 1024
-    assert cache_bytes(text, "int8") == 40 * 8 * 2 * (128 + 4)
+    assert token_bytes(text, torch.bfloat16) == 160 * 1024
+    assert token_bytes(text, torch.int8) == 40 * 8 * 2 * (128 + 4)
 
 
 def test_an_image_counts_tower_and_projector():

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from pixtral.ops.kv_cache import KVCache
+from pixtral.configuration import MistralConfig
+from pixtral.ops.kv_cache import KVCache, token_bytes
 
 
 def cache_of(num_sequences: int, capacity: int, layers: int = 2) -> KVCache:
@@ -119,3 +120,12 @@ def test_no_sequences() -> None:
     packing = cache.packing([])
     assert packing.q_lens == () and packing.slots is not None and len(packing.slots) == 0
     assert cache.get_seq_length() == 0
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int8])
+def test_bytes_of_a_token_are_those_of_the_tensors(dtype: torch.dtype) -> None:
+    config = MistralConfig(
+        num_hidden_layers=3, num_attention_heads=4, num_key_value_heads=2, head_dim=8, hidden_size=32
+    )
+    cache = KVCache(3, 2, 8, num_sequences=2, capacity=10, dtype=dtype, device="cpu")
+    assert cache.nbytes == 2 * 10 * token_bytes(config, dtype)
