@@ -112,6 +112,18 @@ def test_batch(run):
     assert variables["inputs"]["pixel_values"].shape[0] == 3
 
 
+def test_engine(run):
+    variables, printed = run("engine")
+    assistant = pixtral.load()
+    alone = [assistant.chat(question, images=demo_image_path()) for question in variables["questions"]]
+    assert printed.splitlines()[:3] == [
+        f"{question} {answer.text}" for question, answer in zip(variables["questions"], alone, strict=True)
+    ]
+    stats = variables["engine"].stats()
+    assert stats.images_encoded == 1
+    assert stats.steps < sum(answer.usage.completion_tokens for answer in alone)
+
+
 def test_every_example_has_a_test_and_is_short():
     for path in EXAMPLES.glob("*.py"):
         if path.stem.startswith("client_"):  # tests/server/test_examples.py runs those
