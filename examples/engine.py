@@ -15,9 +15,7 @@ questions = ["How many shapes are there?", "What colour is the star?", "Where is
 
 assistant = pixtral.load(model)
 processor = assistant.processor
-engine = Engine(
-    assistant.model, EngineConfig(), tokenizer=processor.tokenizer, eos_token_ids=assistant.eos_token_ids
-)
+engine = Engine(assistant.model, EngineConfig(), tokenizer=processor.tokenizer, eos_token_ids=assistant.eos_token_ids)
 
 image = pixtral.load_image(image or demo_image_path())
 for question in questions:
