@@ -112,6 +112,15 @@ def test_batch(run):
     assert variables["inputs"]["pixel_values"].shape[0] == 3
 
 
+def test_engine(run):
+    variables, printed = run("engine")
+    assistant = variables["assistant"]
+    expected = [assistant.chat(question, images=demo_image_path()).text for question in variables["questions"]]
+    assert variables["texts"] == expected
+    assert "1 image encoded" in printed
+    assert variables["stats"].cached_tokens > 0
+
+
 def test_every_example_has_a_test_and_is_short():
     for path in EXAMPLES.glob("*.py"):
         if path.stem.startswith("client_"):  # tests/server/test_examples.py runs those
