@@ -1,4 +1,4 @@
-"""Several requests at once on the engine itself: they share its steps, and the image is encoded once.
+"""Several questions about one image on the engine itself: they join at different steps and share each pass.
 
 python examples/engine.py [IMAGE [MODEL]]
 """
@@ -6,29 +6,32 @@ python examples/engine.py [IMAGE [MODEL]]
 import sys
 
 import pixtral
-from pixtral import Engine, EngineConfig, EngineRequest, SamplingParams
 from pixtral.assets import demo_image_path
 from pixtral.messages import normalize
 
 image, model = (*sys.argv[1:], None, None)[:2]
-questions = ["How many shapes are there?", "What colour is the star?", "Where is the circle?"]
-
 assistant = pixtral.load(model)
-processor = assistant.processor
-engine = Engine(assistant.model, EngineConfig(), tokenizer=processor.tokenizer, eos_token_ids=assistant.eos_token_ids)
+engine = pixtral.Engine(
+    assistant.model,
+    pixtral.EngineConfig(kv_cache_bytes=None),
+    tokenizer=assistant.processor.tokenizer,
+    eos_token_ids=assistant.eos_token_ids,
+)
+questions = ["How many shapes are there?", "What colour is the star?", "Where is the circle?"]
+texts = [""] * len(questions)
+waiting = list(enumerate(questions))
 
-image = pixtral.load_image(image or demo_image_path())
-for question in questions:
-    content = [{"type": "image", "image": image}, {"type": "text", "text": question}]
-    prompt = processor.encode(normalize([{"role": "user", "content": content}]))
-    params = SamplingParams(temperature=0, max_tokens=40)
-    engine.add_request(EngineRequest(question, prompt.ids, params, prompt.images))
-
-answers = dict.fromkeys(questions, "")
-while engine.has_unfinished:
+while waiting or engine.has_unfinished:
+    if waiting:  # one more joins at each step
+        number, question = waiting.pop(0)
+        content = [{"type": "image", "path": str(image or demo_image_path())}, {"type": "text", "text": question}]
+        prompt = assistant.processor.encode(normalize([{"role": "user", "content": content}]))
+        params = pixtral.SamplingParams(temperature=0, max_tokens=64)
+        engine.add_request(pixtral.EngineRequest(str(number), prompt.ids, params, prompt.images))
     for output in engine.step():
-        answers[output.request_id] += output.text
+        texts[int(output.request_id)] += output.text
 
-for question, answer in answers.items():
-    print(f"{question} {answer}")
-print(f"{engine.stats().steps} steps, {engine.stats().images_encoded} image encoded")
+for question, text in zip(questions, texts, strict=True):
+    print(f"{question} {text}")
+stats = engine.stats()
+print(f"{stats.steps} steps, {stats.images_encoded} image encoded, {stats.cached_tokens} tokens found in the cache")

@@ -99,10 +99,19 @@ def load(
     }
     processor = AutoProcessor.from_pretrained(path_or_id, tokenizer_mode=tokenizer_mode or layout, **hub)
     model = LlavaForConditionalGeneration.from_pretrained(
-        path_or_id, dtype=dtype, device_map=device_map, max_memory=max_memory, offload_folder=offload_folder,
-        quantization=quantization, quantize_vision=quantize_vision, activations=activations,
-        quantization_config=quantization_config, layout=layout, progress=progress, **hub,
-    )  # fmt: skip
+        path_or_id,
+        dtype=dtype,
+        device_map=device_map,
+        max_memory=max_memory,
+        offload_folder=offload_folder,
+        quantization=quantization,
+        quantize_vision=quantize_vision,
+        activations=activations,
+        quantization_config=quantization_config,
+        layout=layout,
+        progress=progress,
+        **hub,
+    )
     return Assistant(
         model,
         processor,

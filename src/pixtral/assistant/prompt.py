@@ -1,4 +1,4 @@
-"""A question made ready for the model: messages put together, opened_images opened once, ids and pixels, all checked."""
+"""From a question to the engine's prompt: messages composed, images opened once, ids and pixels made, all checked."""
 
 from __future__ import annotations
 
@@ -119,7 +119,7 @@ def _prepared(
 
 
 def compose(message: object, images: object | None, system: str | None) -> list[Message]:
-    """The conversation of a question (opened_images first, then the text, as Mistral's models want it) or of messages."""
+    """The conversation of a question (images first, then the text, as Mistral's models want it) or of messages."""
     given = as_list(images)
     if isinstance(message, str):
         if not message.strip():

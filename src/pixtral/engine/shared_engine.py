@@ -13,7 +13,7 @@ from pixtral.errors import EngineError
 
 
 class SharedEngine:
-    """Whoever waits for an output runs the next step for all requests, which therefore share steps.
+    """The thread that waits for an output runs the next step for all requests, which therefore share steps.
 
     Steps are run by the callers' own threads, under a lock. When a step is interrupted (KeyboardInterrupt) or fails as
     a whole, the engine may be left in the middle of it: it is not used again, and `failure` says why.
@@ -52,7 +52,7 @@ class SharedEngine:
             self._distribute(self._engine.abort(request_id))
 
     def drop(self, request_id: str) -> None:
-        """End a request whose outputs nobody reads any more, before the next step."""
+        """End a request whose outputs are not read any more, before the next step."""
         self._dropped.append(request_id)
 
     def step(self, queue: collections.deque[RequestOutput]) -> None:

@@ -1,4 +1,4 @@
-"""One call of generate(): the padded view that processors, criteria and streamers have of the engine's loop."""
+"""One call of generate(): the padded view for processors, criteria and streamers, and what the call returns."""
 
 from __future__ import annotations
 
@@ -15,8 +15,6 @@ from pixtral.generation.loop import Generation, Step
 from pixtral.generation.settings import Settings
 from pixtral.layers.outputs import ModelOutput
 
-# FOLDED pixtral.generation.run: What generate() returns on request: the sequences and what their tokens were chosen from.
-
 
 @dataclasses.dataclass
 class GenerateDecoderOnlyOutput(ModelOutput):
@@ -24,7 +22,7 @@ class GenerateDecoderOnlyOutput(ModelOutput):
 
     Attributes:
         sequences: (B, S) int64: prompt, new tokens, padding.
-        scores: with output_scores, for each step (B, V) float32: what the tokens were chosen from, after penalties and
+        scores: with output_scores, for each step (B, V) float32: what the tokens were sampled from, after penalties and
             filters. Where a sequence has already ended the padding token has 0 and all others -inf: certainty, which
             adds nothing to a sum of log probabilities.
         logits: with output_logits, for each step (B, V) float32 as the model gave them; the same where one has ended.
@@ -122,7 +120,7 @@ class Run:
         return full[rows]
 
     def _after(self, step: Step) -> None:
-        """Note a step's tokens and scores, stream them, and ask the criteria."""
+        """Append a step's tokens and scores, stream them, and evaluate the criteria."""
         column = self.ids.new_full((len(self.ids),), self.settings.pad_token_id or 0)
         column[step.rows] = torch.tensor(step.tokens, dtype=self.ids.dtype, device=self.ids.device)
         self.ids = torch.cat([self.ids, column[:, None]], dim=1)

@@ -1,4 +1,4 @@
-"""What tower and decoder share: root-mean-square norm and the gated feed-forward block."""
+"""Blocks of tower and decoder: RMSNorm, the gated feed-forward block, rotary position embeddings (half-split pairs)."""
 
 from __future__ import annotations
 
@@ -16,6 +16,8 @@ from pixtral.ops.rowwise import rms_norm, rotate_reference
 # in the cache, and their memory does not grow with the input.
 MLP_ROWS = 512
 FUSED_MLP_ROWS = 2048  # where intermediate rows are written once, in bfloat16
+
+Rotation = tuple[Tensor, Tensor]  # cosine and sine
 
 
 def _quick_gelu(x: Tensor) -> Tensor:
@@ -77,12 +79,6 @@ class MLP(nn.Module):
         return applied(self.down_proj, fused)
 
 
-# FOLDED pixtral.layers.blocks: Rotary position embeddings, over a line for tokens and over a grid for patches (half-split pairing).
-
-
-Rotation = tuple[Tensor, Tensor]
-
-
 def frequencies(head_dim: int, theta: float, device: torch.device) -> Tensor:
     """(D/2,) float32: theta ** (-2 i / D)."""
     exponent = torch.arange(0, head_dim, 2, dtype=torch.int64).to(device=device, dtype=torch.float32) / head_dim
@@ -100,7 +96,7 @@ def grid_rotation(
 ) -> Rotation:
     """Cosine and sine, each (N, 1, D/2), for the patches of images of (rows, columns), row by row, packed.
 
-    Computed from coordinates, so that an image of any size has its own.
+    Computed from coordinates, for images of any size (arXiv:2410.07073, section 2.1).
     """
     f = frequencies(head_dim, theta, device)
     angles = []
@@ -115,5 +111,5 @@ def grid_rotation(
 
 
 def rotate(x: Tensor, rotation: Rotation) -> Tensor:
-    """Turn the heads of x (N, H, D) by the angles of their rows."""
+    """Apply the rotary embedding of each row to the heads of x (N, H, D)."""
     return rotate_reference(x, *rotation)

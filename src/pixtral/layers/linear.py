@@ -1,4 +1,4 @@
-"""Linear layers as the networks call them: those that share their input in one operation where there is one."""
+"""Linear layers: weights in 4 or 8 bits as a module, and products that share their input in one operation."""
 
 from __future__ import annotations
 
@@ -11,11 +11,9 @@ from pixtral.ops.dense import dense_gated_linear, dense_linear, runs_dense
 from pixtral.ops.linear import gated_linear, linear
 from pixtral.ops.quantized_weight import QuantizedWeight, quantized_shapes
 
-# FOLDED pixtral.layers.linear: A linear layer that holds its weights in 4 or 8 bits; the computation is `ops.linear`'s.
-
 
 class QuantizedLinear(nn.Module):
-    """y = x W^T + b, with W in groups of few bits (the format is described in `ops.linear`).
+    """y = x W^T + b, with W in groups of few bits (format: `ops.quantized_weight`).
 
     The quantized tensors are buffers: they are saved and moved with the model, never trained, and keep their data types
     when the model is cast. What goes in and out, and the bias, are of the model's dtype.
@@ -88,7 +86,7 @@ class QuantizedLinear(nn.Module):
 
 
 def project(x: Tensor, *layers: nn.Module) -> list[Tensor]:
-    """What each layer makes of x (N, C), a row's result having the same bits alone as among others.
+    """Apply layers to the same x (N, C); the result of a row has the same bits alone and among others.
 
     Quantized layers quantize x once for all of them; bfloat16 on a CPU goes through the native kernels,
     where they are built.
@@ -104,7 +102,7 @@ def project(x: Tensor, *layers: nn.Module) -> list[Tensor]:
 
 
 def applied(layer: nn.Module, x: Tensor) -> Tensor:
-    """What one layer makes of x (..., C); see `project`."""
+    """Apply one layer to x (..., C); see `project`."""
     if x.dim() > 2:
         rows = project(x.flatten(0, -2), layer)[0]
         return rows.view(*x.shape[:-1], rows.shape[-1])
@@ -141,7 +139,7 @@ def gated(x: Tensor, gate: nn.Module, up: nn.Module) -> Tensor | None:
 
 
 def takes_kernels(x: Tensor, *layers: nn.Module) -> bool:
-    """Whether all are ordinary layers, as nobody has changed them, whose products with x the kernels take."""
+    """Whether all are plain nn.Linear layers without hooks, whose products with x the kernels compute."""
     return _plain(x, *layers) is not None
 
 
@@ -159,5 +157,5 @@ def _plain(x: Tensor, *layers: nn.Module) -> list[nn.Linear] | None:
 
 
 def _is_hooked(layer: nn.Module) -> bool:
-    """Whether something happens around the layer's forward; accelerate puts another one in its place."""
+    """Whether the layer has hooks or another forward, as accelerate installs."""
     return bool(layer._forward_hooks or layer._forward_pre_hooks) or "forward" in vars(layer)

@@ -1,4 +1,4 @@
-"""What users, templates and tokenizers all speak: messages of text and image parts."""
+"""The one form of a message between callers and tokenizers."""
 
 from __future__ import annotations
 

@@ -1,7 +1,7 @@
-"""What users, templates and servers all speak: a conversation is messages, a message is text and image parts.
+"""The one form of a message between callers and tokenizers: messages of text parts, image parts and tool calls.
 
-`normalize` turns every shape that OpenAI's and Hugging Face's clients use into the same few frozen values, so that
-nothing behind it has to know the shapes. No image is opened here: an image part only says where its image is.
+`normalize` turns every shape that clients of OpenAI and Hugging Face use into these frozen values. No image is opened
+here: an image part holds its source.
 """
 
 from __future__ import annotations
@@ -14,9 +14,6 @@ from urllib.parse import unquote, urlsplit
 
 from pixtral.errors import PromptError, nearest
 
-# FOLDED pixtral.messages.conversation: The parts of a message (text, image, tool call), and the shapes in which clients write them.
-
-
 _TEXT_KEYS = ("text", "content")
 _IMAGE_KEYS = ("url", "path", "base64", "image", "image_url")
 _PART_TYPES = ("text", "image", "image_url")
@@ -24,14 +21,14 @@ _PART_TYPES = ("text", "image", "image_url")
 
 @dataclass(frozen=True, slots=True)
 class TextPart:
-    """A stretch of text."""
+    """Text."""
 
     text: str
 
 
 @dataclass(frozen=True, slots=True)
 class ImagePart:
-    """An image in its place among the text.
+    """An image between text parts.
 
     `source` is whatever `pixtral.images.source.load_image` takes (address, path, bytes, image, array, tensor);
     None marks a place whose image is handed over separately.

@@ -1,4 +1,4 @@
-"""The whole network: tower, projector and decoder, with image features put in the place of [IMG] tokens."""
+"""The whole network: tower, projector and decoder; image features replace the embeddings of [IMG] tokens."""
 
 from __future__ import annotations
 
@@ -20,11 +20,12 @@ from pixtral.layers.outputs import (
     LlavaModelOutputWithPast,
     Trace,
 )
+from pixtral.models.generative import GenerativeModel
 from pixtral.models.mistral import MistralModel
 from pixtral.models.padded import causal_lm_fields, run_padded
-from pixtral.models.pretrained import GenerativeModel, PreTrainedModel
+from pixtral.models.pretrained import PreTrainedModel
 from pixtral.models.vision import PixtralVisionModel
-from pixtral.ops.kv_cache import KVCache, Packing
+from pixtral.ops.kv_cache import KVCache
 
 
 class LlavaMultiModalProjector(nn.Module):
@@ -65,7 +66,7 @@ def check_feature_layers(layers: int | list[int], config: LlavaConfig) -> int | 
 
 
 class LlavaModel(PreTrainedModel):
-    """Tower, projector and decoder without the output layer. Inside, tokens and patches are packed: no padding, no masks."""
+    """Tower, projector and decoder, without the output layer. Inside, tokens and patches are packed without padding."""
 
     config_class = LlavaConfig
     config: LlavaConfig
@@ -307,18 +308,6 @@ class LlavaForConditionalGeneration(GenerativeModel):
         """Short for `model.language_model`, as in Transformers 4."""
         return self.model.language_model
 
-    def get_decoder(self) -> MistralModel:
-        """The blocks of the decoder, with the token embeddings and the final norm."""
-        return self.decoder
-
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embeddings."""
-        return self.decoder.embed_tokens
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The output layer."""
-        return self.lm_head
-
     def encode_images(
         self,
         images: Sequence[Tensor],
@@ -345,22 +334,6 @@ class LlavaForConditionalGeneration(GenerativeModel):
         return self.model.get_image_features(
             pixel_values, vision_feature_layer, vision_feature_select_strategy, image_sizes, output_hidden_states
         )
-
-    def forward_packed(
-        self,
-        embeds: Tensor,
-        positions: Tensor,
-        packing: Packing,
-        cache: KVCache | None = None,
-        wanted: Tensor | None = None,
-    ) -> Tensor:
-        """(N, C) embeddings -> (N, C) hidden states, or those of the `wanted` rows; see MistralModel.forward."""
-        out: Tensor = self.decoder(embeds, positions, packing, cache, wanted)
-        return out
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(R, C) hidden states -> (R, V)."""
-        return applied(self.lm_head, hidden).to(hidden.device)
 
     def forward(
         self,

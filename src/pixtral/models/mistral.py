@@ -10,8 +10,8 @@ from pixtral.layers.blocks import MLP, RMSNorm, Rotation, line_rotation
 from pixtral.layers.linear import applied, project
 from pixtral.layers.outputs import CausalLMOutputWithPast, Trace
 from pixtral.layers.stack import AttentionStep, LayerStack
+from pixtral.models.generative import GenerativeModel
 from pixtral.models.padded import causal_lm_fields, run_padded
-from pixtral.models.pretrained import GenerativeModel
 from pixtral.ops.kv_cache import KVCache, Packing
 from pixtral.ops.rowwise import add, rotate_pair
 
@@ -83,9 +83,14 @@ class MistralModel(LayerStack):
         self.norm = RMSNorm(config.hidden_size, config.rms_norm_eps)
 
     def forward(
-        self, embeds: Tensor, positions: Tensor, packing: Packing, cache: KVCache | None = None,
-        wanted: Tensor | None = None, trace: Trace | None = None,
-    ) -> Tensor:  # fmt: skip
+        self,
+        embeds: Tensor,
+        positions: Tensor,
+        packing: Packing,
+        cache: KVCache | None = None,
+        wanted: Tensor | None = None,
+        trace: Trace | None = None,
+    ) -> Tensor:
         """Hidden states of packed tokens.
 
         Args:
@@ -143,43 +148,15 @@ class MistralForCausalLM(GenerativeModel):
         """The blocks that `forward_packed` runs."""
         return self.model
 
-    def get_decoder(self) -> MistralModel:
-        """The blocks of the decoder, with the token embeddings and the final norm."""
-        return self.decoder
-
     @property
     def text_config(self) -> MistralConfig:
         """The decoder's configuration."""
         return self.config
 
-    def get_input_embeddings(self) -> nn.Module:
-        """The token embeddings."""
-        return self.model.embed_tokens
-
-    def get_output_embeddings(self) -> nn.Module:
-        """The output layer."""
-        return self.lm_head
-
     def embed(self, input_ids: Tensor) -> Tensor:
         """(N,) token ids -> (N, C)."""
         out: Tensor = self.model.embed_tokens(input_ids)
         return out.to(input_ids.device)
-
-    def forward_packed(
-        self,
-        embeds: Tensor,
-        positions: Tensor,
-        packing: Packing,
-        cache: KVCache | None = None,
-        wanted: Tensor | None = None,
-    ) -> Tensor:
-        """(N, C) embeddings -> (N, C) hidden states, or those of the `wanted` rows; see MistralModel.forward."""
-        out: Tensor = self.model(embeds, positions, packing, cache, wanted)
-        return out
-
-    def logits(self, hidden: Tensor) -> Tensor:
-        """(R, C) hidden states -> (R, V)."""
-        return applied(self.lm_head, hidden).to(hidden.device)
 
     def forward(
         self,

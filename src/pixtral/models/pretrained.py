@@ -1,4 +1,4 @@
-"""PreTrainedModel: what all networks share; files in and out, quantization, and generate() under Transformers' names."""
+"""PreTrainedModel, the base of all networks: loading, saving, quantization and generate() under Transformers' names."""
 
 from __future__ import annotations
 
@@ -15,9 +15,8 @@ from pixtral.checkpoints.layout import Layout
 from pixtral.checkpoints.load import LoadedFrom, load_model
 from pixtral.checkpoints.placement import DeviceMap, MaxMemory
 from pixtral.checkpoints.save import save_model
-from pixtral.configuration import Config, GenerationConfig, LlavaConfig, MistralConfig
+from pixtral.configuration import Config, GenerationConfig
 from pixtral.errors import ConfigError, refuse_unknown
-from pixtral.generation import GenerationMixin
 from pixtral.layers.stack import LayerStack
 from pixtral.quantization import QuantizationArguments
 from pixtral.quantization.base import Quantizer
@@ -294,24 +293,6 @@ class PreTrainedModel(nn.Module):
             raise ConfigError(
                 f"{call} would change what a model quantized by bitsandbytes computes in; pass dtype to from_pretrained"
             )
-
-
-class GenerativeModel(GenerationMixin, PreTrainedModel):
-    """A public model that writes text; `generation_config` holds its defaults."""
-
-    def __init__(self, config: LlavaConfig | MistralConfig) -> None:
-        super().__init__(config)
-        text = config.text_config if isinstance(config, LlavaConfig) else config
-        self.generation_config = GenerationConfig(
-            bos_token_id=text.bos_token_id, eos_token_id=text.eos_token_id, pad_token_id=text.pad_token_id
-        )
-
-    def _set_generation_config(self, config: GenerationConfig) -> None:
-        self.generation_config = config
-
-    def can_generate(self) -> bool:
-        """True: it writes text."""
-        return True
 
 
 def _num_quantized(module: nn.Module) -> int:

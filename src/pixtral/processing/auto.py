@@ -1,4 +1,4 @@
-"""Which tokenizer a folder gets: tokenizer.json, or Mistral's own file through mistral-common."""
+"""Tokenizers and processors from the files of a folder: Hugging Face's layout, or Mistral's through mistral-common."""
 
 from __future__ import annotations
 
@@ -22,6 +22,10 @@ from pixtral.text.tokenizer_files import FILES, NoTokenizer, has_tokenizer_file
 
 Layout = Literal["hf", "mistral"]
 MODES = ("auto", "hf", "mistral")
+Self = TypeVar("Self", bound="ProcessorFiles")
+
+HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
+CONFIG = ("patch_size", "spatial_merge_size", "image_token", "image_break_token", "image_end_token")
 PATTERNS = (*FILES, "preprocessor_config.json", "params.json", "tekken.json", "*.model", "*.model.v*")
 
 
@@ -92,15 +96,6 @@ class AutoTokenizer:
         if choose_layout(folder, tokenizer_mode) == "hf":
             return HuggingFaceTokenizer.from_pretrained(folder, **options)
         return MistralCommonTokenizer.from_pretrained(folder, **options)
-
-
-# FOLDED pixtral.processing.auto: Loading what a processor is made of, from the Hugging Face layout or Mistral's.
-
-
-Self = TypeVar("Self", bound="ProcessorFiles")
-
-HUB = ("revision", "token", "cache_dir", "local_files_only", "force_download")
-CONFIG = ("patch_size", "spatial_merge_size", "image_token", "image_break_token", "image_end_token")
 
 
 def files_of(path_or_id: str | os.PathLike[str], **hub: Any) -> list[Path]:

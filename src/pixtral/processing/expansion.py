@@ -1,4 +1,4 @@
-"""From one image token per image to the image's own number of tokens, and truncation that keeps images whole."""
+"""Arguments of a processor's call, image tokens expanded to grids, and truncation that keeps images whole."""
 
 from __future__ import annotations
 
@@ -10,6 +10,22 @@ from pixtral.errors import PromptError, refuse_unknown
 from pixtral.images.geometry import Grid, expand
 from pixtral.images.options import DEFAULTS
 from pixtral.images.source import flatten_images
+
+TEXT_OPTIONS = (
+    "add_special_tokens",
+    "padding",
+    "truncation",
+    "max_length",
+    "pad_to_multiple_of",
+    "padding_side",
+    "return_attention_mask",
+    "return_mm_token_type_ids",
+    "return_tensors",
+    "verbose",
+)
+IMAGE_OPTIONS = (*(name for name in DEFAULTS if name not in ("patch_size", "return_tensors")), "limits")
+GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
+KNOWN = (*TEXT_OPTIONS, *IMAGE_OPTIONS)
 
 
 @dataclass(frozen=True)
@@ -108,20 +124,6 @@ def truncate(prompt: ExpandedPrompt, max_length: int, side: str, index: int) -> 
                 "raise max_length, shorten the text, or pass a smaller size={'longest_edge': ...}"
             )
     return prompt.ids[first:last]
-
-
-# FOLDED pixtral.processing.expansion: What a processor's call takes: which keywords are the text's and which the images', and images sorted by prompt.
-
-
-TEXT_OPTIONS = (
-    "add_special_tokens", "padding", "truncation", "max_length", "pad_to_multiple_of", "padding_side",
-    "return_attention_mask", "return_mm_token_type_ids", "return_tensors", "verbose",
-)  # fmt: skip
-IMAGE_OPTIONS = (*(name for name in DEFAULTS if name not in ("patch_size", "return_tensors")), "limits")
-GROUPS = ("text_kwargs", "images_kwargs", "common_kwargs")
-
-
-KNOWN = (*TEXT_OPTIONS, *IMAGE_OPTIONS)
 
 
 def split_options(kwargs: Mapping[str, Any], where: str) -> tuple[dict[str, Any], dict[str, Any]]:

@@ -41,29 +41,7 @@ class ModalData:
         return value
 
 
-class ImageCounts:
-    """Counts image tokens by size alone; a mixin of PixtralProcessor."""
-
-    image_processor: BaseImageProcessor
-    patch_size: int
-    spatial_merge_size: int
-
-    def num_image_tokens(self, width: int, height: int, **options: Any) -> int:
-        """How many tokens of the prompt an image of width x height pixels takes."""
-        return self._grid(width, height, options).num_tokens
-
-    def _grid(self, width: int, height: int, options: Mapping[str, Any]) -> Grid:
-        side = self.patch_size * self.spatial_merge_size
-        return self.image_processor.grid_of(width, height, **{**options, "patch_size": {"height": side, "width": side}})
-
-    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> ModalData:
-        """Tokens of images of these (height, width) sizes, without opening any."""
-        sizes = [] if image_sizes is None else list(image_sizes)
-        tokens = [self.num_image_tokens(int(width), int(height), **kwargs) for height, width in sizes]
-        return ModalData(tokens, [1] * len(tokens))
-
-
-class PixtralProcessor(ProcessorFiles, ImageCounts):
+class PixtralProcessor(ProcessorFiles):
     """Text and images in, `input_ids`, `attention_mask`, `pixel_values` and `image_sizes` out.
 
     Works over both kinds of tokenizer. With a MistralCommonTokenizer prompts are built as ids by mistral-common, and
@@ -284,6 +262,20 @@ class PixtralProcessor(ProcessorFiles, ImageCounts):
             options["size"] = {"longest_edge": max_image_size}
         made, grids = self._images(images, options, None) if images else ({"pixel_values": []}, [])
         return encoded_prompt(expand_prompts([ids], grids, tokens)[0], grids, made["pixel_values"])
+
+    def num_image_tokens(self, width: int, height: int, **options: Any) -> int:
+        """How many tokens of the prompt an image of width x height pixels takes."""
+        return self._grid(width, height, options).num_tokens
+
+    def _grid(self, width: int, height: int, options: Mapping[str, Any]) -> Grid:
+        side = self.patch_size * self.spatial_merge_size
+        return self.image_processor.grid_of(width, height, **{**options, "patch_size": {"height": side, "width": side}})
+
+    def _get_num_multimodal_tokens(self, image_sizes: Any = None, **kwargs: Any) -> ModalData:
+        """Tokens of images of these (height, width) sizes, without opening any."""
+        sizes = [] if image_sizes is None else list(image_sizes)
+        tokens = [self.num_image_tokens(int(width), int(height), **kwargs) for height, width in sizes]
+        return ModalData(tokens, [1] * len(tokens))
 
     def _images(self, images: Any, options: Mapping[str, Any], kind: Any) -> tuple[BatchFeature, list[Grid]]:
         """The processed images and their grids of tokens."""

@@ -188,6 +188,7 @@ from pixtral.checkpoints import save
 from pixtral.checkpoints import save
 from pixtral.configuration import QuantizationConfig
 from pixtral.errors import CheckpointError
+from pixtral.models import NETWORKS
 from pixtral.models.llava import LlavaForConditionalGeneration as Model
 
 def dies_at(count, *places):

@@ -355,6 +355,7 @@ from pixtral.checkpoints import load_model
 from pixtral.checkpoints.layout import find
 from pixtral.checkpoints.quantize import quantize_checkpoint
 from pixtral.configuration import QuantizationConfig
+from pixtral.models import NETWORKS
 from pixtral.models.llava import LlavaForConditionalGeneration as Model
 from pixtral.ops.quantized_weight import QuantizedWeight, quantized_shapes
 from pixtral.quantization import QuantizationArguments, base, groupwise
