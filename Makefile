@@ -22,7 +22,7 @@ sanitize: $(VENV)/.installed-dev    ## the kernels' own checks under AddressSani
 	  $(BIN)/cmake -S . -B build/sanitize-$$kind -DPIXTRAL_SANITIZE=$$kind > /dev/null && \
 	  $(BIN)/cmake --build build/sanitize-$$kind -j 2 && build/sanitize-$$kind/checks || exit 1; done
 
-test: $(VENV)/.installed-dev        ## all default tests: under four minutes on two cores, no network
+test: $(VENV)/.installed-dev        ## all default tests: about six minutes on two cores, no network
 	$(BIN)/python -m pytest -n 2 --dist loadfile --strict-skips
 
 nightly: $(VENV)/.installed-dev     ## what Hypothesis drives, with fresh seeds and many times the examples

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import threading
 import uuid
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, Literal, overload
@@ -14,8 +15,8 @@ from pixtral.assistant.options import ChatOptions, Conversations, Images, Messag
 from pixtral.assistant.prompt import PreparedPrompt, compose, explained, prepare, prepare_raw
 from pixtral.assistant.stream import AnswerStream
 from pixtral.engine.config import EngineConfig
-from pixtral.engine.engine import Engine
-from pixtral.engine.model import PREFILL_TOKENS, cache_dtype, weights_version
+from pixtral.engine.engine import KEPT_BYTES, Engine
+from pixtral.engine.model import PREFILL_TOKENS, cache_dtype, model_version
 from pixtral.engine.request import EngineRequest, context_length
 from pixtral.engine.shared_engine import SharedEngine
 from pixtral.errors import PromptError
@@ -30,6 +31,8 @@ if TYPE_CHECKING:
 
     from pixtral.models import LlavaForConditionalGeneration
     from pixtral.processing import PixtralProcessor
+
+MAX_TOGETHER = 8  # questions that run at a time; each has a cache of its own
 
 
 class Assistant:
@@ -66,8 +69,9 @@ class Assistant:
         self.kv_cache = kv_cache
         self.prompt_lookup_num_tokens = prompt_lookup_num_tokens
         self.load_seconds = load_seconds
-        self._engines: dict[str | None, SharedEngine] = {}  # by number format of the cache
-        self._made_for: tuple[int, int] | None = None  # version of the weights, context
+        self._engines: dict[torch.dtype, SharedEngine] = {}  # by number format of the cache
+        self._made_for: tuple[int, int] | None = None  # version of the model, tokenizer
+        self._lock = threading.Lock()  # of the two
 
     @overload
     def chat(
@@ -191,7 +195,7 @@ class Assistant:
 
     def reset_cache(self) -> None:
         """Free the memory of keys, values and image features that are kept for later questions."""
-        self._engines.clear()
+        self._engines = {}
 
     @property
     def eos_token_ids(self) -> tuple[int, ...]:
@@ -213,9 +217,15 @@ class Assistant:
             )
         prompts = [self._prepare(one, some, system) for one, some in zip(conversations, given, strict=True)]
         streams = [self._start(prompt, options) for prompt in prompts]
-        for stream in streams:
-            stream.start()
-        return [stream.answer for stream in streams]
+        try:
+            for stream in streams:
+                stream.start()
+            return [stream.answer for stream in streams]
+        finally:
+            for stream in streams:
+                stream.close()
+            if any(engine.cache_bytes > KEPT_BYTES for engine in self._engines.values()):
+                self.reset_cache()
 
     def _start(self, prompt: PreparedPrompt, options: ChatOptions) -> AnswerStream:
         merged: ChatOptions = {**options}
@@ -239,22 +249,34 @@ class Assistant:
             prompt.encoded.images,
             prompt_lookup=settings.prompt_lookup,
         )
-        return AnswerStream(self._engine(settings.kv_cache), request, prompt, self.load_seconds)
+        return AnswerStream(lambda: self._engine(settings.kv_cache), request, prompt, self.load_seconds)
 
     def _engine(self, kv_cache: str | None) -> SharedEngine:
-        """The engine for a number format of the cache; a new one where the weights have changed since."""
-        made_for = weights_version(self.model), context_length(self.model.text_config)
-        if made_for != self._made_for:
-            self._engines.clear()
-            self._made_for = made_for
-        engine = self._engines.get(kv_cache)
-        if engine is None or engine.failure is not None:
-            config = EngineConfig(
-                kv_cache=kv_cache, kv_cache_bytes=None, max_num_batched_tokens=PREFILL_TOKENS, max_stretch=None
-            )
-            engine = SharedEngine(Engine(self.model, config, tokenizer=self.processor.tokenizer))
-            self._engines[kv_cache] = engine
-        return engine
+        """The engine for a number format of the cache; a new one where the model or the tokenizer has changed since."""
+        made_for = (model_version(self.model), id(self.processor.tokenizer))
+        dtype = cache_dtype(kv_cache, self.model.dtype)
+        with self._lock:
+            if made_for != self._made_for:
+                self._engines, self._made_for = {}, made_for
+            engine = self._engines.get(dtype)
+            if engine is None or engine.failure is not None:
+                config = EngineConfig(
+                    max_num_seqs=MAX_TOGETHER,
+                    max_num_batched_tokens=PREFILL_TOKENS,
+                    kv_cache=kv_cache,
+                    kv_cache_bytes=None,
+                    max_stretch=None,
+                )
+                engine = SharedEngine(Engine(self.model, config, tokenizer=self.processor.tokenizer))
+                self._engines[dtype] = engine
+            return engine
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Without the engines, which are made anew."""
+        return {**vars(self), "_engines": {}, "_made_for": None, "_lock": None}
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        vars(self).update(state, _lock=threading.Lock())
 
     def _prepare(self, message: Messages, images: Images, system: str | None) -> PreparedPrompt:
         return prepare(self.processor, message, images, system, self.limits, self.max_image_size)

@@ -23,9 +23,11 @@ class AnswerStream(Iterator[str]):
     """
 
     def __init__(
-        self, engine: SharedEngine, request: EngineRequest, prompt: PreparedPrompt, load_seconds: float
+        self, engine: Callable[[], SharedEngine], request: EngineRequest, prompt: PreparedPrompt, load_seconds: float
     ) -> None:
-        self._engine = engine
+        self._make_engine = engine
+        self._engine: SharedEngine | None = None
+        self._submitted = 0.0
         self._request = request
         self._prompt = prompt
         self._load_seconds = load_seconds
@@ -59,43 +61,53 @@ class AnswerStream(Iterator[str]):
     def start(self) -> None:
         """Queue the request now, so that it shares the engine's steps with those of other streams."""
         if self._outputs is None:
+            self._submitted = time.perf_counter()
+            self._engine = self._make_engine()
             self._outputs = self._engine.add_request(self._request)
 
+    def close(self) -> None:
+        """End the request, if it has not ended; there is no answer then."""
+        if self._outputs is not None:
+            self._outputs.close()
+
     def _run(self) -> Iterator[str]:
-        prompt, stopped = self._prompt, False
         if self._stopped:
             self._finish("abort", [], 0, 0.0, 0.0, 0.0)
             return
         self.start()
         outputs = self._outputs
-        assert outputs is not None
+        assert outputs is not None and self._engine is not None
+        encode_seconds = first_token = decode_seconds = last = 0.0
+        new_ids: list[int] = []
+        stopped = False
         try:
-            encode_seconds = first_token = decode_seconds = 0.0
-            new_ids: list[int] = []
             while True:
+                # what other streams' steps gave to this one has not been read and does not count once it is stopped
+                is_old = stopped and outputs.is_queued
                 if self._stopped and not stopped:
-                    stopped = True
+                    stopped, is_old = True, outputs.is_queued
                     self._engine.abort(self._request.request_id)
-                clock = time.perf_counter()
-                output = next(outputs, None)
-                now = time.perf_counter()
-                assert output is not None, "the last output has a finish_reason"
+                queued, clock = outputs.is_queued and not stopped, time.perf_counter()
+                output = next(outputs)
                 if output.error is not None:
                     raise output.error
                 encode_seconds += output.encode_seconds
-                if new_ids:
-                    decode_seconds += now - clock
-                elif output.token_ids:
-                    first_token = now - prompt.started
-                new_ids += output.token_ids
-                self._text += output.text
-                if output.text:
-                    yield output.text
+                if not is_old:
+                    if new_ids:
+                        decode_seconds += output.time - last if queued else time.perf_counter() - clock
+                    elif output.token_ids:
+                        first_token = output.time
+                    last = output.time
+                    new_ids += output.token_ids
+                    self._text += output.text
+                    if output.text:
+                        yield output.text
                 if output.finish_reason is not None:
                     break
             assert output.finish_reason != "error", "an error is raised"
+            reason: FinishReason = "abort" if is_old else output.finish_reason
             cached = 0 if output.usage is None else output.usage.cached_tokens
-            self._finish(output.finish_reason, new_ids, cached, encode_seconds, first_token, decode_seconds)
+            self._finish(reason, new_ids, cached, encode_seconds, first_token, decode_seconds)
         finally:
             outputs.close()
 
@@ -113,8 +125,8 @@ class AnswerStream(Iterator[str]):
             load=self._load_seconds,
             prepare=prompt.seconds,
             image=encode_seconds,
-            prompt=max(first_token - prompt.seconds - encode_seconds, 0.0),
-            first_token=first_token,
+            prompt=max(first_token - self._submitted - encode_seconds, 0.0),
+            first_token=max(first_token - prompt.started, 0.0),
             per_token=decode_seconds / (len(new_ids) - 1) if len(new_ids) > 1 else 0.0,
             total=time.perf_counter() - prompt.started,
         )

@@ -48,6 +48,7 @@ class BlockManager:
         self._index: dict[bytes, int] = {}
         # blocks that hold nothing first, then the least recently used
         self._free: collections.OrderedDict[int, None] = collections.OrderedDict.fromkeys(range(num_blocks))
+        self._num_empty = num_blocks  # free blocks without a key
 
     @property
     def num_blocks(self) -> int:
@@ -58,6 +59,11 @@ class BlockManager:
     def num_free(self) -> int:
         """Blocks that can be allocated."""
         return len(self._free)
+
+    @property
+    def num_empty(self) -> int:
+        """Free blocks that hold nothing; allocating more evicts cached prefixes."""
+        return self._num_empty
 
     def blocks_for(self, num_tokens: int) -> int:
         """Blocks that hold this many tokens."""
@@ -73,6 +79,8 @@ class BlockManager:
             if key is not None:
                 del self._index[key]
                 self._keys[block] = None
+            else:
+                self._num_empty -= 1
             self._references[block] = 1
             taken.append(block)
         return taken
@@ -82,6 +90,7 @@ class BlockManager:
         for block in blocks:
             if self._references[block] == 0:
                 del self._free[block]
+                self._num_empty -= self._keys[block] is None
             self._references[block] += 1
 
     def release(self, blocks: Sequence[int]) -> None:
@@ -93,6 +102,7 @@ class BlockManager:
                 self._free[block] = None
                 if self._keys[block] is None:
                     self._free.move_to_end(block, last=False)
+                    self._num_empty += 1
 
     def register(self, block: int, key: bytes) -> None:
         """A block in use is full and holds what the key says. Where another one holds the same, that one is found."""
@@ -100,6 +110,14 @@ class BlockManager:
         if key not in self._index:
             self._index[key] = block
             self._keys[block] = key
+
+    def unregister(self, blocks: Iterable[int]) -> None:
+        """Make blocks in use that no other request shares unfindable."""
+        for block in blocks:
+            key = self._keys[block]
+            if key is not None and self._references[block] == 1:
+                del self._index[key]
+                self._keys[block] = None
 
     def find(self, keys: Iterable[bytes]) -> list[int]:
         """The cached blocks of a prefix, up to the first that is missing."""
@@ -116,18 +134,32 @@ class BlockManager:
         return sum(self._references[block] == 0 for block in blocks)
 
     def grow(self, count: int) -> None:
-        """Add free blocks after the others."""
+        """Add empty blocks, to be allocated before cached ones."""
         first = len(self._references)
         self._references += [0] * count
         self._keys += [None] * count
-        for block in range(first, first + count):
+        self._num_empty += count
+        for block in reversed(range(first, first + count)):
             self._free[block] = None
+            self._free.move_to_end(block, last=False)
+
+    def shrink(self, num_blocks: int) -> None:
+        """Take back what `grow` added beyond this many blocks; none of them may be in use."""
+        assert not any(self._references[num_blocks:])
+        for block in range(num_blocks, len(self._references)):
+            key = self._keys[block]
+            if key is not None:
+                del self._index[key]
+            self._num_empty -= key is None
+            del self._free[block]
+        del self._references[num_blocks:], self._keys[num_blocks:]
 
     def check(self, tables: Iterable[Sequence[int]]) -> None:
         """Assert that block tables and free blocks together are all blocks, and that the index is right."""
         counted = collections.Counter(block for table in tables for block in table)
         assert [counted[block] for block in range(self.num_blocks)] == self._references
         assert set(self._free) == {block for block, count in enumerate(self._references) if count == 0}
+        assert self._num_empty == sum(self._keys[block] is None for block in self._free)
         assert self._index == {key: block for block, key in enumerate(self._keys) if key is not None}
 
     # --- block tables of requests

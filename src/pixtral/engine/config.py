@@ -21,7 +21,8 @@ class EngineConfig:
         max_num_batched_tokens: prompt and draft tokens of one step. More of them shorten the time to a first token and
             lengthen the time between tokens of other requests.
         kv_cache: number format of keys and values: "bf16", "int8", or None, the model's dtype.
-        kv_cache_bytes: memory for keys and values; None lets it grow with what requests need, up to the context.
+        kv_cache_bytes: memory for keys and values; None lets it grow
+            with what running requests need.
         image_cache_bytes: memory of the encoder cache, for features of images.
         max_encoder_tokens: patches that one step encodes; one image always fits.
         prefix_caching: reuse keys and values of prompts that begin alike.

@@ -14,7 +14,7 @@ from pixtral.engine.config import EngineConfig
 from pixtral.engine.core import EngineCore
 from pixtral.engine.encoder_cache import EncoderCache
 from pixtral.engine.input_processor import InputProcessor
-from pixtral.engine.model import PackedModel
+from pixtral.engine.model import PackedModel, cache_dtype
 from pixtral.engine.model_runner import ModelRunner
 from pixtral.engine.outputs import EngineStats, RequestOutput, TokenLogprobs, Usage
 from pixtral.engine.request import (
@@ -30,7 +30,10 @@ from pixtral.engine.sampler import SampledToken, SamplingState, sample
 from pixtral.engine.scheduler import Scheduler
 from pixtral.engine.token_budget import TokenBudget
 from pixtral.errors import GenerationError
+from pixtral.ops.kv_cache import token_bytes
 from pixtral.text.detokenizer import Decodes, Detokenizer
+
+KEPT_BYTES = 1 << 30  # a cache that grows keeps prefixes of finished requests up to this size
 
 
 @dataclasses.dataclass
@@ -79,6 +82,7 @@ class Engine:
         self._clock = clock
         blocks = BlockManager(self._input_processor.num_blocks, BLOCK_SIZE)
         encoder_cache = EncoderCache(config.image_cache_bytes)
+        dtype = cache_dtype(config.kv_cache, model.dtype)
         limits = SchedulerConfig(
             config.max_num_seqs,
             config.max_num_batched_tokens,
@@ -86,6 +90,7 @@ class Engine:
             feature_bytes=model.text_config.hidden_size * model.dtype.itemsize,
             prefix_caching=config.prefix_caching,
             grow=config.kv_cache_bytes is None,
+            grow_before_evicting=KEPT_BYTES // (BLOCK_SIZE * token_bytes(model.text_config, dtype)),
         )
         image_token = self._input_processor.image_token
         self.scheduler = Scheduler(limits, blocks, encoder_cache)
@@ -133,19 +138,24 @@ class Engine:
             self._updated[request] = None
         return self._outputs()
 
-    @torch.inference_mode()
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that keys, values and image features take now."""
+        return self.runner.cache.nbytes + self.scheduler.encoder.cache.nbytes
+
     def step(self) -> list[RequestOutput]:
         """Schedule, encode, run, sample: one forward pass, and a token or more for every request that is ready."""
+        # the hooks of an offloaded model leave tensors in it, which inference mode would make useless for training
+        with torch.no_grad() if hasattr(self.model, "hf_device_map") else torch.inference_mode():
+            return self._step()
+
+    def _step(self) -> list[RequestOutput]:
         num_decoding = sum(request.is_decoding for request in self.scheduler.running)
         plan = self._core.plan(self._budget.limit(num_decoding, self.scheduler.num_schedulable - num_decoding))
         if plan.encode:
             self._encode(plan)
         begin = self._clock()
-        try:
-            self._core.run(plan)
-        except REQUEST_ERRORS as error:
-            for request in list(plan.num_scheduled_tokens):  # whichever caused it; waiting requests are not affected
-                self._fail(request, error)
+        self._run(plan)
         self._sample()
         num_prompt_tokens = sum(plan.num_scheduled_tokens.values()) - num_decoding
         self._budget.observe(num_decoding, max(num_prompt_tokens, 0), self._clock() - begin)
@@ -176,6 +186,30 @@ class Engine:
         self.scheduler.check()
         alive = {*self.scheduler.running, *self.scheduler.waiting}
         assert alive == set(self._continuations) == {one for family in self._families.values() for one in family}
+
+    def _run(self, plan: SchedulerOutput) -> None:
+        """One forward pass. Where it fails, each request runs alone, and those that fail alone are ended."""
+        try:
+            self._core.run(plan)
+        except REQUEST_ERRORS as error:
+            scheduled = list(plan.num_scheduled_tokens.items())
+            for request, count in scheduled:
+                try:
+                    if len(scheduled) == 1:
+                        raise error
+                    self._core.run(SchedulerOutput({request: count}))
+                except REQUEST_ERRORS as own:
+                    self._fail(request, own)
+            self._undo_growth(error)
+
+    def _undo_growth(self, error: Exception) -> None:
+        """Give blocks back for which there was no memory, with the requests that hold them."""
+        blocks = self.scheduler.blocks
+        held = self.runner.cache.capacity // blocks.block_size
+        if blocks.num_blocks > held:
+            for request in [one for one in self.scheduler.running if max(one.blocks, default=0) >= held]:
+                self._fail(request, error)
+            blocks.shrink(held)
 
     def _encode(self, plan: SchedulerOutput) -> None:
         """Run the images of the plan through the tower; a broken one ends the requests that have it."""
@@ -230,7 +264,10 @@ class Engine:
             one, reason = self._continuations[request], request.finish_reason
             if reason is not None and one.detokenizer is not None and one.detokenizer.stop is None:
                 one.text += one.detokenizer.finish()
-            outputs.append(_output(request, one, reason))
+                if one.detokenizer.stop is not None and reason == "length":  # completed by the last characters
+                    reason = "stop"
+                    request.finish_reason, request.stop_reason = reason, one.detokenizer.stop
+            outputs.append(_output(request, one, reason, self._clock()))
             one.num_returned, one.text, one.logprobs, one.encode_seconds = len(request.new_ids), "", [], 0.0
             if reason is not None:
                 self._finished[reason] += 1
@@ -256,7 +293,7 @@ def _requests_with(image: ImageInput, plan: SchedulerOutput) -> list[Request]:
     return [request for request in plan.num_scheduled_tokens if image.key in request.pinned]
 
 
-def _output(request: Request, one: _Continuation, reason: FinishReason | None) -> RequestOutput:
+def _output(request: Request, one: _Continuation, reason: FinishReason | None, time: float) -> RequestOutput:
     usage = None
     if reason is not None:
         usage = Usage(
@@ -276,4 +313,5 @@ def _output(request: Request, one: _Continuation, reason: FinishReason | None) -
         usage,
         one.error,
         one.encode_seconds,
+        time,
     )

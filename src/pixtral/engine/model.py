@@ -100,10 +100,23 @@ class PagedKVCache(KVCache):
                 tensor[target * size : (target + 1) * size] = tensor[source * size : (source + 1) * size]
 
 
-def weights_version(model: Any) -> int:
-    """A number that changes when a parameter or buffer of a module was written to, replaced or moved.
+def model_version(model: Any) -> int:
+    """A hash of what a module computes with: its weights, configuration, modes and hooks.
 
-    Keys and values that were computed before are those of another model then.
+    Keys and values of another version are those of another model. Writes through `.data` and by fused optimizers change
+    neither a tensor's version counter nor its address, so a few numbers of each tensor are part of the hash; a write
+    that touches none of them is not noticed.
     """
-    tensors = itertools.chain(model.parameters(), model.buffers())
-    return hash(tuple((0 if t.is_inference() else t._version, t.data_ptr(), t.dtype, str(t.device)) for t in tensors))
+    parts: list[object] = [id(model), repr(getattr(model, "config", None))]
+    for tensor in itertools.chain(model.parameters(), model.buffers()):
+        version = 0 if tensor.is_inference() else tensor._version
+        parts.append((version, tensor.data_ptr(), tensor.dtype, str(tensor.device)))
+        if not tensor.is_meta and tensor.numel():
+            some = tensor.detach().flatten()[:: max(1, tensor.numel() // 4)][:4]
+            parts.append(some.cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    for module in model.modules():
+        state = vars(module)
+        hooks = (*module._forward_hooks, *module._forward_pre_hooks)
+        adapters = (state.get("_active_adapter"), state.get("_disable_adapters"))  # of peft
+        parts.append((module.training, hooks, id(state.get("forward")), str(adapters)))
+    return hash(tuple(parts))

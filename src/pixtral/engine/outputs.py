@@ -52,6 +52,7 @@ class RequestOutput:
         usage: in the last output of a continuation.
         error: what ended it, with finish_reason "error".
         encode_seconds: time that this step spent in the vision tower on images of the request.
+        time: when the step ended, by the engine's clock.
     """
 
     request_id: str
@@ -64,6 +65,7 @@ class RequestOutput:
     usage: Usage | None = None
     error: BaseException | None = None
     encode_seconds: float = 0.0
+    time: float = 0.0
 
     def joined(self, later: RequestOutput) -> RequestOutput:
         """This output and a later one of the same continuation as one."""

@@ -206,7 +206,8 @@ class SchedulerConfig:
         max_encoder_tokens: patches that one step encodes; one image always fits, however large.
         feature_bytes: of the features of one patch.
         prefix_caching: look for the beginning of a prompt among the cached blocks.
-        grow: allocate more blocks where they run out, instead of preempting.
+        grow: add blocks where they run out, instead of preempting.
+        grow_before_evicting: up to so many blocks the cache grows rather than evict cached prefixes.
     """
 
     max_num_seqs: int
@@ -215,6 +216,7 @@ class SchedulerConfig:
     feature_bytes: int = 1
     prefix_caching: bool = True
     grow: bool = False
+    grow_before_evicting: int = 0
 
 
 @dataclasses.dataclass

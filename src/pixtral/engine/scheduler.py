@@ -152,7 +152,7 @@ class Scheduler:
         return count
 
     def _admit(self, spare: int, plan: SchedulerOutput) -> int:
-        """Let waiting requests in, in order, as long as tsuccessor whole prompts have room; the rest of the budget."""
+        """Admit waiting requests in order while their whole prompts have room; returns the rest of the budget."""
         for request in list(self.waiting):
             if not spare or len(self.running) >= self.config.max_num_seqs:
                 break
@@ -191,12 +191,15 @@ class Scheduler:
         bisect.insort(self.running, request, key=_order)
 
     def _is_room(self, count: int) -> bool:
-        if count > self.blocks.num_free and self.config.grow:
-            self.blocks.grow(max(count - self.blocks.num_free, self.blocks.num_blocks // 2))
-        return count <= self.blocks.num_free
+        blocks = self.blocks
+        if self.config.grow:
+            free = blocks.num_empty if blocks.num_blocks < self.config.grow_before_evicting else blocks.num_free
+            if count > free:
+                blocks.grow(max(count - free, blocks.num_blocks // 2))
+        return count <= blocks.num_free
 
     def _make_room(self, request: Request, end: int, plan: SchedulerOutput) -> bool:
-        """Blocks for the first `end` tokens; the last in the order give tsuccessors, if need be this one itself."""
+        """Allocate blocks for the first `end` tokens; the last requests are preempted, if need be this one."""
         count = self.blocks.blocks_for(end) - len(request.blocks)
         if count <= 0:
             return True
@@ -220,7 +223,9 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _release(self, request: Request) -> None:
-        if self._is_cached(request):
+        if request.finish_reason == "error":  # nobody must find what may be NaN
+            self.blocks.unregister(request.blocks)
+        elif self._is_cached(request):
             self.blocks.register_full(request)
         self.blocks.release_table(request)
         self.encoder.release_all(request)

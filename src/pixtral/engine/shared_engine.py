@@ -42,14 +42,20 @@ class SharedEngine:
         """
         with self._lock:
             self._check()
+            queue: collections.deque[RequestOutput] = collections.deque()
             self._engine.add_request(request)
-            queue = self._queues[request.request_id] = collections.deque()
+            self._queues[request.request_id] = queue
         return RequestOutputs(self, request, queue)
 
     def abort(self, request_id: str) -> None:
         """End a request; its iterator returns the last outputs, with finish_reason "abort"."""
         with self._lock:
             self._distribute(self._engine.abort(request_id))
+
+    @property
+    def cache_bytes(self) -> int:
+        """Memory that keys, values and image features take now."""
+        return self._engine.cache_bytes
 
     def drop(self, request_id: str) -> None:
         """End a request whose outputs are not read any more, before the next step."""
@@ -71,7 +77,8 @@ class SharedEngine:
 
     def _distribute(self, outputs: list[RequestOutput]) -> None:
         for output in outputs:
-            self._queues[output.request_id].append(output)
+            if output.request_id in self._queues:
+                self._queues[output.request_id].append(output)
         for output in outputs:
             if not self._engine.is_known(output.request_id):
                 self._queues.pop(output.request_id, None)
@@ -100,6 +107,11 @@ class RequestOutputs(Iterator[RequestOutput]):
         output = self._queue.popleft()
         self._left -= output.finish_reason is not None
         return output
+
+    @property
+    def is_queued(self) -> bool:
+        """Whether the next output is there already."""
+        return bool(self._queue)
 
     def close(self) -> None:
         """Abort the request, unless it has ended."""

@@ -87,6 +87,9 @@ class LlavaModel(PreTrainedModel):
         whole = LlavaForConditionalGeneration.from_pretrained(pretrained_model_name_or_path, config=config, **options)
         model = whole.model
         model.name_or_path, model.loaded_from, model.quantizer = whole.name_or_path, whole.loaded_from, whole.quantizer
+        for name in ("hf_device_map", "offloaded"):  # of a model in several places
+            if hasattr(whole, name):
+                setattr(model, name, getattr(whole, name))
         return model
 
     @property

@@ -196,8 +196,12 @@ class PreTrainedModel(nn.Module):
         return count if only_trainable else count + sum(_num_quantized(module) for module in self.modules())
 
     def get_memory_footprint(self) -> int:
-        """Bytes of the parameters and of packed weights, tied ones once."""
+        """Bytes of the parameters and of quantized weights, tied ones once."""
         return sum(tensor.nbytes for tensor in (*self.parameters(), *self.buffers()))
+
+    def get_output_embeddings(self) -> nn.Module | None:
+        """The output layer, None where there is none; accelerate asks every model."""
+        return None
 
     def init_weights(self, *parts: nn.Module) -> None:
         """Normal weights of the configuration's `initializer_range`, zero biases; of all modules, or of some parts."""

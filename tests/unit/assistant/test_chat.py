@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import gc
+import pickle
 import random
 import threading
 
@@ -12,6 +14,7 @@ import torch
 from oracle import greedy
 from PIL import Image
 
+import pixtral
 from pixtral.assets import demo_image_path
 from pixtral.assistant import Answer
 from pixtral.assistant.options import resolve_options
@@ -19,6 +22,7 @@ from pixtral.assistant.prompt import prepare
 from pixtral.engine.sampling_params import PromptLookup
 from pixtral.engine.shared_engine import SharedEngine
 from pixtral.errors import EngineError, GenerationError, ImageError, PromptError
+from pixtral.ops.kv_cache import LayerCache
 
 QUESTION = "What is in the picture?"
 
@@ -432,7 +436,7 @@ def test_a_stream_that_nobody_reads_any_more_is_dropped(assistant, image):
     assistant.reset_cache()
     stream = assistant.chat(QUESTION, image, stream=True)
     next(stream)
-    engine = assistant._engines[None]._engine
+    engine = assistant._engines[torch.float32]._engine
     assert engine.has_unfinished
     del stream
     gc.collect()
@@ -459,17 +463,103 @@ def test_an_interrupted_step_ends_what_is_running_and_nothing_else(assistant, im
     assert assistant.chat(QUESTION, image).text == expected
 
 
-def test_changed_weights_are_not_answered_from_the_cache(assistant, image):
-    before = assistant.chat(QUESTION, image)
-    norm = assistant.model.model.language_model.norm.weight
-    saved = norm.detach().clone()
+def _negated_norm(model, patch):
     with torch.no_grad():
-        norm.neg_()
-    changed = assistant.chat(QUESTION, image, max_new_tokens=8)
+        model.model.language_model.norm.weight.neg_()
+
+
+def _negated_data(model, patch):
+    model.model.language_model.norm.weight.data.neg_()
+
+
+def _a_hook(model, patch):
+    model.model.language_model.layers[0].register_forward_hook(lambda module, inputs, out: out * 2 + 3)
+
+
+def _another_theta(model, patch):
+    patch.setattr(model.config.text_config, "rope_theta", 7.0)
+
+
+@pytest.mark.parametrize("change", [_negated_norm, _negated_data, _a_hook, _another_theta])
+@pytest.mark.parametrize("late", [False, True])
+def test_a_changed_model_is_not_answered_from_the_cache(change, late, image, monkeypatch):
+    own = pixtral.load(dtype="float32", progress=False)
+    own.chat(QUESTION, image)
+    stream = own.chat(QUESTION, image, stream=True, max_new_tokens=8) if late else None
+    change(own.model, monkeypatch)
+    changed = stream.answer if late else own.chat(QUESTION, image, max_new_tokens=8)
     assert changed.usage.cached_tokens == 0
-    with torch.no_grad():
-        norm.copy_(saved)
-    assert assistant.chat(QUESTION, image).text == before.text
+    assert changed.text == pixtral.Assistant(own.model, own.processor).chat(QUESTION, image, max_new_tokens=8).text
+
+
+def test_a_copy_has_caches_of_its_own(assistant, image):
+    expected = assistant.chat(QUESTION, image)
+    for twin in (copy.deepcopy(assistant), pickle.loads(pickle.dumps(assistant))):
+        answer = twin.chat(QUESTION, image)
+        assert answer.text == expected.text
+        assert answer.usage.cached_tokens == 0
+
+
+def test_two_conversations_keep_their_caches(assistant, image):
+    assistant.reset_cache()
+    conversations = [assistant.conversation(max_new_tokens=8) for _ in range(2)]
+    for number, conversation in enumerate(conversations):
+        conversation.ask(f"{number} " * 100 + QUESTION, image)
+    for conversation in conversations:
+        again = conversation.ask("How many shapes are there?")
+        assert again.usage.cached_tokens > again.usage.prompt_tokens - 60
+
+
+def test_a_failing_question_ends_alone(assistant, image, monkeypatch):
+    assistant.reset_cache()
+    expected = assistant.chat(QUESTION, image).text
+    stream = assistant.chat(QUESTION, image, stream=True)
+    text = next(stream)
+    forward = assistant.model.forward_packed
+
+    def fails(embeds, *rest):
+        if len(embeds) > 100:
+            raise RuntimeError("too large")
+        return forward(embeds, *rest)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(assistant.model, "forward_packed", fails)
+        with pytest.raises(RuntimeError, match="too large"):
+            assistant.chat("word " * 200)
+        assert text + "".join(stream) == expected
+
+
+def test_after_a_cache_that_did_not_fit_smaller_questions_are_answered(assistant, image, monkeypatch):
+    assistant.reset_cache()
+    expected = assistant.chat(QUESTION, image).text
+    empty = LayerCache.empty
+
+    def limited(slots, *rest):
+        if slots > 3000:
+            raise RuntimeError("no memory")
+        return empty(slots, *rest)
+
+    monkeypatch.setattr(LayerCache, "empty", limited)
+    with pytest.raises(RuntimeError, match="no memory"):
+        assistant.chat("word " * 4000)
+    assert assistant.chat(QUESTION, image).text == expected
+    assert assistant._engines[torch.float32]._engine.scheduler.blocks.num_blocks * 16 <= 3000
+    assistant._engines[torch.float32]._engine.check()
+
+
+def test_what_other_streams_computed_does_not_count_after_a_stop(assistant, image):
+    stream = assistant.chat(QUESTION, image, stream=True)
+    first = next(stream)
+    assistant.chat("How many shapes are there?", image)
+    stream.stop()
+    assert stream.answer.text == first
+    assert stream.answer.finish_reason == "abort"
+
+
+def test_timings_of_questions_that_share_steps(assistant, image):
+    for answer in assistant.chat([QUESTION, "How many shapes are there?"], [image, image]):
+        assert 0 < answer.timings.per_token < answer.timings.total
+        assert answer.timings.first_token < answer.timings.total
 
 
 def test_torch_s_seed_makes_unseeded_draws_repeatable(assistant, image):
