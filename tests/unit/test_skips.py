@@ -21,8 +21,10 @@ def run(folder: Path, *names: str, options: tuple[str, ...] = ()) -> tuple[int, 
     """Exit code and output."""
     for name in names:
         (folder / f"test_{name}.py").write_text(FILES[name])
-    command = [sys.executable, "-m", "pytest", "-q", "-p", "skips", "-p", "no:cacheprovider", *options, str(folder)]
-    path = {"PYTHONPATH": ":".join([str(TESTS), *filter(None, sys.path)])}
+    plugins = ["-p", "skips", "-p", "no:cacheprovider", *(("-p", "xdist") if "-n" in options else ())]
+    command = [sys.executable, "-m", "pytest", "-q", *plugins, *options, str(folder)]
+    # others that happen to be installed take seconds to import
+    path = {"PYTHONPATH": ":".join([str(TESTS), *filter(None, sys.path)]), "PYTEST_DISABLE_PLUGIN_AUTOLOAD": "1"}
     done = subprocess.run(command, cwd=folder, env=path, capture_output=True, text=True)
     return done.returncode, done.stdout
 
