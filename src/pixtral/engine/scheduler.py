@@ -223,7 +223,7 @@ class Scheduler:
         self.num_preemptions += 1
 
     def _release(self, request: Request) -> None:
-        if request.finish_reason == "error":  # nobody must find what may be NaN
+        if request.finish_reason == "error":  # its keys and values may be NaN
             self.blocks.unregister(request.blocks)
         elif self._is_cached(request):
             self.blocks.register_full(request)

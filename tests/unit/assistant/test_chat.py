@@ -19,6 +19,7 @@ from pixtral.assets import demo_image_path
 from pixtral.assistant import Answer
 from pixtral.assistant.options import resolve_options
 from pixtral.assistant.prompt import prepare
+from pixtral.engine.model import model_version
 from pixtral.engine.sampling_params import PromptLookup
 from pixtral.engine.shared_engine import SharedEngine
 from pixtral.errors import EngineError, GenerationError, ImageError, PromptError
@@ -568,3 +569,36 @@ def test_torch_s_seed_makes_unseeded_draws_repeatable(assistant, image):
         return assistant.chat(QUESTION, image, temperature=5.0, max_new_tokens=12).text
 
     assert draw() == draw()
+
+
+def test_what_became_nan_is_not_kept(assistant, image, monkeypatch):
+    assistant.reset_cache()
+    expected = assistant.chat(QUESTION, image).text
+    assistant.reset_cache()
+    forward = assistant.model.forward_packed
+    with monkeypatch.context() as patch:
+        patch.setattr(assistant.model, "forward_packed", lambda *args: forward(*args) * float("nan"))
+        with pytest.raises(GenerationError, match="NaN"):
+            assistant.chat(QUESTION, image)
+    again = assistant.chat(QUESTION, image)
+    assert again.text == expected
+    assert again.usage.cached_tokens == 0
+
+
+def test_another_tokenizer_reads_the_next_answer(image):
+    own = pixtral.load(dtype="float32", progress=False)
+    own.chat(QUESTION, image)
+    engine = own._engine(None)
+    assert own._engine(None) is engine
+    own.processor = copy.deepcopy(own.processor)
+    assert own._engine(None) is not engine
+
+
+def test_a_fused_optimizer_is_noticed():
+    model = pixtral.load(dtype="float32", progress=False).model
+    optimizer = torch.optim.AdamW(model.parameters(), lr=0.1, fused=True)
+    model(input_ids=torch.tensor([[1, 5, 6, 7]]), labels=torch.tensor([[1, 5, 6, 7]])).loss.backward()
+    before = model_version(model)
+    optimizer.step()
+    assert model_version(model) != before
+    assert model_version(model) == model_version(model)
