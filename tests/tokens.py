@@ -12,32 +12,14 @@ import tempfile
 from typing import Any
 
 import mistral_common
+from mistral_common.tokens.tokenizers.base import SpecialTokens
+from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 
 DATA = pathlib.Path(mistral_common.__file__).parent / "data"
 TEKKEN = DATA / "tekken_240911.json"  # Pixtral-12B
 LARGE = DATA / "mistral_instruct_tokenizer_241114.model.v7m1"  # Pixtral-Large
-SPECIAL = (
-    "<unk>",
-    "<s>",
-    "</s>",
-    "[INST]",
-    "[/INST]",
-    "[AVAILABLE_TOOLS]",
-    "[/AVAILABLE_TOOLS]",
-    "[TOOL_RESULTS]",
-    "[/TOOL_RESULTS]",
-    "[TOOL_CALLS]",
-    "[IMG]",
-    "<pad>",
-    "[IMG_BREAK]",
-    "[IMG_END]",
-    "[PREFIX]",
-    "[MIDDLE]",
-    "[SUFFIX]",
-    "[SYSTEM_PROMPT]",
-    "[/SYSTEM_PROMPT]",
-    "[TOOL_CONTENT]",
-)
+# Pixtral-12B's special tokens by id.
+SPECIAL = tuple(SpecialTokens(token["token_str"]).value for token in Tekkenizer.DEPRECATED_SPECIAL_TOKENS)
 NAMED = {"bos_token": "<s>", "eos_token": "</s>", "unk_token": "<unk>", "pad_token": "<pad>"}
 
 TEXTS = (

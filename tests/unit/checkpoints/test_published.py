@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from checkpoint_files import PREFIXES, native_name, prefixed
+from published_configs import CONFIG_12B, PARAMS_12B, PARAMS_LARGE
 
 from pixtral.checkpoints import names
 from pixtral.checkpoints.config import KINDS, whole_config
@@ -17,91 +18,6 @@ from pixtral.checkpoints.opening import build_empty
 from pixtral.checkpoints.plan import Contents, make_plan, problems, wanted_by
 from pixtral.checkpoints.safetensors_io import TensorInfo
 from pixtral.models import NETWORKS
-
-CONFIG_12B: dict[str, Any] = {
-    "architectures": ["LlavaForConditionalGeneration"],
-    "ignore_index": -100,
-    "image_seq_length": 1,
-    "image_token_index": 10,
-    "model_type": "llava",
-    "projector_hidden_act": "gelu",
-    "text_config": {
-        "head_dim": 128,
-        "hidden_size": 5120,
-        "intermediate_size": 14336,
-        "is_composition": True,
-        "max_position_embeddings": 1024000,
-        "model_type": "mistral",
-        "num_hidden_layers": 40,
-        "num_key_value_heads": 8,
-        "rms_norm_eps": 1e-05,
-        "rope_theta": 1000000000.0,
-        "sliding_window": None,
-        "vocab_size": 131072,
-    },
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.45.0.dev0",
-    "vision_config": {
-        "head_dim": 64,
-        "hidden_act": "silu",
-        "image_size": 1024,
-        "is_composition": True,
-        "model_type": "pixtral",
-        "patch_size": 16,
-        "rope_theta": 10000.0,
-        "tie_word_embeddings": False,
-    },
-    "vision_feature_layer": -1,
-    "vision_feature_select_strategy": "full",
-}
-PARAMS_12B: dict[str, Any] = {
-    "dim": 5120,
-    "n_layers": 40,
-    "head_dim": 128,
-    "hidden_dim": 14336,
-    "n_heads": 32,
-    "n_kv_heads": 8,
-    "rope_theta": 1000000000.0,
-    "norm_eps": 1e-05,
-    "vocab_size": 131072,
-    "vision_encoder": {
-        "hidden_size": 1024,
-        "num_channels": 3,
-        "image_size": 1024,
-        "patch_size": 16,
-        "rope_theta": 10000.0,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "adapter_bias": True,
-        "image_token_id": 10,
-    },
-}
-PARAMS_LARGE: dict[str, Any] = {
-    "dim": 12288,
-    "n_layers": 88,
-    "head_dim": 128,
-    "hidden_dim": 28672,
-    "n_heads": 96,
-    "n_kv_heads": 8,
-    "rope_theta": 1000000000.0,
-    "norm_eps": 1e-05,
-    "vocab_size": 32768,
-    "vision_encoder": {
-        "hidden_size": 1408,
-        "num_channels": 3,
-        "image_size": 1024,
-        "patch_size": 16,
-        "rope_theta": 10000.0,
-        "intermediate_size": 6144,
-        "num_hidden_layers": 40,
-        "num_attention_heads": 16,
-        "image_token_id": 10,
-        "image_break_token_id": 14,
-        "image_end_token_id": 15,
-        "adapter_bias": False,
-    },
-}
 
 
 def shapes(params: dict[str, Any]) -> dict[str, tuple[int, ...]]:

@@ -14,96 +14,10 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from published_configs import CONFIG_12B, PARAMS_12B, PARAMS_LARGE
 
 from pixtral.configuration import Config, GenerationConfig, LlavaConfig, MistralConfig, PixtralVisionConfig
 from pixtral.errors import CheckpointError, ConfigError
-
-# The files of the published checkpoints, as far as they differ from the class defaults.
-CONFIG_12B: dict[str, Any] = {
-    "architectures": ["LlavaForConditionalGeneration"],
-    "model_type": "llava",
-    "image_token_index": 10,
-    "image_seq_length": 1,
-    "projector_hidden_act": "gelu",
-    "vision_feature_layer": -1,
-    "vision_feature_select_strategy": "full",
-    "ignore_index": -100,
-    "torch_dtype": "bfloat16",
-    "transformers_version": "4.46.0.dev0",
-    "text_config": {
-        "model_type": "mistral",
-        "hidden_size": 5120,
-        "head_dim": 128,
-        "num_attention_heads": 32,
-        "num_key_value_heads": 8,
-        "intermediate_size": 14336,
-        "num_hidden_layers": 40,
-        "max_position_embeddings": 1024000,
-        "rms_norm_eps": 1e-05,
-        "rope_theta": 1000000000.0,
-        "sliding_window": None,
-        "vocab_size": 131072,
-        "is_composition": True,
-    },
-    "vision_config": {
-        "model_type": "pixtral",
-        "head_dim": 64,
-        "hidden_act": "silu",
-        "image_size": 1024,
-        "patch_size": 16,
-        "rope_theta": 10000.0,
-        "is_composition": True,
-        "tie_word_embeddings": False,
-    },
-}
-PARAMS_12B: dict[str, Any] = {
-    "dim": 5120,
-    "n_layers": 40,
-    "head_dim": 128,
-    "hidden_dim": 14336,
-    "n_heads": 32,
-    "n_kv_heads": 8,
-    "rope_theta": 1000000000.0,
-    "norm_eps": 1e-05,
-    "vocab_size": 131072,
-    "vision_encoder": {
-        "hidden_size": 1024,
-        "num_channels": 3,
-        "image_size": 1024,
-        "patch_size": 16,
-        "rope_theta": 10000.0,
-        "intermediate_size": 4096,
-        "num_hidden_layers": 24,
-        "num_attention_heads": 16,
-        "adapter_bias": True,
-        "image_token_id": 10,
-    },
-}
-PARAMS_LARGE: dict[str, Any] = {
-    "dim": 12288,
-    "n_layers": 88,
-    "head_dim": 128,
-    "hidden_dim": 28672,
-    "n_heads": 96,
-    "n_kv_heads": 8,
-    "rope_theta": 1000000000.0,
-    "norm_eps": 1e-05,
-    "vocab_size": 32768,
-    "vision_encoder": {
-        "hidden_size": 1408,
-        "num_channels": 3,
-        "image_size": 1024,
-        "patch_size": 16,
-        "rope_theta": 10000.0,
-        "intermediate_size": 6144,
-        "num_hidden_layers": 40,
-        "num_attention_heads": 16,
-        "image_token_id": 10,
-        "image_break_token_id": 14,
-        "image_end_token_id": 15,
-        "adapter_bias": False,
-    },
-}
 
 
 def changed(values: dict[str, Any], path: str, value: Any) -> dict[str, Any]:

@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 from mistral_common.tokens.tokenizers.mistral import MistralTokenizer
 from mistral_common.tokens.tokenizers.tekken import Tekkenizer
 from tokenizers import Tokenizer
+from tokens import SPECIAL
 
 from pixtral.training.questions import vocabulary
 from pixtral.training.tiny import VOCAB_SIZE
@@ -42,6 +43,7 @@ def test_mistral_common_reads_it_as_version_3_with_images(folder):
 
 
 def test_special_ids_are_those_of_pixtral_12b(tekken, huggingface):
+    assert SPECIAL_TOKENS == SPECIAL
     for id, token in enumerate(SPECIAL_TOKENS):
         assert tekken.get_special_token(token) == id == huggingface.token_to_id(token)
     assert tekken.num_special_tokens == NUM_SPECIAL
